@@ -1,0 +1,90 @@
+"""The exception tree. Only the CLI turns one of these into a message and an exit code.
+
+::
+
+    TrainCloudError                    1   failed
+    ├── InputError (ValueError)       64   a run file, option or variable is wrong: fix it, nothing was changed
+    │   └── NotYet                    64   valid in the schema, not implemented in this version
+    ├── Interrupted                   75   stopped by a signal after a commit; the next session goes on from it
+    ├── Fenced                        73   a newer worker owns the run; this one may not commit
+    ├── CorruptCheckpoint              1   an object's size or checksum is not what its manifest says
+    └── StoreError                     1
+        ├── ObjectMissing              1   a LIST shows that the key does not exist
+        ├── ConditionFailed            1   create: the key exists; swap: the object is not the one that was read
+        ├── StoreForbidden             1   the credentials may not do this
+        ├── BucketMissing              1   the bucket (or local folder's parent) does not exist
+        └── StoreUnavailable           1   network, time-out, 5xx, throttling: worth another try
+
+The exit codes follow sysexits.h: 64 EX_USAGE, 73 EX_CANTCREAT, 75 EX_TEMPFAIL.
+"""
+
+from __future__ import annotations
+
+EXIT_COMPLETED = 0
+
+
+class TrainCloudError(Exception):
+    """Root of every error that this package raises on purpose."""
+
+    exit_code = 1
+
+
+class InputError(TrainCloudError, ValueError):
+    """A value given by the user cannot be used.
+
+    :param field: what the user wrote it under, e.g. ``save_frequency`` or ``environment.id``
+    :param value: the refused value
+    :param fix: what to write or do instead, as a clause: "give a number of at least 1"
+    """
+
+    exit_code = 64
+
+    def __init__(self, field: str, value: object, fix: str) -> None:
+        self.field = field
+        self.value = value
+        self.fix = fix
+        super().__init__(f"{field}: {value!r}: {fix}")
+
+
+class NotYet(InputError):
+    """A section of the run file that the schema knows and this version does not carry out."""
+
+
+class Interrupted(TrainCloudError):
+    """The run was stopped by a signal; what it had reached is committed."""
+
+    exit_code = 75
+
+
+class Fenced(TrainCloudError):
+    """Another worker has taken the run since; nothing was written."""
+
+    exit_code = 73
+
+
+class CorruptCheckpoint(TrainCloudError):
+    """A stored object differs from what its manifest (or the head) says about it."""
+
+
+class StoreError(TrainCloudError):
+    """An object store did not do what was asked."""
+
+
+class ObjectMissing(StoreError):
+    """The key does not exist; established by a LIST, never by a 403 or 404 alone."""
+
+
+class ConditionFailed(StoreError):
+    """A conditional write lost: the key exists already, or its e-tag has changed."""
+
+
+class StoreForbidden(StoreError):
+    """The credentials are not allowed to do this."""
+
+
+class BucketMissing(StoreError):
+    """The bucket does not exist."""
+
+
+class StoreUnavailable(StoreError):
+    """Temporary: network, time-out, throttling or a server error, after the client's own retries."""

@@ -1,0 +1,53 @@
+"""Where the objects of one run lie, relative to ``<root>/runs/<run_id>/``. One builder per key, used by every writer and reader."""
+
+from __future__ import annotations
+
+HEAD = "head.json"
+RUN_YAML = "run.yaml"
+RUN_JSON = "run.json"
+OVERRIDES = "overrides-"
+CHECKPOINTS = "checkpoints/"
+REPLAY = "replay/"
+SESSIONS = "sessions/"
+TENSORBOARD = "artifacts/tensorboard/"
+FINAL = "artifacts/final/"
+
+
+def run_url(root: str, run_id: str) -> str:
+    """The URL of one run's folder under a store root (``s3://bucket/prefix`` or a local folder)."""
+    return f"{root.rstrip('/')}/runs/{run_id}"
+
+
+def token_text(token: tuple[int, int]) -> str:
+    """A fencing token as it stands in keys: sorts as text the way it sorts as numbers."""
+    return f"{token[0]:06d}.{token[1]:04d}"
+
+
+def checkpoint_prefix(timesteps: int, token: tuple[int, int], seq: int) -> str:
+    """Folder of one checkpoint's manifest and parts, with a trailing slash."""
+    return f"{CHECKPOINTS}{timesteps:012d}-{token_text(token)}-{seq:06d}/"
+
+
+def segment_key(stream: str, first: int, last: int, token: tuple[int, int], seq: int) -> str:
+    """A slice ``[first, last)`` of an append-only stream of rows, e.g. the replay buffer."""
+    return f"{REPLAY}{stream}/{first:012d}-{last:012d}-{token_text(token)}-{seq:06d}"
+
+
+def start_key(session: int) -> str:
+    return f"{SESSIONS}{session:06d}/start.json"
+
+
+def end_key(session: int) -> str:
+    return f"{SESSIONS}{session:06d}/end.json"
+
+
+def progress_key(session: int) -> str:
+    return f"{SESSIONS}{session:06d}/progress.json"
+
+
+def notice_key(session: int, number: int) -> str:
+    return f"{SESSIONS}{session:06d}/notice-{number}.json"
+
+
+def boot_key(number: int, instance_id: str) -> str:
+    return f"boots/{number:06d}-{instance_id}"
