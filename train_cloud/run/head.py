@@ -1,0 +1,253 @@
+"""The head: one small object that says how far a run is, who may write it, and how it ended.
+
+Swapping the head *is* the commit: parts and manifest are written before it under names of their own, and nothing refers
+to them until it points there. Every swap carries ``If-Match``, so of two workers one loses; and a random ``commit``, so a
+worker whose reply was lost (412 after the client's own retry, 409, a reset connection) finds out by a re-read whether the
+swap that stands is its own. There are no clocks in it.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ..errors import ConditionFailed, CorruptCheckpoint, Fenced, ObjectMissing, StoreUnavailable
+from ..store import ObjectStore
+from . import layout
+
+Outcome = Literal["completed", "stopped", "failed"]
+
+
+class Token(NamedTuple):
+    """Fencing token: the session's number, and how often its process was restarted within that boot."""
+
+    session: int
+    restart: int
+
+
+class Reference(BaseModel):
+    """Names an immutable object and what it must contain."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    key: str
+    size: int
+    """bytes"""
+    crc64nvme: int
+
+
+class Head(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    session: int
+    restart: int
+    """The fencing token of the worker that owns the run: (session, restart)."""
+    owner: str
+    """For people: instance id, or host name and process."""
+    commit: str
+    """Random per swap."""
+    seq: int = 0
+    """Counts the swaps."""
+    timesteps: int = 0
+    manifest: Reference | None = None
+    """None until the first checkpoint."""
+    outcome: Outcome | None = None
+    reason: str | None = None
+    """Why it ended; without an outcome, the last failure that was recorded."""
+    parent: str | None = None
+    """The manifest key before this one, or the run that this one was forked from."""
+    attempts: int = 0
+    """Failures in a row without a new commit."""
+
+    @property
+    def token(self) -> Token:
+        return Token(self.session, self.restart)
+
+
+def read_head(store: ObjectStore) -> tuple[Head, str] | None:
+    """The head and its e-tag; None only where a LIST shows that there is none.
+
+    :raises CorruptCheckpoint: it exists and cannot be read as a head
+    :raises StoreForbidden: it exists, or may exist, and may not be read
+    """
+    try:
+        stored = store.get(layout.HEAD)
+    except ObjectMissing:
+        return None
+    try:
+        return Head.model_validate_json(bytes(stored.body)), stored.etag
+    except ValidationError as error:
+        raise CorruptCheckpoint(
+            f"{store.url}/{layout.HEAD} is not a head ({error.error_count()} errors): restore an earlier version of it; "
+            "nothing was overwritten"
+        ) from error
+
+
+def _swap(store: ObjectStore, head: Head, etag: str | None) -> str:
+    """Writes ``head`` over the version ``etag`` (None: as the first). Lost and ambiguous replies are resolved by re-reading.
+
+    :raises ConditionFailed: what stands there is neither the version that was read nor ours
+    :raises StoreUnavailable: unknown whether it was written; calling again with the same ``head`` is safe
+    """
+    body = head.model_dump_json(indent=1).encode()
+    try:
+        return store.create(layout.HEAD, body) if etag is None else store.swap(layout.HEAD, body, etag)
+    except ConditionFailed:
+        standing = read_head(store)
+        if standing is not None and standing[0].commit == head.commit:
+            return standing[1]
+        raise
+
+
+class Lease:
+    """The right of one worker to write the head, until a newer one takes it. Not thread-safe: one committing thread."""
+
+    def __init__(self, store: ObjectStore, head: Head, etag: str) -> None:
+        self._store = store
+        self.head = head
+        self._etag = etag
+
+    @classmethod
+    def take(cls, store: ObjectStore, token: Token, owner: str, *, max_attempts: int | None = None) -> Lease:
+        """Take the run before training: from here on, workers with a lower token cannot commit.
+
+        A restart within one boot means that the process died without the machine going: unless a commit was made since,
+        it counts as a failed attempt. A machine that vanished does not count.
+
+        :param max_attempts: with more failed attempts in a row than this, the outcome ``failed`` is swapped in instead
+        :raises Fenced: a newer session, or a newer restart of this one, has it
+        """
+        while True:
+            read = read_head(store)
+            if read is None:
+                head, etag = Head(session=token.session, restart=token.restart, owner=owner, commit=_random()), None
+            else:
+                current, etag = read
+                if current.token >= token:
+                    raise Fenced(_fenced(current, token))
+                head = current.model_copy(
+                    update={
+                        "session": token.session,
+                        "restart": token.restart,
+                        "owner": owner,
+                        "commit": _random(),
+                        "seq": current.seq + 1,
+                        "attempts": current.attempts + (current.session == token.session),
+                    }
+                )
+                if max_attempts is not None and head.attempts >= max_attempts and head.outcome is None:
+                    why = f"; the last: {head.reason}" if head.reason else ""
+                    reason = f"{head.attempts} attempts without a new commit{why}"
+                    head = head.model_copy(update={"outcome": "failed", "reason": reason})
+            try:
+                return cls(store, head, _swap(store, head, etag))
+            except ConditionFailed:
+                continue  # somebody swapped in between; every turn of this loop is somebody else's progress
+
+    def commit(
+        self, manifest: Reference, timesteps: int, *, outcome: Outcome | None = None, reason: str | None = None
+    ) -> Head:
+        """Make ``manifest`` the run's checkpoint, in one swap with the outcome if there is one.
+
+        :raises Fenced: the head is somebody else's now
+        :raises StoreUnavailable: may be called again with the same arguments
+        """
+        parent = self.head.manifest.key if self.head.manifest else self.head.parent
+        return self._write(
+            manifest=manifest, timesteps=timesteps, outcome=outcome, reason=reason, parent=parent, attempts=0
+        )
+
+    def conclude(self, outcome: Outcome, reason: str | None = None) -> Head:
+        """Set the outcome; the checkpoint stays as it is."""
+        return self._write(outcome=outcome, reason=reason)
+
+    def record_failure(self, reason: str) -> Head:
+        """Leave word of why this attempt ended. Counting it is the next ``take``'s business."""
+        return self._write(reason=reason)
+
+    def _write(self, **changes: object) -> Head:
+        head = self.head.model_copy(update={**changes, "commit": _random(), "seq": self.head.seq + 1})
+        try:
+            self._etag = _swap(self._store, head, self._etag)
+        except StoreUnavailable:
+            # The write may have happened. If it has, later swaps must start from it.
+            standing = read_head(self._store)
+            if standing is None or standing[0].commit != head.commit:
+                raise
+            self._etag = standing[1]
+        except ConditionFailed as error:
+            standing = read_head(self._store)
+            if standing is None or standing[0].token != self.head.token or standing[0].outcome is not None:
+                raise Fenced(_fenced(standing[0] if standing else None, self.head.token)) from error
+            # Ours: an earlier swap of this lease whose reply was lost, and which its caller gave up on.
+            self._etag = standing[1]
+            return self._write(**changes)
+        self.head = head
+        return head
+
+
+def conclude(store: ObjectStore, outcome: Outcome, reason: str, *, session: int, owner: str) -> Head:
+    """Set an outcome from outside the training process, once it has ended for good.
+
+    :return: the head as it stands afterwards; an outcome that was there already is left as it is
+    :raises Fenced: the head belongs to a newer session
+    """
+
+    def change(head: Head | None) -> Head | None:
+        if head is None:
+            return Head(session=session, restart=0, owner=owner, commit=_random(), outcome=outcome, reason=reason)
+        if head.session > session:
+            raise Fenced(_fenced(head, Token(session, 0)))
+        if head.outcome is not None:
+            return None
+        return head.model_copy(update={"outcome": outcome, "reason": reason})
+
+    head = _change(store, change)
+    assert head is not None
+    return head
+
+
+def reopen(store: ObjectStore) -> Head | None:
+    """Clear a ``stopped`` or ``failed`` outcome and the attempts, so that the next session trains on. Called by people.
+
+    :return: the head as it stands afterwards; None where the run has none yet
+    """
+
+    def change(head: Head | None) -> Head | None:
+        if head is None or (head.outcome is None and head.attempts == 0):
+            return None
+        return head.model_copy(update={"outcome": None, "reason": None, "attempts": 0})
+
+    return _change(store, change)
+
+
+def _change(store: ObjectStore, change: Callable[[Head | None], Head | None]) -> Head | None:
+    while True:
+        read = read_head(store)
+        current, etag = read if read else (None, None)
+        head = change(current)
+        if head is None:
+            return current
+        head = head.model_copy(update={"commit": _random(), "seq": current.seq + 1 if current else 0})
+        try:
+            _swap(store, head, etag)
+        except ConditionFailed:
+            time.sleep(0.05)
+            continue
+        return head
+
+
+def _random() -> str:
+    return uuid.uuid4().hex
+
+
+def _fenced(head: Head | None, token: Token) -> str:
+    mine = f"session {token.session} (restart {token.restart})"
+    if head is None:
+        return f"the head is gone; {mine} may not write it anew"
+    if head.token == token:
+        return f"the run has the outcome {head.outcome!r} since; {mine} may not go on"
+    return f"the run belongs to {head.owner}, session {head.session} (restart {head.restart}); {mine} may not write"
