@@ -1,0 +1,103 @@
+"""An AWS of its own for every test session: moto behind real HTTP on loopback, and nothing else within reach."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+
+# Ends with its standard input, so that no server outlives a test session that was killed. The lock makes check and
+# write one step, as they are in S3: moto looks at If-Match and stores the object in two.
+SERVER = """
+import logging, sys, threading
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+from werkzeug.serving import make_server
+logging.getLogger("werkzeug").setLevel(logging.ERROR)
+backend, one_at_a_time = DomainDispatcherApplication(create_backend_app), threading.Lock()
+def app(environ, start_response):
+    with one_at_a_time:
+        return backend(environ, start_response)
+server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=MotoRequestHandler)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+print(server.server_port, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def aws_environment() -> Iterator[pytest.MonkeyPatch]:
+    """Nobody's account: invented credentials, no metadata service, no files of the user's, an endpoint that refuses."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(("AWS_", "TRAIN_CLOUD_"))]:
+            patch.delenv(name)
+        patch.setenv("AWS_ACCESS_KEY_ID", "AKIATESTKEY000000001")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "of-nobody")
+        patch.setenv("AWS_REGION", "us-east-1")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.setenv("AWS_CONFIG_FILE", os.devnull)
+        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+        patch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        patch.setenv("NO_PROXY", "127.0.0.1,localhost")
+        patch.setenv("no_proxy", "127.0.0.1,localhost")
+        yield patch
+
+
+@pytest.fixture(scope="session")
+def aws_endpoint(aws_environment: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of the session's moto server, which answers for every AWS service; also put into ``AWS_ENDPOINT_URL``."""
+    log = tmp_path_factory.mktemp("moto") / "log.txt"
+    with log.open("wb") as stderr:
+        server = subprocess.Popen(
+            [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr
+        )
+    assert server.stdin is not None and server.stdout is not None
+    try:
+        port = server.stdout.readline().strip()
+        assert port, f"moto did not start: {log.read_text()}"
+        url = f"http://127.0.0.1:{int(port)}"
+        aws_environment.setenv("AWS_ENDPOINT_URL", url)
+        yield url
+    finally:
+        server.stdin.close()
+        try:
+            server.wait(10)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+        server.stdout.close()
+
+
+@pytest.fixture
+def bucket(aws_endpoint: str) -> str:
+    """Name of a fresh bucket on the session's server."""
+    name = f"bucket-{uuid.uuid4().hex[:12]}"
+    boto3.client("s3", endpoint_url=aws_endpoint).create_bucket(Bucket=name)
+    return name
+
+
+@pytest.fixture
+def s3_root(bucket: str) -> str:
+    """A store root in a fresh bucket; ``open_store`` reaches it through ``AWS_ENDPOINT_URL``."""
+    return f"s3://{bucket}/prefix"
+
+
+@pytest.fixture
+def folder_root(tmp_path: Path) -> str:
+    """A store root in a local folder that exists."""
+    root = tmp_path / "store"
+    root.mkdir()
+    return str(root)
+
+
+@pytest.fixture(params=["folder", "s3"])
+def store_root(request: pytest.FixtureRequest) -> str:
+    """A store root of either kind: a test that takes this runs on both."""
+    root: str = request.getfixturevalue(f"{request.param}_root")
+    return root
