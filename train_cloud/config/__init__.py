@@ -1,0 +1,22 @@
+"""The run file: one training goal in one YAML file, parsed once into a frozen model. Imports no torch."""
+
+from __future__ import annotations
+
+from train_cloud.config.identity import PARTS, code_digest, code_files, identity_changes
+from train_cloud.config.load import ALIASES, load_run_file, parse_run_file
+from train_cloud.config.run_file import SUPPORTED, Code, Environment, Limits, RunFile
+
+__all__ = [
+    "ALIASES",
+    "PARTS",
+    "SUPPORTED",
+    "Code",
+    "Environment",
+    "Limits",
+    "RunFile",
+    "code_digest",
+    "code_files",
+    "identity_changes",
+    "load_run_file",
+    "parse_run_file",
+]

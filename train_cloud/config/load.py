@@ -1,0 +1,204 @@
+"""From a file on disk to a checked :class:`RunFile`: YAML 1.2, aliases, overrides, errors that name field and fix."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import DuplicateKeyError, SafeConstructor
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from train_cloud.config.run_file import Code, Environment, Limits, RunFile, suggestion
+from train_cloud.errors import InputError
+
+#: Names that users of the predecessor know. ``total_timesteps`` and ``save_frequency`` are the same in both.
+ALIASES = {"training_type": "algorithm"}
+
+_SECTIONS: dict[str, type[BaseModel]] = {"": RunFile, "environment": Environment, "code": Code, "limits": Limits}
+
+
+class _Constructor(SafeConstructor):
+    """YAML 1.2 has no timestamps; ruamel would turn ``run_id: 2024-01-01`` into a date."""
+
+
+_Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
+
+
+def read_yaml(text: str, source: str) -> Any:
+    """One YAML 1.2 document as plain Python values.
+
+    :param source: named in errors: the file, or the option that the text came from
+    :raises InputError: not YAML, a key written twice, more than one document, or YAML 1.1 asked for
+    """
+    if text.lstrip().startswith("%YAML") and not text.lstrip().startswith("%YAML 1.2"):
+        raise InputError(source, text.split("\n", 1)[0], "remove this line: run files are YAML 1.2")
+    yaml = YAML(typ="safe", pure=True)
+    yaml.version = (1, 2)
+    yaml.Constructor = _Constructor
+    try:
+        return yaml.load(text)
+    except DuplicateKeyError as error:
+        key = str(error.problem).split('"')[1]
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise InputError(key, f"{source}, line {line}", "it is written twice: keep one") from error
+    except MarkedYAMLError as error:
+        where = f"line {error.problem_mark.line + 1}" if error.problem_mark else "?"
+        problem = " ".join(str(part) for part in (error.context, error.problem) if part)
+        raise InputError(source, where, f"correct the YAML: {problem}") from error
+    except (YAMLError, ValueError) as error:
+        raise InputError(source, text[:40], f"correct the YAML: {error}") from error
+
+
+def load_run_file(
+    path: str | Path, overrides: Sequence[str] = (), *, extra: Mapping[str, object] | None = None
+) -> RunFile:
+    """Read and check a run file. The file is overruled by ``extra``, and both by ``overrides``.
+
+    :param overrides: ``key=value`` or ``key.sub=value`` as given with ``--set``; values are YAML
+    :param extra: the same keys with parsed values, as Terraform uploads them; by default what lies in the JSON file
+        named by the variable ``TRAIN_CLOUD_OVERRIDES``, where that is set
+    :raises InputError: naming field, value and fix
+    """
+    path = Path(path)
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise InputError("run file", str(path), "name an existing file") from None
+    except UnicodeDecodeError:
+        raise InputError("run file", str(path), "save it as UTF-8 text") from None
+    except OSError as error:
+        raise InputError("run file", str(path), f"make it readable: {error.strerror}") from error
+    values = read_yaml(text, path.name)
+    if not isinstance(values, dict):
+        raise InputError("run file", str(path), "write a mapping that begins with run_id: <name>")
+    return parse_run_file(values, overrides, extra=_extra() if extra is None else extra, base=path.parent)
+
+
+def parse_run_file(
+    values: Mapping[str, object],
+    overrides: Sequence[str] = (),
+    *,
+    extra: Mapping[str, object] | None = None,
+    base: Path | None = None,
+) -> RunFile:
+    """Check a run file's content that is in memory already.
+
+    :param base: the folder that relative paths refer to, by default the current one
+    """
+    tree = _canonical(values)
+    for key, value in (extra or {}).items():
+        _put(tree, key, value)
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator:
+            raise InputError("--set", override, "write key=value, for example total_timesteps=2e6")
+        _put(tree, key.strip(), read_yaml(text, f"--set {key.strip()}"))
+    _place_paths(tree, (base or Path()).absolute())
+    try:
+        return RunFile.model_validate(tree)
+    except ValidationError as error:
+        raise _explain(error) from error
+
+
+def _extra() -> Mapping[str, object]:
+    path = os.environ.get("TRAIN_CLOUD_OVERRIDES")
+    if not path:
+        return {}
+    try:
+        content = json.loads(Path(path).read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError("TRAIN_CLOUD_OVERRIDES", path, f"name a file that holds a JSON object: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError("TRAIN_CLOUD_OVERRIDES", path, "name a file that holds a JSON object")
+    return content
+
+
+def _canonical(values: Mapping[str, object]) -> dict[str, Any]:
+    """The top level with its aliases resolved."""
+    tree: dict[str, Any] = {}
+    for key, value in values.items():
+        if not isinstance(key, str):
+            raise InputError(str(key), value, "this key is not text: put it in quotes")
+        name = ALIASES.get(key, key)
+        if name in tree:
+            raise InputError(key, value, f"{name} is given twice ({' and '.join(sorted({key, name}))}): keep one")
+        tree[name] = value
+    return tree
+
+
+def _put(tree: dict[str, Any], key: str, value: object) -> None:
+    """Set ``a.b.c`` in a tree; the maps on the way are copied, because the caller's must not change."""
+    names = key.split(".")
+    names[0] = ALIASES.get(names[0], names[0])
+    if not all(names):
+        raise InputError("--set", key, "write key=value or key.sub=value")
+    for depth, name in enumerate(names[:-1], start=1):
+        below = tree.get(name)
+        if below is not None and not isinstance(below, dict):
+            raise InputError(key, value, f"{'.'.join(names[:depth])} is {below!r}, not a map: set it as a whole")
+        tree[name] = dict(below or {})
+        tree = tree[name]
+    tree[names[-1]] = value
+
+
+def _place_paths(tree: dict[str, Any], base: Path) -> None:
+    """Paths in a run file are relative to it. On a worker the code lies where ``TRAIN_CLOUD_CODE`` says."""
+    code = tree.get("code")
+    if not isinstance(code, dict) or not isinstance(code.get("folder"), str):
+        return
+    on_worker = os.environ.get("TRAIN_CLOUD_CODE")
+    folder = Path(on_worker) if on_worker else (base / Path(code["folder"]).expanduser()).resolve()
+    if not folder.is_dir():
+        raise InputError("code.folder", code["folder"], f"name an existing folder; {folder} is none")
+    tree["code"] = {**code, "folder": folder}
+
+
+def _explain(error: ValidationError) -> InputError:
+    """The first of pydantic's findings as one sentence; an unknown key first, as it often explains a missing one."""
+    findings = sorted(error.errors(include_url=False), key=lambda finding: finding["type"] != "extra_forbidden")
+    first = _finding(findings[0])
+    others = [name for name in dict.fromkeys(_name(finding) for finding in findings[1:]) if name != first.field]
+    if others:
+        return type(first)(first.field, first.value, f"{first.fix} (also: {', '.join(others)})")
+    return first
+
+
+def _name(finding: ErrorDetails) -> str:
+    # pydantic appends pseudo-fields for a map's keys and for members of a union: no such name stands in the file.
+    return ".".join(str(part) for part in finding["loc"] if not (isinstance(part, str) and "[" in part))
+
+
+def _finding(finding: ErrorDetails) -> InputError:
+    kind, context, name, value = finding["type"], finding.get("ctx", {}), _name(finding), finding["input"]
+    raised = context.get("error")
+    if isinstance(raised, InputError):
+        return raised
+    if kind == "extra_forbidden":
+        section, _, key = name.rpartition(".")
+        known = (*_SECTIONS[section].model_fields, *(ALIASES if not section else ()))
+        return InputError(name, value, f"unknown key: {suggestion(key, known) or 'use one of ' + ', '.join(known)}")
+    fixes = {
+        "missing": "it is required: add it",
+        "int_type": "give a whole number, without quotes",
+        "float_type": "give a number, without quotes",
+        "string_type": "give text; put it in quotes if it looks like a number",
+        "string_too_short": "it is empty: give a name",
+        "dict_type": "give a map: {name: value}",
+        "model_type": "give a map: {name: value}",
+        "tuple_type": "give a list: [first, second]",
+        "path_type": "give a path, as text",
+        "finite_number": "give a finite number",
+        "literal_error": f"use {context.get('expected', '')}".replace("'", ""),
+        "greater_than_equal": f"give a number of at least {context.get('ge')}",
+        "greater_than": f"give a number above {context.get('gt')}",
+        "less_than": f"give a number below {context.get('lt')}",
+    }
+    if kind == "missing":
+        value = None
+    return InputError(name, value, fixes.get(kind) or (str(raised) if raised else finding["msg"]))

@@ -1,0 +1,319 @@
+"""The run file's shape: what may stand in it, with which types and limits, and what each field means.
+
+Everything here is checked without torch, without the environment's module and without a network; what only
+Stable-Baselines3 or Gymnasium can tell (does the environment import, does the algorithm take this argument) is
+``learn.check``'s part. Nobody downstream checks shapes again.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
+
+from train_cloud.config.identity import PARTS, code_digest, file_digest
+from train_cloud.errors import InputError, NotYet
+
+#: Names of stable-baselines3 2.9 and of sb3-contrib 2.9, in lower case.
+SB3_ALGORITHMS = ("a2c", "ddpg", "dqn", "ppo", "sac", "td3")
+CONTRIB_ALGORITHMS = ("ars", "crossq", "maskableppo", "qrdqn", "recurrentppo", "tqc", "trpo")
+#: Those whose resumed run a test has shown to equal the uninterrupted one.
+SUPPORTED = ("sac",)
+
+#: ``stable_baselines3.common.vec_env.VecNormalize``'s own arguments.
+NORMALIZE_KEYS = (
+    "training",
+    "norm_obs",
+    "norm_reward",
+    "clip_obs",
+    "clip_reward",
+    "gamma",
+    "epsilon",
+    "norm_obs_keys",
+)
+#: Arguments of an SB3 algorithm that have a field of their own, so that there is one place to set them.
+ELSEWHERE = {
+    "policy": "policy",
+    "env": "environment",
+    "seed": "seed",
+    "device": "device",
+    "tensorboard_log": None,
+    "verbose": None,
+    "_init_setup_model": None,
+}
+SCHEDULED = ("learning_rate", "clip_range", "clip_range_vf")
+
+_REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_RUN_ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
+_SCHEDULE = re.compile(r"lin_[0-9.]+(e[+-]?[0-9]+)?", re.IGNORECASE)
+_DEPTH = 32
+
+
+def _matching(pattern: re.Pattern[str], fix: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if not pattern.fullmatch(value):
+            raise ValueError(fix)
+        return value
+
+    return AfterValidator(check)
+
+
+def _whole(value: object) -> object:
+    """``1e6`` is a float in YAML and a step count to everybody who writes it."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+def _plain(value: Any, depth: int = 0) -> Any:
+    """Arguments are recorded as JSON and compared across sessions: only what survives that may stand in them."""
+    if depth > _DEPTH:
+        raise ValueError(f"nest it at most {_DEPTH} levels deep")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"the key {key!r} is not text: put it in quotes")
+            _plain(item, depth + 1)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _plain(item, depth + 1)
+    elif isinstance(value, float) and math.isnan(value):
+        raise ValueError("nan equals nothing, not even itself: give a number")
+    elif not isinstance(value, str | int | float | bool | None):
+        raise ValueError(f"{type(value).__name__} is no JSON value: give text, a number, true, false, a list or a map")
+    return value
+
+
+def _environment_value(value: object) -> object:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return value
+
+
+def _normalize(value: object) -> object:
+    if isinstance(value, bool):
+        return {} if value else None
+    return value
+
+
+Text = Annotated[str, Strict()]
+Whole = Annotated[int, BeforeValidator(_whole), Strict()]
+Number = Annotated[float, Strict()]
+Reference = Annotated[Text, _matching(_REFERENCE, "write it as module:Name, for example my_project.wrappers:Shift")]
+ModuleName = Annotated[Text, _matching(_MODULE, "write an importable module's name, for example my_project.envs")]
+Arguments = Annotated[dict[str, Any], AfterValidator(_plain)]
+VariableName = Annotated[Text, _matching(re.compile(r"[A-Za-z_][A-Za-z0-9_]*"), "use letters, digits and underscores")]
+
+
+class Section(BaseModel):
+    """A mapping in the run file: frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Environment(Section):
+    """What is trained on: a Gymnasium id, how it is made, and how many there are."""
+
+    id: Annotated[Text, Field(min_length=1)] = Field(description="Registered Gymnasium id, for example `Pendulum-v1`.")
+    module: ModuleName | None = Field(None, description="Module imported first, because it registers the id.")
+    kwargs: Arguments = Field({}, description="Arguments for `gymnasium.make`.")
+    wrappers: tuple[Reference, ...] = Field(
+        (), description="`module:Class` of Gymnasium wrappers, the innermost first; called with the environment alone."
+    )
+    n_envs: Annotated[Whole, Field(ge=1)] = Field(1, description="Number of environments stepped together.")
+    vectorization: Literal["dummy", "subproc"] = Field(
+        "dummy", description="`dummy` steps them in this process, `subproc` in one process each."
+    )
+    normalize: Annotated[Arguments | None, BeforeValidator(_normalize)] = Field(
+        None, description="Arguments for SB3's `VecNormalize`; `true` for its defaults, null for none."
+    )
+    frame_stack: Annotated[Whole, Field(ge=1)] | None = Field(None, description="Frames per observation. Not yet.")
+    state: Literal["auto", "own", "mujoco", "ale", "pickle", "replay", "episode"] = Field(
+        "auto",
+        description="How the environment's state is saved; `auto` takes the first of `own` (`get_state`/`set_state`), "
+        "`mujoco`, `ale`, `pickle`, `replay` that passes a round trip in mid-episode. "
+        "`episode` resumes at an episode's start and is recorded as not exact.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Environment:
+        if self.frame_stack is not None:
+            raise NotYet("environment.frame_stack", self.frame_stack, "not in this version: leave it null")
+        for key in self.normalize or {}:
+            if key not in NORMALIZE_KEYS:
+                raise InputError(
+                    f"environment.normalize.{key}",
+                    (self.normalize or {})[key],
+                    f"use one of {', '.join(NORMALIZE_KEYS)}",
+                )
+        return self
+
+
+class Code(Section):
+    """Code of one's own: made importable here and on the worker, and part of the run's identity."""
+
+    folder: Path | None = Field(
+        None, description="Folder put first on the module path, relative to the run file. Uploaded with the run."
+    )
+    exclude: tuple[Text, ...] = Field(
+        (), description="Globs below the folder that are left out (`**` crosses folders), for example `data/**`."
+    )
+    requirements: Path | None = Field(None, description="Requirements file to install on the worker. Not yet.")
+    system_packages: tuple[Text, ...] = Field((), description="Debian packages to install on the worker. Not yet.")
+    python: Literal["3.11"] = Field("3.11", description="Python on the worker; 3.11 is the one there is.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Code:
+        if self.requirements is not None:
+            raise NotYet("code.requirements", str(self.requirements), "not in this version: leave it null")
+        if self.system_packages:
+            raise NotYet("code.system_packages", list(self.system_packages), "not in this version: leave it empty")
+        return self
+
+
+class Limits(Section):
+    """Where a run stops before its total; reaching one is the outcome `stopped`, with a last commit."""
+
+    hours: Annotated[Number, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        None, description="Instance hours over all sessions."
+    )
+    dollars: Annotated[Number, Field(gt=0)] | None = Field(None, description="Not yet.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Limits:
+        if self.dollars is not None:
+            raise NotYet("limits.dollars", self.dollars, "not in this version: use limits.hours")
+        return self
+
+
+class RunFile(Section):
+    """One training goal. The same file runs on a laptop, in the rehearsal and on EC2."""
+
+    run_id: Annotated[
+        Text, _matching(_RUN_ID, "use 1 to 40 lower-case letters, digits and inner hyphens, for example pendulum-sac-1")
+    ] = Field(description="Name of this training goal; never used for another. It names folders and AWS resources.")
+    experiment: Any = Field(None, description="Group of runs. Not yet.")
+    algorithm: Text | None = Field(None, description="`sac`, or `module:Class` of an SB3 algorithm.")
+    policy: Text = Field("MlpPolicy", description="SB3's policy name, or `module:Class`.")
+    seed: Annotated[Whole, Field(ge=0, lt=2**32)] = Field(0, description="Seed of every generator; 0 to 4294967295.")
+    device: Annotated[Text, _matching(re.compile(r"auto|cpu|cuda(:\d+)?"), "use auto, cpu, cuda or cuda:N")] = Field(
+        "auto", description="`auto` takes a GPU where there is one; `cpu`; `cuda` or `cuda:N` fail where there is none."
+    )
+    total_timesteps: Annotated[Whole, Field(ge=1)] = Field(
+        description="Environment steps to train for, over all sessions and environments."
+    )
+    save_frequency: Annotated[Whole, Field(ge=1)] = Field(
+        description="Timesteps between two commits; what a sudden death may cost at most, beside the commit itself."
+    )
+    environment: Environment | None = Field(None, description="The environment; see below.")
+    hyperparameters: Arguments = Field(
+        {}, description="The algorithm's own arguments; `lin_3e-4` is a schedule that falls linearly to 0."
+    )
+    initial_model: Any = Field(None, description="Model to start from. Not yet.")
+    callbacks: tuple[Reference, ...] = Field((), description="`module:Class` of SB3 callbacks, made without arguments.")
+    entry_point: Reference | None = Field(
+        None,
+        description="`module:function` of an ordinary SB3 script that passes `train_cloud.checkpoints()` to `learn`. "
+        "The script then decides on algorithm, policy, environment, hyperparameters and callbacks.",
+    )
+    code: Code = Field(Code(), description="Code of one's own; see below.")
+    data: Any = Field((), description="Data to fetch before training. Not yet.")
+    env: dict[VariableName, Annotated[Text, BeforeValidator(_environment_value)]] = Field(
+        {}, description="Environment variables, set before anything heavy is imported."
+    )
+    secrets: Any = Field({}, description="Environment variables from SSM parameters. Not yet.")
+    evaluation: Any = Field(None, description="Periodic evaluation. Not yet.")
+    wandb: Any = Field(None, description="Weights & Biases. Not yet.")
+    seeds: Any = Field(None, description="Several seeds of one run file. Not yet.")
+    limits: Limits = Field(Limits(), description="Where to stop early; see below.")
+
+    @model_validator(mode="after")
+    def _check(self) -> RunFile:
+        for field in ("experiment", "initial_model", "data", "secrets", "evaluation", "wandb", "seeds"):
+            value = getattr(self, field)
+            if value not in (None, (), [], {}):
+                raise NotYet(field, value, "not in this version: remove it")
+        if self.save_frequency > self.total_timesteps:
+            raise InputError(
+                "save_frequency", self.save_frequency, f"give at most total_timesteps, which is {self.total_timesteps}"
+            )
+        for name, value in self.env.items():
+            if name.startswith(("TRAIN_CLOUD_", "AWS_")):
+                raise InputError(f"env.{name}", value, "the worker sets it: remove it")
+            if "\0" in value or "\n" in value:
+                raise InputError(f"env.{name}", value, "give one line of text")
+        if self.entry_point is None:
+            self._check_algorithm()
+            self._check_hyperparameters()
+        else:
+            self._check_entry_point()
+        return self
+
+    def _check_algorithm(self) -> None:
+        if self.algorithm is None:
+            raise InputError("algorithm", None, f"name one of {', '.join(SUPPORTED)} or module:Class")
+        if self.environment is None:
+            raise InputError("environment", None, "add a section with at least an id, for example {id: Pendulum-v1}")
+        if ":" in self.algorithm:
+            if not _REFERENCE.fullmatch(self.algorithm):
+                raise InputError("algorithm", self.algorithm, "write it as module:Class, for example sb3_contrib:TQC")
+        elif self.algorithm not in SUPPORTED:
+            if self.algorithm in SB3_ALGORITHMS + CONTRIB_ALGORITHMS:
+                raise NotYet("algorithm", self.algorithm, f"not in this version: use {', '.join(SUPPORTED)}")
+            raise InputError(
+                "algorithm",
+                self.algorithm,
+                suggestion(self.algorithm, SB3_ALGORITHMS + CONTRIB_ALGORITHMS)
+                or f"use {', '.join(SUPPORTED)} or module:Class",
+            )
+        if not (_MODULE.fullmatch(self.policy) and "." not in self.policy) and not _REFERENCE.fullmatch(self.policy):
+            raise InputError("policy", self.policy, "use SB3's name, for example MlpPolicy, or module:Class")
+
+    def _check_hyperparameters(self) -> None:
+        for name, value in self.hyperparameters.items():
+            if name in ELSEWHERE:
+                where = ELSEWHERE[name]
+                fix = f"set the field {where} instead" if where else "train-cloud sets it: remove it"
+                raise InputError(f"hyperparameters.{name}", value, fix)
+            if name in SCHEDULED and isinstance(value, str) and not _SCHEDULE.fullmatch(value):
+                raise InputError(
+                    f"hyperparameters.{name}",
+                    value,
+                    "give a number without quotes, or lin_<number> for a linear fall to 0",
+                )
+
+    def _check_entry_point(self) -> None:
+        for field in ("algorithm", "policy", "environment", "hyperparameters", "callbacks"):
+            value = getattr(self, field)
+            if field in self.model_fields_set and value not in (None, (), {}):
+                shown = value.id if isinstance(value, Environment) else value
+                raise InputError(field, shown, f"the script {self.entry_point} decides this: remove it or entry_point")
+
+    def identity(self) -> dict[str, Any]:
+        """What never changes under one run id, as JSON values; the user's code stands in it as its digest.
+
+        :raises InputError: the code folder cannot be read
+        """
+        whole = self.model_dump(mode="json", exclude={"code"})
+        same: dict[str, Any] = {
+            field: whole[field] for field, part in PARTS.items() if part == "identity" and field in whole
+        }
+        same["code"] = {
+            "digest": None if self.code.folder is None else code_digest(self.code.folder, self.code.exclude),
+            "requirements": None if self.code.requirements is None else file_digest(self.code.requirements),
+            "system_packages": list(self.code.system_packages),
+            "python": self.code.python,
+        }
+        return same
+
+
+def suggestion(name: str, known: tuple[str, ...]) -> str | None:
+    """``did you mean …?`` where one of the known names is close."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(name.lower(), known, n=1, cutoff=0.6)
+    return f"did you mean {close[0]}?" if close else None
