@@ -8,12 +8,15 @@
     ├── Interrupted                   75   stopped by a signal after a commit; the next session goes on from it
     ├── Fenced                        73   a newer worker owns the run; this one may not commit
     ├── CorruptCheckpoint              1   an object's size or checksum is not what its manifest says
-    └── StoreError                     1
-        ├── ObjectMissing              1   a LIST shows that the key does not exist
-        ├── ConditionFailed            1   create: the key exists; swap: the object is not the one that was read
-        ├── StoreForbidden             1   the credentials may not do this
-        ├── BucketMissing              1   the bucket (or local folder's parent) does not exist
-        └── StoreUnavailable           1   network, time-out, 5xx, throttling: worth another try
+    ├── StoreError                     1
+    │   ├── ObjectMissing              1   a LIST shows that the key does not exist
+    │   ├── ConditionFailed            1   create: the key exists; swap: the object is not the one that was read
+    │   ├── StoreForbidden             1   the credentials may not do this
+    │   ├── BucketMissing              1   the bucket (or local folder's parent) does not exist
+    │   └── StoreUnavailable           1   network, time-out, 5xx, throttling: worth another try
+    └── CloudError                     1   the metadata service, Auto Scaling or systemd refused
+        ├── CloudForbidden             1   the role or credentials may not do this
+        └── CloudUnavailable           1   network, time-out, 5xx, throttling, nonsense: worth another try
 
 The exit codes follow sysexits.h: 64 EX_USAGE, 73 EX_CANTCREAT, 75 EX_TEMPFAIL.
 """
@@ -88,3 +91,15 @@ class BucketMissing(StoreError):
 
 class StoreUnavailable(StoreError):
     """Temporary: network, time-out, throttling or a server error, after the client's own retries."""
+
+
+class CloudError(TrainCloudError):
+    """The instance's surroundings (metadata service, Auto Scaling, systemd) did not do what was asked."""
+
+
+class CloudForbidden(CloudError):
+    """The instance's role, or the user's credentials, are not allowed to do this."""
+
+
+class CloudUnavailable(CloudError):
+    """Temporary: network, time-out, throttling, a server error, or an answer that makes no sense."""
