@@ -1,0 +1,1 @@
+"""The embedded AWS and its machines: real HTTP, real processes, nothing outside loopback."""
