@@ -1,0 +1,408 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from train_cloud.config import PARTS, RunFile, code_digest, code_files, identity_changes, load_run_file, parse_run_file
+from train_cloud.errors import InputError, NotYet
+
+GOOD: dict[str, Any] = {
+    "run_id": "pendulum-1",
+    "algorithm": "sac",
+    "total_timesteps": 2000,
+    "save_frequency": 500,
+    "environment": {"id": "Pendulum-v1"},
+}
+SCRIPT: dict[str, Any] = {
+    "run_id": "script-1",
+    "total_timesteps": 2000,
+    "save_frequency": 500,
+    "entry_point": "my_project.train:main",
+}
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_whole_file(tmp_path: Path) -> None:
+    (tmp_path / "code").mkdir()
+    path = write(
+        tmp_path,
+        """\
+run_id: racetrack-sac
+algorithm: sac
+policy: my.policies:Wide
+seed: 7
+device: cuda:1
+total_timesteps: 1_000_000
+save_frequency: 5e4
+environment: {id: racetrack-v0, module: highway_env, kwargs: {config: {duration: 30}}, wrappers: ["a.b:C"], n_envs: 2,
+              vectorization: subproc, normalize: {norm_reward: false}, frame_stack: null, state: pickle}
+hyperparameters: {learning_rate: lin_3e-4, policy_kwargs: {net_arch: [256, 256]}}
+callbacks: [my.callbacks:Log]
+entry_point: null
+code: {folder: code, exclude: ["data/**"], requirements: null, system_packages: [], python: "3.11"}
+experiment: null
+initial_model: null
+data: []
+env: {OMP_NUM_THREADS: 1}
+secrets: {}
+evaluation: null
+wandb: null
+limits: {hours: 12, dollars: null}
+""",
+    )
+    run_file = load_run_file(path)
+    assert (run_file.total_timesteps, run_file.save_frequency) == (1_000_000, 50_000)
+    assert run_file.environment is not None
+    assert run_file.environment.kwargs == {"config": {"duration": 30}}
+    assert run_file.environment.wrappers == ("a.b:C",)
+    assert run_file.code.folder == (tmp_path / "code").resolve()
+    assert run_file.env == {"OMP_NUM_THREADS": "1"}
+    assert run_file.limits.hours == 12
+
+
+def test_it_is_frozen_and_leaves_its_input_alone() -> None:
+    given_values = json.loads(json.dumps(GOOD))
+    run_file = parse_run_file(given_values, ["environment.n_envs=3"], extra={"environment.kwargs.g": 1})
+    assert given_values == GOOD
+    assert run_file.environment is not None and run_file.environment.n_envs == 3
+    with pytest.raises(ValueError, match="frozen"):
+        run_file.seed = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("3e-4", 3e-4),
+        ("1e6", 1e6),
+        ("1_000_000", 1_000_000),
+        ("1_000.5", 1000.5),
+        ("010", 10),
+        ("0o10", 8),
+        ("0x10", 16),
+        (".5", 0.5),
+        ("yes", "yes"),
+        ("off", "off"),
+        ("1:30", "1:30"),
+        ("2024-01-01", "2024-01-01"),
+        ("lin_3e-4", "lin_3e-4"),
+        ("~", None),
+        ("", None),
+    ],
+)
+def test_yaml_1_2(tmp_path: Path, written: str, read: object) -> None:
+    text = json.dumps(GOOD)[:-1] + f', "hyperparameters": {{"x": {written}}}}}'
+    assert load_run_file(write(tmp_path, text)).hyperparameters == {"x": read}
+    assert parse_run_file(GOOD, [f"hyperparameters.x={written}"]).hyperparameters == {"x": read}
+
+
+@pytest.mark.parametrize("written", ["2e6", "2000000", "2_000_000", "2000000.0", "0x1E8480"])
+def test_step_counts_may_be_written_as_people_do(written: str) -> None:
+    total = parse_run_file(GOOD, [f"total_timesteps={written}"]).total_timesteps
+    assert total == 2_000_000 and type(total) is int
+
+
+BAD: list[tuple[str, str, str]] = [
+    # override of a good file, the field that is named, a part of the fix
+    ("total_timestep=5", "total_timestep", "did you mean total_timesteps"),
+    ("environment.idd=Pendulum-v1", "environment.idd", "did you mean id"),
+    ("environment.vectorisation=dummy", "environment.vectorisation", "did you mean vectorization"),
+    ("limits.minutes=5", "limits.minutes", "unknown key"),
+    ("code.folders=.", "code.folders", "did you mean folder"),
+    ("zzz=1", "zzz", "use one of run_id"),
+    ("run_id=Pendulum", "run_id", "lower-case"),
+    ("run_id=-a", "run_id", "lower-case"),
+    ("run_id=" + "a" * 41, "run_id", "1 to 40"),
+    ("run_id=17", "run_id", "quotes"),
+    ("run_id=", "run_id", "text"),
+    ("algorithm=SAC", "algorithm", "did you mean sac"),
+    ("algorithm=sacc", "algorithm", "did you mean sac"),
+    ("algorithm=nope", "algorithm", "module:Class"),
+    ('algorithm="my.module:"', "algorithm", "module:Class"),
+    ("algorithm=null", "algorithm", "name one of sac"),
+    ("policy=Mlp Policy", "policy", "MlpPolicy"),
+    ("policy=null", "policy", "text"),
+    ("seed=-1", "seed", "at least 0"),
+    ("seed=4294967296", "seed", "below 4294967296"),
+    ("seed=true", "seed", "whole number"),
+    ("run_id.x=1", "run_id.x", "not a map"),
+    ("device=gpu", "device", "cuda"),
+    ("total_timesteps=0", "total_timesteps", "at least 1"),
+    ("total_timesteps=1.5", "total_timesteps", "whole number"),
+    ('total_timesteps="1000"', "total_timesteps", "without quotes"),
+    ("total_timesteps=lots", "total_timesteps", "whole number"),
+    ("save_frequency=0", "save_frequency", "at least 1"),
+    ("save_frequency=2001", "save_frequency", "at most total_timesteps, which is 2000"),
+    ("save_frequency=true", "save_frequency", "whole number"),
+    ("environment=null", "environment", "id: Pendulum-v1"),
+    ("environment=Pendulum-v1", "environment", "give a map"),
+    ("environment={}", "environment.id", "required"),
+    ("environment.id=", "environment.id", "text"),
+    ('environment.id=""', "environment.id", "empty"),
+    ("environment.module=my-envs", "environment.module", "importable"),
+    ("environment.kwargs=[1]", "environment.kwargs", "give a map"),
+    ("environment.kwargs={a: {1: 2}}", "environment.kwargs", "quotes"),
+    ("environment.kwargs={a: .nan}", "environment.kwargs", "nan"),
+    ("environment.wrappers=a:B", "environment.wrappers", "list"),
+    ("environment.wrappers=[a:B, nonsense]", "environment.wrappers.1", "module:Name"),
+    ("environment.n_envs=0", "environment.n_envs", "at least 1"),
+    ("environment.vectorization=threads", "environment.vectorization", "dummy or subproc"),
+    ("environment.normalize={norm_observation: true}", "environment.normalize.norm_observation", "norm_obs"),
+    ("environment.normalize=3", "environment.normalize", "map"),
+    ("environment.frame_stack=0", "environment.frame_stack", "at least 1"),
+    ("environment.state=magic", "environment.state", "replay or episode"),
+    ("hyperparameters.learning_rate=lin_fast", "hyperparameters.learning_rate", "lin_<number>"),
+    ('hyperparameters.learning_rate="3e-4"', "hyperparameters.learning_rate", "without quotes"),
+    ("hyperparameters.seed=1", "hyperparameters.seed", "set the field seed"),
+    ("hyperparameters.env=x", "hyperparameters.env", "set the field environment"),
+    ("hyperparameters.tensorboard_log=x", "hyperparameters.tensorboard_log", "remove it"),
+    ("hyperparameters=[]", "hyperparameters", "give a map"),
+    ("callbacks=[my.Callback]", "callbacks.0", "module:Name"),
+    ("entry_point=my.script", "entry_point", "module:Name"),
+    ("entry_point=my:main", "algorithm", "decides this"),
+    ("code.folder=nowhere", "code.folder", "existing folder"),
+    ("code.python=3.12", "code.python", "3.11"),
+    ("env.1A=x", "env.1A", "letters"),
+    ("env.A=yes", "", ""),
+    ("env.A=true", "env.A", "quotes"),
+    ('env.A="a\\nb"', "env.A", "one line"),
+    ("env.AWS_REGION=x", "env.AWS_REGION", "worker sets it"),
+    ("env.TRAIN_CLOUD_STORE=x", "env.TRAIN_CLOUD_STORE", "worker sets it"),
+    ("limits.hours=0", "limits.hours", "above 0"),
+    ("limits.hours=-1", "limits.hours", "above 0"),
+    ("limits.hours=.inf", "limits.hours", "finite"),
+    ("limits.hours=12h", "limits.hours", "without quotes"),
+    ("total_timesteps", "--set", "key=value"),
+    ("=1", "--set", "key=value"),
+    ("environment..id=1", "--set", "key.sub"),
+    ("seed=[1", "--set seed", "correct the YAML"),
+]
+
+
+@pytest.mark.parametrize(("override", "field", "fix"), BAD, ids=[case[0][:40] for case in BAD])
+def test_bad_values_name_field_and_fix(override: str, field: str, fix: str) -> None:
+    if not field:
+        parse_run_file(GOOD, [override])
+        return
+    with pytest.raises(InputError) as caught:
+        parse_run_file(GOOD, [override])
+    error = caught.value
+    assert type(error) is InputError and error.exit_code == 64
+    assert error.field == field
+    assert fix in error.fix
+    assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("override", "field"),
+    [
+        *[(f"algorithm={name}", "algorithm") for name in ("td3", "ddpg", "dqn", "ppo", "a2c", "tqc", "recurrentppo")],
+        ("experiment=group", "experiment"),
+        ("initial_model=run:a", "initial_model"),
+        ("data=[a]", "data"),
+        ("secrets={A: /b}", "secrets"),
+        ("evaluation={}", ""),
+        ("evaluation={every: 5}", "evaluation"),
+        ("wandb=true", "wandb"),
+        ("seeds=[1, 2]", "seeds"),
+        ("limits.dollars=5", "limits.dollars"),
+        ("environment.frame_stack=4", "environment.frame_stack"),
+        ("code.requirements=requirements.txt", "code.requirements"),
+        ("code.system_packages=[ffmpeg]", "code.system_packages"),
+    ],
+)
+def test_later_sections_are_refused_not_ignored(override: str, field: str) -> None:
+    if not field:
+        parse_run_file(GOOD, [override])
+        return
+    with pytest.raises(NotYet, match="not in this version") as caught:
+        parse_run_file(GOOD, [override])
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize("key", ["algorithm", "policy", "environment", "hyperparameters", "callbacks"])
+def test_a_script_decides_for_itself(key: str) -> None:
+    assert parse_run_file(SCRIPT).algorithm is None
+    values = {
+        "algorithm": "sac",
+        "policy": "MlpPolicy",
+        "environment": {"id": "Pendulum-v1"},
+        "hyperparameters": {"gamma": 0.9},
+        "callbacks": ["a:B"],
+    }
+    with pytest.raises(InputError) as caught:
+        parse_run_file({**SCRIPT, key: values[key]})
+    assert caught.value.field == key
+
+
+@pytest.mark.parametrize("missing", ["run_id", "total_timesteps", "save_frequency", "algorithm", "environment"])
+def test_missing_fields(missing: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_run_file({key: value for key, value in GOOD.items() if key != missing})
+    assert (caught.value.field, caught.value.value) == (missing, None)
+
+
+def test_several_mistakes_are_told_at_once() -> None:
+    with pytest.raises(InputError, match=r"seed: -1: .*also: environment\.n_envs"):
+        parse_run_file(GOOD, ["seed=-1", "environment.n_envs=0"])
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "part"),
+    [
+        ("", "run file", "mapping"),
+        ("- a\n", "run file", "mapping"),
+        ("run_id: a\nrun_id: b\n", "run_id", "written twice"),
+        ("run_id: a\nenvironment: {id: a, id: b}\n", "id", "written twice"),
+        ("algorithm: sac\ntraining_type: sac\n", "training_type", "given twice"),
+        ("run_id: [a\n", "run.yaml", "correct the YAML"),
+        ("run_id: a\n---\nrun_id: b\n", "run.yaml", "correct the YAML"),
+        ("run_id: !!python/object:os.system a\n", "run.yaml", "correct the YAML"),
+        ("%YAML 1.1\n---\nrun_id: a\n", "run.yaml", "YAML 1.2"),
+        ("run_id: a\tb\n\t- c", "run.yaml", "correct the YAML"),
+        ("1: a\n", "1", "quotes"),
+        (
+            "environment: &e {id: a, kwargs: {x: *e}}\n" + "run_id: a\ntotal_timesteps: 1\nsave_frequency: 1\n",
+            "",
+            "deep",
+        ),
+    ],
+)
+def test_bad_files(tmp_path: Path, text: str, field: str, part: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_run_file(write(tmp_path, text))
+    assert part in str(caught.value) and "\n" not in str(caught.value)
+    assert not field or caught.value.field == field
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    for path, content in (("absent.yaml", None), ("latin.yaml", "é".encode("latin-1")), (".", None)):
+        if content:
+            (tmp_path / path).write_bytes(content)
+        with pytest.raises(InputError) as caught:
+            load_run_file(tmp_path / path)
+        assert caught.value.field == "run file"
+
+
+def test_precedence_and_aliases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, "run_id: a\ntotal_timesteps: 100\nsave_frequency: 10\nenvironment: {id: E-v0}\n")
+    run_file = load_run_file(
+        path, ["save_frequency=30"], extra={"training_type": "sac", "save_frequency": 20, "total_timesteps": 200}
+    )
+    assert (run_file.algorithm, run_file.total_timesteps, run_file.save_frequency) == ("sac", 200, 30)
+
+    overrides = tmp_path / "overrides.json"
+    overrides.write_text('{"training_type": "sac", "limits.hours": 2}')
+    monkeypatch.setenv("TRAIN_CLOUD_OVERRIDES", str(overrides))
+    assert load_run_file(path).limits.hours == 2
+    assert load_run_file(path, ["limits.hours=3"]).limits.hours == 3
+    assert load_run_file(path, extra={"algorithm": "sac"}).limits.hours is None
+    for content in ("[]", "{"):
+        overrides.write_text(content)
+        with pytest.raises(InputError, match="TRAIN_CLOUD_OVERRIDES"):
+            load_run_file(path)
+
+
+names = st.text("abcdefgh_", min_size=1, max_size=8)
+texts = st.text(st.characters(categories=("L", "N", "P", "S", "Zs"), include_characters="\n\t"), max_size=12)
+scalars = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | texts
+values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3))
+
+
+@given(path=st.lists(names, min_size=1, max_size=3), value=values)
+def test_an_override_arrives_as_it_was_given(path: list[str], value: object) -> None:
+    key = ".".join(["environment", "kwargs", *path])
+    written = re.sub(r"\bInfinity\b", ".inf", json.dumps(value, ensure_ascii=False))
+    expected: Any = value
+    for name in reversed(path):
+        expected = {name: expected}
+    for run_file in (
+        parse_run_file(GOOD, [f"{key}={written}"]),
+        parse_run_file(GOOD, extra={key: value}),
+        parse_run_file({**GOOD, "environment": {"id": "Pendulum-v1", "kwargs": expected}}),
+    ):
+        assert run_file.environment is not None
+        assert run_file.environment.kwargs == expected
+        identity = run_file.identity()
+        assert identity_changes(json.loads(json.dumps(identity)), identity) == []
+
+
+@given(first=values, second=values)
+def test_the_last_override_wins(first: object, second: object) -> None:
+    run_file = parse_run_file(GOOD, extra={"hyperparameters.x": first})
+    again = parse_run_file(run_file.model_dump(mode="json"), extra={"hyperparameters.x": second})
+    assert again.hyperparameters == {"x": second}
+
+
+def test_every_field_is_identity_or_budget() -> None:
+    assert set(PARTS) == set(RunFile.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("override", "changes"),
+    [
+        ("seed=2", [("seed", 0, 2)]),
+        ("policy=CnnPolicy", [("policy", "MlpPolicy", "CnnPolicy")]),
+        ("environment.id=Other-v0", [("environment.id", "Pendulum-v1", "Other-v0")]),
+        ("environment.normalize=true", [("environment.normalize", None, {})]),
+        ("environment.kwargs={g: 9}", [("environment.kwargs.g", None, 9)]),
+        ("hyperparameters.gamma=0.5", [("hyperparameters.gamma", None, 0.5)]),
+        ("callbacks=[a:B]", [("callbacks", [], ["a:B"])]),
+        ("env.A=1", [("env.A", None, "1")]),
+        ("device=cpu", [("device", "auto", "cpu")]),
+        ("total_timesteps=4000", []),
+        ("save_frequency=1", []),
+        ("limits.hours=1", []),
+    ],
+)
+def test_identity_and_budget(override: str, changes: list[tuple[str, object, object]]) -> None:
+    old = json.loads(json.dumps(parse_run_file(GOOD).identity()))
+    assert identity_changes(old, parse_run_file(GOOD, [override]).identity()) == changes
+
+
+def test_a_field_of_a_later_version_changes_no_older_run() -> None:
+    new = parse_run_file(GOOD).identity()
+    old = {key: value for key, value in new.items() if key not in ("seeds", "data", "env")}
+    assert identity_changes(old, new) == []
+
+
+def test_code_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "code"
+    for name in ("a.py", "pkg/b.py", "data/big.bin", "pkg/__pycache__/b.pyc", ".git/HEAD", "runs/x/head.json"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    assert code_files(folder) == ["a.py", "data/big.bin", "pkg/b.py"]
+    assert code_files(folder, ["data/**"]) == ["a.py", "pkg/b.py"]
+    assert code_files(folder, ["*.py"]) == ["data/big.bin", "pkg/b.py"]
+    assert code_files(folder, ["./**/*.py"]) == ["data/big.bin"]
+    assert code_files(folder, ["pkg/?.py"]) == ["a.py", "data/big.bin"]
+    assert code_files(folder, ["[a].py"]) == ["a.py", "data/big.bin", "pkg/b.py"]
+
+    shell = subprocess.run(
+        ["sha256sum", "a.py", "data/big.bin", "pkg/b.py"], cwd=folder, check=True, capture_output=True
+    ).stdout
+    assert code_digest(folder) == hashlib.sha256(shell).hexdigest()
+
+    path = write(tmp_path, json.dumps({**GOOD, "code": {"folder": "code"}}))
+    before = load_run_file(path).identity()
+    worker = tmp_path / "elsewhere"
+    folder.rename(worker)
+    with pytest.raises(InputError, match=r"code\.folder"):
+        load_run_file(path)
+    monkeypatch.setenv("TRAIN_CLOUD_CODE", str(worker))
+    assert load_run_file(path).code.folder == worker
+    assert load_run_file(path).identity() == before
+    (worker / "a.py").write_text("changed")
+    assert [change[0] for change in identity_changes(before, load_run_file(path).identity())] == ["code.digest"]
