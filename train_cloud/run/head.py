@@ -15,9 +15,9 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ..errors import ConditionFailed, CorruptCheckpoint, Fenced, ObjectMissing, StoreUnavailable
-from ..store import ObjectStore
-from . import layout
+from train_cloud.errors import ConditionFailed, CorruptCheckpoint, Fenced, ObjectMissing, StoreUnavailable
+from train_cloud.store import ObjectStore
+from train_cloud.run import layout
 
 Outcome = Literal["completed", "stopped", "failed"]
 

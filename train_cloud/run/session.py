@@ -16,10 +16,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from ..errors import ConditionFailed, ObjectMissing
-from ..store import ObjectStore
-from . import layout
-from .head import Token
+from train_cloud.errors import ConditionFailed, ObjectMissing
+from train_cloud.store import ObjectStore
+from train_cloud.run import layout
+from train_cloud.run.head import Token
 
 _LOCAL = "session.json"
 

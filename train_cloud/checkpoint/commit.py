@@ -1,0 +1,264 @@
+"""The background commit: parts and segments, then the manifest, then the head; garbage goes only after that.
+
+States of one commit, and what a kill at that instant leaves:
+
+1. writing parts and segments — objects that nothing refers to; the head names the checkpoint before
+2. writing the manifest — the same
+3. swapping the head — either the checkpoint before or this one, each whole
+4. deleting what expired — this checkpoint; some objects that nothing refers to, swept by the next session
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from train_cloud.errors import StoreUnavailable, TrainCloudError
+from train_cloud.run import layout
+from train_cloud.run.head import Head, Lease, Outcome, Reference, Token
+from train_cloud.run.session import now
+from train_cloud.snapshot import Array, Part, Rows, Snapshot
+from train_cloud.store import ObjectStore
+from train_cloud.checkpoint.format import crc64nvme, drop_successors, pack
+from train_cloud.checkpoint.manifest import Kept, Manifest, Segment, Stream, read_manifest
+
+log = logging.getLogger(__name__)
+
+_PARALLEL = 4
+_SEGMENT_BYTES = 64 << 20
+_TOKEN_IN_KEY = re.compile(r"-(\d{6})\.(\d{4})-\d{6}(?:/|$)")
+
+
+@dataclass(frozen=True)
+class Committed:
+    """Figures of one commit."""
+
+    head: Head
+    seconds: float
+    sent_bytes: int
+
+
+class Committer:
+    """Writes snapshots as checkpoints in a thread of its own, at most one at a time.
+
+    :param lease: the right to swap the head
+    :param manifest: the run's newest checkpoint, which the first commit builds on
+    :param keep: how many checkpoints are preserved, the newest included
+    :param before_head: called in the thread when all is written, right before the head is swapped
+    :param on_commit: called in the thread after the swap
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        lease: Lease,
+        manifest: Manifest | None,
+        *,
+        keep: int = 3,
+        before_head: Callable[[], None] = lambda: None,
+        on_commit: Callable[[Committed], None] = lambda committed: None,
+    ) -> None:
+        self._store = store
+        self._lease = lease
+        self._newest = manifest
+        self._keep = keep
+        self._before_head = before_head
+        self._on_commit = on_commit
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._deadline = float("inf")
+        self._expired: set[str] = set()
+        self._swept = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether a commit is in flight.
+
+        :raises Fenced: and whatever else the last commit ended with
+        """
+        self._raise()
+        return self._thread is not None and self._thread.is_alive()
+
+    def submit(
+        self, snapshot: Snapshot, *, outcome: Outcome | None = None, reason: str | None = None
+    ) -> None:
+        """Start to commit ``snapshot``; its arrays must not change until the commit is over.
+
+        :param outcome: goes into the head in the same swap
+        """
+        assert not self.busy, "a commit is in flight: wait for it first"
+        self._thread = threading.Thread(
+            target=self._run, args=(snapshot, outcome, reason), name="train-cloud-commit", daemon=True
+        )
+        self._thread.start()
+
+    def wait(self, deadline: float = float("inf")) -> None:
+        """Wait until the commit in flight, if any, is over.
+
+        :param deadline: on ``time.monotonic()``; from then on an unreachable store is no longer tried again
+        :raises StoreUnavailable: the deadline passed; the former head stands
+        """
+        self._deadline = deadline
+        if self._thread is not None:
+            self._thread.join(timeout=None if deadline == float("inf") else max(0.0, deadline - time.monotonic()))
+            if self._thread.is_alive():
+                raise StoreUnavailable(f"{self._store.url}: the commit in flight did not end before the deadline")
+        self._raise()
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _run(self, snapshot: Snapshot, outcome: Outcome | None, reason: str | None) -> None:
+        began = time.monotonic()
+        pause = 1.0
+        try:
+            while True:
+                try:
+                    sent = self._commit(snapshot, outcome, reason)
+                    break
+                except StoreUnavailable as error:
+                    # An outage delays the commit and nothing else: every write below may be done again.
+                    if time.monotonic() + pause > self._deadline:
+                        raise
+                    log.warning("commit at %d delayed, next try in %.0f s: %s", snapshot.timesteps, pause, error)
+                    time.sleep(pause)
+                    pause = min(30.0, 2 * pause)
+            self._on_commit(Committed(self._lease.head, time.monotonic() - began, sent))
+            self._collect()
+        except (TrainCloudError, OSError) as error:
+            self._error = error
+        except BaseException as error:
+            # The thread's caller is the training thread: it must learn of a defect here, not train on unsaved.
+            self._error = error
+            raise
+
+    def _commit(self, snapshot: Snapshot, outcome: Outcome | None, reason: str | None) -> int:
+        token, seq = self._lease.head.token, self._lease.head.seq + 1
+        folder = layout.checkpoint_prefix(snapshot.timesteps, token, seq)
+        before = self._newest
+        with ThreadPoolExecutor(_PARALLEL) as pool:
+            parts = {
+                name: pool.submit(self._write_part, folder + name, part, before.parts.get(name) if before else None)
+                for name, part in snapshot.parts.items()
+            }
+            streams = {
+                name: [
+                    pool.submit(self._write_segment, name, first, columns, rows.successors, token, seq)
+                    for first, columns in _split(rows)
+                ]
+                for name, rows in snapshot.streams.items()
+            }
+        known = before.keys() if before else set()
+        references = {name: future.result() for name, future in parts.items()}
+        kept = () if before is None else (Kept(timesteps=before.timesteps, manifest=self._reference()), *before.kept)
+        manifest = Manifest(
+            timesteps=snapshot.timesteps,
+            session=token.session,
+            restart=token.restart,
+            created=now(),
+            parts=references,
+            streams={
+                name: _stream(rows, before.streams.get(name) if before else None, [f.result() for f in streams[name]])
+                for name, rows in snapshot.streams.items()
+            },
+            kept=kept[: self._keep - 1],
+            facts=dict(snapshot.facts),
+        )
+        reference = self._put(folder + "manifest.json", memoryview(manifest.model_dump_json().encode()))
+        self._before_head()
+        self._lease.commit(reference, snapshot.timesteps, outcome=outcome, reason=reason)
+        self._newest = manifest
+        self._expired |= {old.manifest.key for old in kept[self._keep - 1 :]}
+        sizes = {part.key: part.size for part in references.values()} | {
+            segment.key: segment.size for stream in manifest.streams.values() for segment in stream.segments
+        }
+        return reference.size + sum(size for key, size in sizes.items() if key not in known)
+
+    def _reference(self) -> Reference:
+        assert self._lease.head.manifest is not None
+        return self._lease.head.manifest
+
+    def _write_part(self, key: str, part: Part, before: Reference | None) -> Reference:
+        body = pack(part)
+        if before is not None and before.size == len(body) and before.crc64nvme == crc64nvme(body):
+            return before  # unchanged since: the lock, the skeleton
+        return self._put(key, body)
+
+    def _write_segment(
+        self,
+        stream: str,
+        first: int,
+        columns: Mapping[str, Array],
+        successors: Mapping[str, str],
+        token: Token,
+        seq: int,
+    ) -> Segment:
+        last = first + len(next(iter(columns.values())))
+        reference = self._put(
+            layout.segment_key(stream, first, last, token, seq), pack(Part(drop_successors(columns, successors)))
+        )
+        return Segment(first=first, last=last, **reference.model_dump())
+
+    def _put(self, key: str, body: memoryview) -> Reference:
+        self._store.put(key, body)
+        return Reference(key=key, size=len(body), crc64nvme=crc64nvme(body))
+
+    def _collect(self) -> None:
+        """Delete what no preserved checkpoint needs: by explicit key, after the head that no longer needs it stands."""
+        assert self._newest is not None
+        if not self._expired and self._swept:
+            return
+        try:
+            kept = [read_manifest(self._store, old.manifest) for old in self._newest.kept]
+            needed = self._newest.keys() | {self._reference().key}
+            for manifest, old in zip(kept, self._newest.kept, strict=True):
+                needed |= manifest.keys() | {old.manifest.key}
+            token = self._lease.head.token
+            garbage = [
+                info.key
+                for prefix in (layout.CHECKPOINTS, layout.REPLAY)
+                for info in self._store.list(prefix)
+                if info.key not in needed and _token_of(info.key) <= token
+            ]
+            self._store.delete(garbage)
+            self._expired.clear()
+            self._swept = True
+        except StoreUnavailable as error:
+            log.warning("superseded objects stay until the next commit: %s", error)
+
+
+def _token_of(key: str) -> Token:
+    """The fencing token of the worker that wrote ``key``; a key of another form is nobody's garbage."""
+    found = _TOKEN_IN_KEY.search(key)
+    return Token(int(found[1]), int(found[2])) if found else Token(1 << 62, 0)
+
+
+def _split(rows: Rows) -> Iterator[tuple[int, Mapping[str, Array]]]:
+    """Chunks of at most about 64 MiB, so that they travel in parallel and a restore needs little memory beside the ring."""
+    for first, columns in rows.chunks:
+        count = len(next(iter(columns.values())))
+        if not count:
+            continue
+        per_row = max(1, sum(column.nbytes for column in columns.values()) // count)
+        step = max(1, _SEGMENT_BYTES // per_row)
+        for start in range(0, count, step):
+            yield first + start, {name: column[start : start + step] for name, column in columns.items()}
+
+
+def _stream(rows: Rows, before: Stream | None, new: list[Segment]) -> Stream:
+    """The stream's live segments: those before that still hold a live row, then the new ones, without a gap."""
+    oldest = max(0, rows.last - rows.capacity)
+    old = [segment for segment in (before.segments if before else ()) if segment.last > oldest]
+    segments = (*old, *sorted(new, key=lambda segment: segment.first))
+    at = segments[0].first if segments else rows.last
+    for segment in segments:
+        assert segment.first == at, f"rows {at} to {segment.first} are in no segment"
+        at = segment.last
+    assert at == rows.last and (not segments or segments[0].first <= oldest), "the newest rows are in no segment"
+    return Stream(capacity=rows.capacity, last=rows.last, successors=dict(rows.successors), segments=segments)

@@ -1,0 +1,102 @@
+"""The manifest: what one checkpoint consists of, each object with its size and checksum."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from train_cloud.errors import CorruptCheckpoint, InputError, ObjectMissing
+from train_cloud.run.head import Reference
+from train_cloud.store import ObjectStore
+from train_cloud.checkpoint.format import crc64nvme
+
+_FORMAT = 1
+
+
+class Segment(Reference):
+    """Rows ``[first, last)`` of a stream."""
+
+    first: int
+    last: int
+
+
+class Stream(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    capacity: int
+    last: int
+    successors: dict[str, str]
+    segments: tuple[Segment, ...]
+    """In ascending order without gaps; the newest ``capacity`` rows are alive."""
+
+
+class Kept(BaseModel):
+    """An earlier checkpoint that is preserved."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    timesteps: int
+    manifest: Reference
+
+
+class Manifest(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    format: int = Field(default=_FORMAT, ge=_FORMAT, le=_FORMAT)
+    timesteps: int
+    session: int
+    restart: int
+    created: str
+    parts: dict[str, Reference]
+    streams: dict[str, Stream]
+    kept: tuple[Kept, ...]
+    """Newest first; without this one."""
+    facts: dict[str, Any]
+    """Identity of the run, versions and machine; figures of the algorithm."""
+
+    def keys(self) -> set[str]:
+        """Every object that this checkpoint needs, without the manifest's own key."""
+        return {part.key for part in self.parts.values()} | {
+            segment.key for stream in self.streams.values() for segment in stream.segments
+        }
+
+
+def read_verified(store: ObjectStore, reference: Reference) -> memoryview:
+    """The object's bytes, after its size and checksum were found right.
+
+    :raises CorruptCheckpoint: it is missing, or its bytes are other ones
+    """
+    try:
+        body = memoryview(store.get(reference.key).body)
+    except ObjectMissing as error:
+        raise CorruptCheckpoint(f"{store.url}/{reference.key} is missing, and a checkpoint names it") from error
+    if len(body) != reference.size:
+        raise CorruptCheckpoint(f"{store.url}/{reference.key} has {len(body)} bytes; its manifest says {reference.size}")
+    found = crc64nvme(body)
+    if found != reference.crc64nvme:
+        raise CorruptCheckpoint(
+            f"{store.url}/{reference.key} has the CRC64NVME {found:016x}; its manifest says {reference.crc64nvme:016x}"
+        )
+    return body
+
+
+def read_manifest(store: ObjectStore, reference: Reference) -> Manifest:
+    """:raises CorruptCheckpoint: missing, changed, or of another format"""
+    body = read_verified(store, reference)
+    try:
+        return Manifest.model_validate_json(bytes(body))
+    except ValidationError as error:
+        raise CorruptCheckpoint(f"{store.url}/{reference.key} is not a manifest of format {_FORMAT}") from error
+
+
+def find(store: ObjectStore, newest: Reference, at: int | None = None) -> Manifest:
+    """The manifest at ``at`` timesteps, or the newest.
+
+    :raises InputError: no checkpoint at these timesteps is preserved
+    """
+    manifest = read_manifest(store, newest)
+    if at is None or manifest.timesteps == at:
+        return manifest
+    for kept in manifest.kept:
+        if kept.timesteps == at:
+            return read_manifest(store, kept.manifest)
+    there = ", ".join(str(n) for n in sorted([manifest.timesteps, *(kept.timesteps for kept in manifest.kept)]))
+    raise InputError("at", at, f"no checkpoint at these timesteps is preserved; there are: {there}")

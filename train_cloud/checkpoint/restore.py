@@ -1,0 +1,83 @@
+"""From a manifest back to a snapshot: everything is verified before anybody reads it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from train_cloud.snapshot import Array, Part, Rows, Snapshot
+from train_cloud.store import ObjectStore
+from train_cloud.checkpoint.format import fill_successors, unpack
+from train_cloud.checkpoint.manifest import Manifest, Segment, Stream, read_verified
+
+_PARALLEL = 8
+
+
+def restore(
+    store: ObjectStore, manifest: Manifest, *, parts: set[str] | None = None, received: Callable[[int], None] | None = None
+) -> Snapshot:
+    """Read the parts at once, in parallel; the rows come while they are iterated, some segments ahead.
+
+    :param parts: only these, and no rows; None for all
+    :param received: called with the number of bytes of each object that has arrived and is verified
+    :raises CorruptCheckpoint: an object is missing or changed. The run must not go on from zero because of it.
+    """
+
+    def load(name: str) -> Part:
+        reference = manifest.parts[name]
+        body = read_verified(store, reference)
+        if received:
+            received(reference.size)
+        return unpack(body, reference.key)
+
+    wanted = [name for name in manifest.parts if parts is None or name in parts]
+    with ThreadPoolExecutor(_PARALLEL) as pool:
+        loaded = dict(zip(wanted, pool.map(load, wanted), strict=True))
+    streams = {} if parts is not None else manifest.streams
+    return Snapshot(
+        timesteps=manifest.timesteps,
+        parts=loaded,
+        streams={
+            name: Rows(
+                first=max(0, stream.last - stream.capacity),
+                last=stream.last,
+                capacity=stream.capacity,
+                chunks=_chunks(store, stream, received),
+                successors=stream.successors,
+            )
+            for name, stream in streams.items()
+        },
+        facts=manifest.facts,
+    )
+
+
+def _chunks(
+    store: ObjectStore, stream: Stream, received: Callable[[int], None] | None
+) -> Iterator[tuple[int, Mapping[str, Array]]]:
+    """Segments in order, with some fetched ahead, so that memory stays at a few segments beyond the ring."""
+    oldest = max(0, stream.last - stream.capacity)
+
+    def load(segment: Segment) -> tuple[int, Mapping[str, Array]]:
+        body = read_verified(store, segment)
+        columns = fill_successors(unpack(body, segment.key).arrays, stream.successors)
+        skip = max(0, oldest - segment.first)  # rows that the ring has overwritten since
+        return segment.first + skip, {name: column[skip:] for name, column in columns.items()}
+
+    with ThreadPoolExecutor(_PARALLEL) as pool:
+        ahead: deque[tuple[Segment, Future[tuple[int, Mapping[str, Array]]]]] = deque()
+        waiting = iter(stream.segments)
+        for segment in waiting:
+            ahead.append((segment, pool.submit(load, segment)))
+            if len(ahead) < _PARALLEL:
+                continue
+            break
+        while ahead:
+            segment, future = ahead.popleft()
+            chunk = future.result()
+            following = next(waiting, None)
+            if following is not None:
+                ahead.append((following, pool.submit(load, following)))
+            if received:
+                received(segment.size)
+            yield chunk

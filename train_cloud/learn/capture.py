@@ -1,0 +1,432 @@
+"""The whole state of a Stable-Baselines3 run, captured and put back at one program point.
+
+The point is ``BaseCallback._on_rollout_start`` (and the end of training): the only public one where environments, buffer,
+networks and random generators agree, and the one that a resumed process, running the same script, reaches with everything
+set up. What is captured was found by leaving each item out and watching when the rewards diverge (docs/architecture.md).
+
+Everything small goes into *one* pickle, because objects are shared: ``model.action_space`` may be environment 0's object,
+with a generator that both draw from.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import random
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.distributions import StateDependentNoiseDistribution
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.save_util import data_to_json
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper, VecNormalize
+
+from train_cloud.envs.state import StatePickler, get_state, set_state
+from train_cloud.errors import InputError, NotYet
+from train_cloud.snapshot import Array, Part, Rows, Snapshot
+
+REPLAY = "replay"
+
+_LARGE = ("observations", "next_observations")
+_SMALL = ("actions", "rewards", "dones", "timeouts")
+_SUCCESSORS = {"next_observations": "observations"}
+
+#: Attributes of an algorithm that belong to the process or to the budget, not to the state of the learning.
+_OF_THE_PROCESS = {
+    "start_time",
+    "verbose",
+    "tensorboard_log",
+    "seed",
+    "policy_kwargs",
+    "policy_class",
+    "dump_logs",
+    "_total_timesteps",
+    "_num_timesteps_at_start",
+}
+#: Of a VecEnv: connections and descriptions. ``envs`` goes through the state providers.
+_OF_THE_VECENV = {
+    "venv", "envs", "class_attributes", "remotes", "work_remotes", "processes", "metadata", "waiting", "closed",
+}  # fmt: skip
+#: Of a callback: links to other objects.
+_OF_THE_CALLBACK = {"model", "locals", "globals", "parent", "callback", "callbacks", "callback_on_new_best", "verbose"}
+_PLAIN = (int, float, str, bool, type(None), list, tuple, dict, set, np.ndarray, np.generic)
+
+
+class Capture:
+    """Captures and restores one model with its callbacks.
+
+    :param model: set up for learning (its environment, logger and buffer exist)
+    :param root: the outermost callback of ``learn``
+    :param own: the callback that does the capturing, left out
+    :param provider: the state provider's name for the environments (see ``train_cloud.envs.state``)
+    """
+
+    def __init__(self, model: BaseAlgorithm, root: BaseCallback, own: BaseCallback | None, provider: str) -> None:
+        self.model = model
+        self.provider = provider
+        self._callbacks = [callback for callback in _walk(root) if callback is not own]
+        self._buffer = _replay_buffer(model)
+        self._skeleton = _skeleton(model)
+        env = model.get_env()
+        assert env is not None
+        self._env: VecEnv = env
+
+    @property
+    def capacity(self) -> int:
+        """Rows that the replay buffer holds; 0 without one. One row has one transition of each environment."""
+        return 0 if self._buffer is None else int(self._buffer.buffer_size)
+
+    def snapshot(self, last: int) -> Snapshot:
+        """Everything but the replay rows: copies only. The only real cost within the training loop.
+
+        :param last: number of rows that were ever added to the replay buffer
+        """
+        if self._buffer is not None and last % self.capacity != self._buffer.pos:
+            raise InputError(
+                "replay_buffer", type(self._buffer).__name__, "rows were added outside of collect_rollouts; train without"
+            )
+        tensors, rest = _tensors(self.model)
+        arrays = {name: tensor.detach().to("cpu", copy=True).numpy() for name, tensor in tensors.items()}
+        parts = {"model": Part(arrays, self._pickle(rest)), "skeleton": Part(blob=self._skeleton)}
+        normalizer = self.model.get_vec_normalize_env()
+        if normalizer is not None:
+            parts["normalizer"] = Part(blob=pickle.dumps(normalizer, protocol=4))
+        facts = {
+            "algorithm": {
+                "class": f"{type(self.model).__module__}:{type(self.model).__qualname__}",
+                **{name: self.model.__dict__[name] for name in _COUNTERS if name in self.model.__dict__},
+            }
+        }
+        return Snapshot(self.model.num_timesteps, parts, {}, facts)
+
+    def rows(self, first: int, last: int) -> dict[str, Rows]:
+        """Replay rows ``[first, last)``.
+
+        Observations are views: they stay put until the ring laps them. The small columns are copied, because
+        ``NStepReplayBuffer.sample`` flips ``timeouts[pos - 1]`` for a moment.
+        """
+        if self._buffer is None:
+            return {}
+        first = max(first, last - self.capacity)
+        chunks = []
+        for start, stop in _ring(first, last, self.capacity):
+            at = start % self.capacity
+            window = slice(at, at + stop - start)
+            chunks.append(
+                (
+                    start,
+                    {
+                        name: column[window] if name.split("/")[0] in _LARGE else column[window].copy()
+                        for name, column in _columns(self._buffer).items()
+                    },
+                )
+            )
+        successors = {
+            name: name.replace(after, before)
+            for name in _columns(self._buffer)
+            for after, before in _SUCCESSORS.items()
+            if name.split("/")[0] == after
+        }
+        return {REPLAY: Rows(first, last, self.capacity, chunks, successors)}
+
+    def restore(self, snapshot: Snapshot) -> int:
+        """Overwrite the model, its environments, generators, logger and callbacks.
+
+        :return: number of rows that were ever added to the replay buffer
+        """
+        last = self._restore_rows(snapshot)
+        part = snapshot.parts["model"]
+        state = pickle.loads(part.blob)
+        _set_tensors(self.model, {name: torch.from_numpy(a.copy()) for name, a in part.arrays.items()}, state["rest"])
+        self._restore_algorithm(state["algorithm"], state["environments"])
+        _set_vecenv(self._env, state["environments"], self.provider)
+        logger = self.model.logger
+        for live, saved in zip(_pending(logger), state["logger"], strict=True):
+            live.clear()
+            live.update(saved)
+        if len(state["callbacks"]) != len(self._callbacks):
+            raise InputError(
+                "callbacks", len(self._callbacks), f"this run was begun with {len(state['callbacks'])} callbacks"
+            )
+        for callback, saved in zip(self._callbacks, state["callbacks"], strict=True):
+            _set_callback(callback, saved, self.provider)
+        self.model._num_timesteps_at_start = self.model.num_timesteps  # fps counts this session's steps
+        if self.provider == "episode":
+            self.model._last_obs = self._env.reset()  # type: ignore[assignment]
+            self.model._last_episode_starts = np.ones((self._env.num_envs,), dtype=bool)
+            if self.model.get_vec_normalize_env() is not None:
+                self.model._last_original_obs = self.model.get_vec_normalize_env().get_original_obs()  # type: ignore
+        set_generators(state["generators"])  # nothing after this may draw
+        return last
+
+    def _pickle(self, rest: Mapping[str, Any]) -> bytes:
+        state = {
+            "rest": rest,
+            "algorithm": _algorithm(self.model),
+            "environments": _get_vecenv(self._env, self.provider),
+            "logger": [dict(pending) for pending in _pending(self.model.logger)],
+            "callbacks": [_get_callback(callback, self.provider) for callback in self._callbacks],
+            "generators": get_generators(),
+        }
+        file = io.BytesIO()
+        StatePickler(file, protocol=5).dump(state)
+        return file.getvalue()
+
+    def _restore_rows(self, snapshot: Snapshot) -> int:
+        if self._buffer is None:
+            return 0
+        stream = snapshot.streams[REPLAY]
+        if stream.capacity != self.capacity:
+            raise InputError("hyperparameters.buffer_size", self.capacity, f"this run was begun with {stream.capacity}")
+        columns = _columns(self._buffer)
+        for first, chunk in stream.chunks:
+            count = len(next(iter(chunk.values())))
+            for start, stop in _ring(first, first + count, self.capacity):
+                at = start % self.capacity
+                for name, column in columns.items():
+                    column[at : at + stop - start] = chunk[name][start - first : stop - first]
+        self._buffer.pos = stream.last % self.capacity
+        self._buffer.full = stream.last >= self.capacity
+        return stream.last
+
+    def _restore_algorithm(self, saved: dict[str, Any], environments: list[dict[str, Any]]) -> None:
+        for name, value in saved.items():
+            live = self.model.__dict__.get(name)
+            if isinstance(live, ActionNoise) and type(live) is type(value):
+                # learn() has handed this very object to collect_rollouts already
+                live.__dict__.clear()
+                live.__dict__.update(value.__dict__)
+            elif isinstance(live, gymnasium.Space) and self.provider != "pickle":
+                live.__dict__.update(value.__dict__)  # shared with the living environments, which keep theirs
+            else:
+                self.model.__dict__[name] = value
+
+
+_COUNTERS = ("num_timesteps", "_n_updates", "_episode_num")
+
+
+def get_generators() -> dict[str, Any]:
+    """The state of every global random generator that SB3 and environments draw from."""
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(legacy=False),
+        "torch": torch.get_rng_state().numpy().copy(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = [generator.numpy().copy() for generator in torch.cuda.get_rng_state_all()]
+    return state
+
+
+def set_generators(state: Mapping[str, Any]) -> None:
+    """Put back what :func:`get_generators` returned. A checkpoint from a GPU restores on a CPU, and the other way round."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(torch.from_numpy(state["torch"].copy()))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([torch.from_numpy(generator) for generator in state["cuda"]])
+
+
+def _replay_buffer(model: BaseAlgorithm) -> ReplayBuffer | None:
+    buffer: ReplayBuffer | None = getattr(model, "replay_buffer", None)
+    if buffer is None:
+        if not isinstance(model, OnPolicyAlgorithm):
+            raise InputError("algorithm", type(model).__name__, "it has neither a replay buffer nor a rollout buffer")
+        return None
+    if type(buffer) not in (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer):
+        raise NotYet(
+            "hyperparameters.replay_buffer_class",
+            type(buffer).__name__,
+            "not in this version: its rows are not known to be append-only; leave the default buffer",
+        )
+    if buffer.optimize_memory_usage:
+        raise NotYet("hyperparameters.optimize_memory_usage", True, "not in this version: set it to false")
+    return buffer
+
+
+def _ring(first: int, last: int, capacity: int) -> Iterator[tuple[int, int]]:
+    """Cut ``[first, last)`` where the ring wraps."""
+    while first < last:
+        stop = min(last, (first // capacity + 1) * capacity)
+        yield first, stop
+        first = stop
+
+
+def _columns(buffer: ReplayBuffer) -> dict[str, Array]:
+    columns: dict[str, Array] = {}
+    for name in _LARGE + _SMALL:
+        value = getattr(buffer, name)
+        if isinstance(value, dict):
+            columns.update({f"{name}/{key}": array for key, array in value.items()})
+        else:
+            columns[name] = value
+    return columns
+
+
+def _algorithm(model: BaseAlgorithm) -> dict[str, Any]:
+    of_torch = model._get_torch_save_params()[1]
+    excluded = _OF_THE_PROCESS | (set(model._excluded_save_params()) - {"_last_lstm_states"}) | set(of_torch)
+    return {name: value for name, value in model.__dict__.items() if name not in excluded and _is_state(value)}
+
+
+def _is_state(value: object) -> bool:
+    if isinstance(value, ActionNoise):
+        return True
+    if isinstance(value, type | torch.nn.Module | torch.optim.Optimizer | torch.Tensor | VecEnv) or callable(value):
+        return False  # configuration, or captured as tensors
+    if type(value) is list and value and all(isinstance(item, torch.Tensor) for item in value):
+        return False  # aliases of a module's buffers (batch norm)
+    return True
+
+
+def _tensors(model: BaseAlgorithm) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """References to every tensor of the model, and what else its state_dicts hold."""
+    tensors: dict[str, torch.Tensor] = {}
+    rest: dict[str, Any] = {}
+    for name, state in model.get_parameters().items():
+        if "state" in state and "param_groups" in state:
+            rest[f"{name}|groups"] = state["param_groups"]
+            for index, values in state["state"].items():
+                for key, value in values.items():
+                    kind = tensors if isinstance(value, torch.Tensor) else rest
+                    kind[f"{name}|state|{index}|{key}"] = value
+        else:
+            tensors.update({f"{name}|{key}": value for key, value in state.items()})
+    for name in model._get_torch_save_params()[1]:
+        value = _attribute(model, name)
+        if isinstance(value, torch.Tensor):
+            tensors[f"variable|{name}"] = value
+    for index, distribution in enumerate(_noise_distributions(model)):
+        tensors[f"sde|{index}|mat"] = distribution.exploration_mat
+        tensors[f"sde|{index}|mats"] = distribution.exploration_matrices
+    return tensors, rest
+
+
+def parameters_of(
+    tensors: Mapping[str, torch.Tensor], rest: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The inverse of the naming in :func:`_tensors`: SB3's ``params`` and its ``pytorch_variables``."""
+    parameters: dict[str, Any] = {}
+    variables: dict[str, torch.Tensor] = {}
+    for name, value in [*tensors.items(), *rest.items()]:
+        owner, *path = name.split("|")
+        if owner == "variable":
+            variables[path[0]] = value
+        elif owner == "sde":
+            continue
+        elif path[0] == "groups":
+            parameters.setdefault(owner, {"state": {}, "param_groups": None})["param_groups"] = value
+        elif path[0] == "state" and len(path) == 3:
+            state = parameters.setdefault(owner, {"state": {}, "param_groups": None})["state"]
+            state.setdefault(int(path[1]), {})[path[2]] = value
+        else:
+            parameters.setdefault(owner, {})[path[0]] = value
+    return parameters, variables
+
+
+def _set_tensors(model: BaseAlgorithm, tensors: Mapping[str, torch.Tensor], rest: Mapping[str, Any]) -> None:
+    parameters, variables = parameters_of(tensors, rest)
+    model.set_parameters(parameters, exact_match=True, device=model.device)
+    for name, value in variables.items():
+        _attribute(model, name).data.copy_(value)
+    for index, distribution in enumerate(_noise_distributions(model)):
+        distribution.exploration_mat = tensors[f"sde|{index}|mat"].to(model.device)
+        distribution.exploration_matrices = tensors[f"sde|{index}|mats"].to(model.device)
+
+
+def _attribute(model: BaseAlgorithm, path: str) -> Any:
+    value: Any = model
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def _noise_distributions(model: BaseAlgorithm) -> Iterator[StateDependentNoiseDistribution]:
+    """gSDE's noise matrices are in no state_dict."""
+    for module in model.policy.modules():
+        distribution = getattr(module, "action_dist", None)
+        if isinstance(distribution, StateDependentNoiseDistribution):
+            yield distribution
+
+
+def _get_vecenv(env: VecEnv, provider: str) -> list[dict[str, Any]]:
+    """One dict per layer, outermost first; the innermost has the environments' states."""
+    layers: list[dict[str, Any]] = []
+    while True:
+        layer = {name: value for name, value in env.__dict__.items() if name not in _OF_THE_VECENV}
+        layers.append(layer)
+        if isinstance(env, DummyVecEnv):
+            layer["train_cloud"] = [get_state(single, provider) for single in env.envs]
+        elif isinstance(env, SubprocVecEnv):
+            layer["train_cloud"] = env.env_method("train_cloud_get_state", provider)
+        if not isinstance(env, VecEnvWrapper):
+            return layers
+        env = env.venv
+
+
+def _set_vecenv(env: VecEnv, layers: list[dict[str, Any]], provider: str) -> None:
+    for layer in layers:
+        saved = dict(layer)
+        states = saved.pop("train_cloud", None)
+        if states is not None and isinstance(env, DummyVecEnv):
+            for single, state in zip(env.envs, states, strict=True):
+                set_state(single, state, provider)
+        elif states is not None:
+            for index, state in enumerate(states):
+                env.env_method("train_cloud_set_state", state, provider, indices=[index])
+        env.__dict__.update(saved)
+        if isinstance(env, VecEnvWrapper):
+            env = env.venv
+
+
+def _walk(root: BaseCallback) -> Iterator[BaseCallback]:
+    yield root
+    for child in getattr(root, "callbacks", None) or []:
+        yield from _walk(child)
+    for name in ("callback", "callback_on_new_best"):
+        child = getattr(root, name, None)
+        if isinstance(child, BaseCallback):
+            yield from _walk(child)
+
+
+def _get_callback(callback: BaseCallback, provider: str) -> dict[str, Any]:
+    state: dict[str, Any] = {}
+    for name, value in callback.__dict__.items():
+        if name in _OF_THE_CALLBACK:
+            continue
+        if isinstance(value, VecEnv):
+            state[name] = _get_vecenv(value, provider)
+        elif isinstance(value, _PLAIN):
+            state[name] = value
+    return state
+
+
+def _set_callback(callback: BaseCallback, state: Mapping[str, Any], provider: str) -> None:
+    for name, value in state.items():
+        live = getattr(callback, name, None)
+        if isinstance(live, VecEnv):
+            _set_vecenv(live, value, provider)
+        else:
+            setattr(callback, name, value)
+
+
+def _pending(logger: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """What was recorded and is not dumped yet."""
+    return logger.name_to_value, logger.name_to_count, logger.name_to_excluded
+
+
+def _skeleton(model: BaseAlgorithm) -> bytes:
+    """SB3's own description of a model without its tensors, as ``save`` writes it; the same bytes all through a run."""
+    excluded = set(model._excluded_save_params()) | {
+        name.split(".")[0] for names in model._get_torch_save_params() for name in names
+    }
+    volatile = {name for name in model.__dict__ if name.startswith(("_last_", "ep_")) or name in ("start_time", "dump_logs")}
+    data = {name: value for name, value in model.__dict__.items() if name not in excluded | volatile}
+    empty: dict[str, Any] = dict.fromkeys(volatile - {"dump_logs"})
+    return data_to_json({**data, **empty}).encode()

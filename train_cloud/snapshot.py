@@ -1,0 +1,50 @@
+"""A snapshot: the whole state of a run at one consistent point, in memory, as named parts and append-only rows.
+
+``learn`` makes snapshots and takes them back; ``checkpoint`` stores and restores them. Neither knows the other: this is all
+that they share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A named bundle of arrays and one opaque blob; stored as one object."""
+
+    arrays: Mapping[str, Array] = field(default_factory=dict)
+    blob: bytes = b""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows ``[first, last)`` of an append-only stream of which the newest ``capacity`` rows are alive: a replay buffer.
+
+    Rows are counted from the run's start, not from the ring's. On the way to a store these are the rows that are new since
+    the last checkpoint; on the way back, all that are alive.
+    """
+
+    first: int
+    last: int
+    capacity: int
+    chunks: Iterable[tuple[int, Mapping[str, Array]]]
+    """(number of the first row, columns); each column has the rows along its first axis. In ascending order."""
+    successors: Mapping[str, str] = field(default_factory=dict)
+    """Column → column: ``a[i] == b[i + 1]`` nearly everywhere, so that ``a`` need not be stored where that holds."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    timesteps: int
+    parts: Mapping[str, Part]
+    streams: Mapping[str, Rows] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """JSON-able: what a reader may want to know without opening a part."""
