@@ -1,0 +1,44 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Each makes .venv first, if it is not there.
+SHELL := /bin/bash
+STAMP := .venv/.installed
+BIN := .venv/bin
+export PATH := $(CURDIR)/.venv/bin:$(CURDIR)/.tools:$(PATH)
+# The project's own plugin: minutes per test file, printed at the end.
+PYTEST := PYTHONPATH=tests $(BIN)/python -m pytest -p minutes
+SHELL_SCRIPTS = $(wildcard scripts/*.sh bootstrap/*.sh .ci/run)
+
+.PHONY: demo test test-full check format clean help
+help:
+	@echo 'make demo       the whole life of a run on this machine, in about two minutes, without an AWS account'
+	@echo 'make test       the test suite, as CI runs it'
+	@echo 'make test-full  also what does not fit into the time that CI has'
+	@echo 'make check      format, lint, types, shell, Terraform'
+	@echo 'make format     write the format that `make check` asks for'
+	@echo 'make clean      remove .venv, .tools and caches'
+
+$(STAMP): pyproject.toml scripts/setup.sh
+	@scripts/setup.sh
+
+demo: $(STAMP)
+	@$(BIN)/train-cloud rehearse examples/pendulum_sac.yaml
+
+test: $(STAMP)
+	@$(PYTEST) -m 'not full'
+
+test-full: $(STAMP)
+	@$(PYTEST)
+
+check: $(STAMP)
+	ruff check .
+	ruff format --check .
+	mypy
+	shellcheck $(SHELL_SCRIPTS)
+	shfmt -d $(SHELL_SCRIPTS)
+
+format: $(STAMP)
+	ruff check --fix .
+	ruff format .
+	shfmt -w $(SHELL_SCRIPTS)
+
+clean:
+	rm -rf .venv .tools .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
