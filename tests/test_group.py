@@ -1,0 +1,252 @@
+"""Leaving, closing and opening the Auto Scaling group: against moto, and against AWS's own words for refusals."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs
+from xml.sax.saxutils import escape
+
+import boto3
+import pytest
+
+from train_cloud.errors import CloudError, CloudForbidden, CloudUnavailable, StoreUnavailable
+from train_cloud.instance.group import Group, find_groups, until_it_holds
+
+NO_GROUP = "AutoScalingGroup name not found - AutoScalingGroup g not found"
+NO_INSTANCE = "Instance Id not found - No managed instance found for instance ID: i-0abc"
+NO_ACTION = "No active Lifecycle Action found with instance ID i-0abc"
+BELOW_MIN = "New SetDesiredCapacity value 0 is below min value 1 for the AutoScalingGroup."
+IN_PROGRESS = "Scaling activity 0ea5f0da is in progress and blocks this action"
+
+
+class AutoScaling(ThreadingHTTPServer):
+    """The Query API: first the refusals in ``script``, then those in ``refuse`` by action, else success."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Exchange)
+        self.script: list[tuple[int, str, str]] = []
+        self.refuse: dict[str, tuple[int, str, str]] = {}
+        self.calls: list[dict[str, str]] = []
+
+
+class _Exchange(BaseHTTPRequestHandler):
+    server: AutoScaling
+
+    def do_POST(self) -> None:
+        form = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
+        call = {name: values[0] for name, values in form.items()}
+        self.server.calls.append(call)
+        action = call["Action"]
+        refusal = self.server.script.pop(0) if self.server.script else self.server.refuse.get(action)
+        if refusal:
+            status, code, message = refusal
+            said = f"<Code>{code}</Code><Message>{escape(message)}</Message>"
+            body = f"<ErrorResponse><Error>{said}</Error></ErrorResponse>"
+        else:
+            hooks = "".join(
+                f"<member><LifecycleHookName>{name}</LifecycleHookName>"
+                f"<LifecycleTransition>autoscaling:EC2_INSTANCE_{transition}</LifecycleTransition></member>"
+                for name, transition in (("in", "LAUNCHING"), ("out", "TERMINATING"))
+            )
+            result = f"<LifecycleHooks>{hooks}</LifecycleHooks>" if action == "DescribeLifecycleHooks" else ""
+            status, body = 200, f"<{action}Response><{action}Result>{result}</{action}Result></{action}Response>"
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[AutoScaling]:
+    with AutoScaling() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+        thread.start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL_AUTO_SCALING", f"http://127.0.0.1:{server.server_port}")
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def group(aws_endpoint: str) -> str:
+    """A group of one machine at moto's."""
+    name = f"g-{uuid.uuid4().hex[:8]}"
+    autoscaling = boto3.client("autoscaling")
+    autoscaling.create_launch_configuration(
+        LaunchConfigurationName=name, ImageId="ami-12c6146b", InstanceType="g5.xlarge"
+    )
+    autoscaling.create_auto_scaling_group(
+        AutoScalingGroupName=name,
+        LaunchConfigurationName=name,
+        MinSize=0,
+        MaxSize=1,
+        DesiredCapacity=1,
+        AvailabilityZones=["us-east-1a"],
+        Tags=[{"Key": "train-cloud:project", "Value": name, "PropagateAtLaunch": True}],
+    )
+    return name
+
+
+def machines(group: str) -> list[str]:
+    (found,) = boto3.client("autoscaling").describe_auto_scaling_groups(AutoScalingGroupNames=[group])[
+        "AutoScalingGroups"
+    ]
+    return [instance["InstanceId"] for instance in found["Instances"]]
+
+
+def test_the_capacity_goes_to_0_and_back(group: str) -> None:
+    machine = Group(group)
+    assert machine.capacity() == 1
+    for _ in range(2):
+        assert machine.set_capacity(0)
+        assert machine.capacity() == 0
+    assert machines(group) == []
+    assert machine.set_capacity(1)
+    assert len(machines(group)) == 1
+
+
+@pytest.mark.parametrize(("decrement", "capacity"), [(True, 0), (False, 1)])
+def test_a_machine_leaves_with_and_without_a_successor(group: str, decrement: bool, capacity: int) -> None:
+    (first,) = machines(group)
+    assert Group(group).terminate(first, decrement=decrement)
+    assert Group(group).capacity() == capacity
+    left = machines(group)
+    assert first not in left and len(left) == capacity
+
+
+def test_groups_are_found_by_tag(group: str) -> None:
+    assert find_groups("train-cloud:project", group) == [group]
+    assert find_groups("train-cloud:project", "nobody's") == []
+
+
+def test_a_group_that_does_not_exist_has_no_capacity(aws_endpoint: str) -> None:
+    assert Group("no-such-group").capacity() is None
+
+
+def test_what_is_sent(aws: AutoScaling) -> None:
+    group = Group("g")
+    assert group.set_capacity(0) and group.terminate("i-0abc", decrement=False)
+    sent = [{k: v for k, v in call.items() if k != "Version"} for call in aws.calls]
+    assert sent == [
+        {
+            "Action": "SetDesiredCapacity",
+            "AutoScalingGroupName": "g",
+            "DesiredCapacity": "0",
+            "HonorCooldown": "false",
+        },
+        {
+            "Action": "TerminateInstanceInAutoScalingGroup",
+            "InstanceId": "i-0abc",
+            "ShouldDecrementDesiredCapacity": "false",
+        },
+    ]
+
+
+@pytest.mark.parametrize("message", [NO_GROUP, NO_INSTANCE])
+def test_not_found_is_success(aws: AutoScaling, message: str) -> None:
+    aws.script = [(400, "ValidationError", message)]
+    if message is NO_GROUP:
+        assert Group("g").set_capacity(0) is False
+    else:
+        assert Group("g").terminate("i-0abc", decrement=False) is False
+    assert len(aws.calls) == 1
+
+
+def test_only_the_terminating_hook_is_completed(aws: AutoScaling) -> None:
+    assert Group("g").complete_termination("i-0abc")
+    assert [call["Action"] for call in aws.calls] == ["DescribeLifecycleHooks", "CompleteLifecycleAction"]
+    assert aws.calls[1]["LifecycleHookName"] == "out"
+    assert aws.calls[1]["LifecycleActionResult"] == "CONTINUE"
+    assert aws.calls[1]["InstanceId"] == "i-0abc"
+
+
+def test_a_hook_that_does_not_hold_the_machine_is_no_error(aws: AutoScaling) -> None:
+    aws.refuse["CompleteLifecycleAction"] = (400, "ValidationError", NO_ACTION)
+    assert Group("g").complete_termination("i-0abc") is False
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "error"),
+    [
+        (403, "AccessDenied", CloudForbidden),
+        (403, "InvalidClientTokenId", CloudForbidden),
+        (400, "Throttling", CloudUnavailable),
+        (400, "ScalingActivityInProgress", CloudUnavailable),
+        (503, "ServiceUnavailable", CloudUnavailable),
+        (500, "InternalFailure", CloudUnavailable),
+        (400, "ValidationError", CloudError),
+    ],
+)
+def test_errors_have_types(aws: AutoScaling, status: int, code: str, error: type[CloudError]) -> None:
+    aws.script = [(status, code, BELOW_MIN)] * 2  # botocore tries some of them a second time itself
+    with pytest.raises(CloudError, match="below min value 1") as raised:
+        Group("g").set_capacity(0)
+    assert raised.type is error
+
+
+def test_tries_again_until_it_holds(aws: AutoScaling) -> None:
+    aws.script = [(400, "ScalingActivityInProgress", IN_PROGRESS), (403, "AccessDenied", "not yet propagated")]
+    assert Group("g", patience_s=20).set_capacity(0)
+    assert len(aws.calls) == 3
+
+
+def test_patience_ends(aws: AutoScaling) -> None:
+    aws.script = [(403, "AccessDenied", "never")] * 9
+    began = time.monotonic()
+    with pytest.raises(CloudForbidden):
+        Group("g", patience_s=2).set_capacity(0)
+    assert 0.9 < time.monotonic() - began < 4
+    assert len(aws.calls) == 2
+
+
+def test_what_no_retry_can_mend_is_not_retried(aws: AutoScaling) -> None:
+    aws.script = [(400, "ValidationError", BELOW_MIN)]
+    with pytest.raises(CloudError, match="below min value 1"):
+        Group("g", patience_s=None).set_capacity(0)
+    assert len(aws.calls) == 1
+
+
+def test_nobody_there_is_temporary(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_AUTO_SCALING", "http://127.0.0.1:9")
+    with pytest.raises(CloudUnavailable):
+        Group("g").set_capacity(0)
+
+
+def test_no_credentials_is_forbidden(aws: AutoScaling, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(CloudForbidden, match="credentials"):
+        Group("g").set_capacity(0)
+
+
+def test_no_region_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_REGION", raising=False)
+    monkeypatch.delenv("AWS_DEFAULT_REGION", raising=False)
+    with pytest.raises(CloudError, match="region"):
+        Group("g")
+
+
+def test_waits_double_up_to_a_limit() -> None:
+    times: list[float] = []
+
+    def act() -> str:
+        times.append(time.monotonic())
+        if len(times) < 6:
+            raise StoreUnavailable("not now")
+        return "held"
+
+    held = until_it_holds(act, patience_s=None, retry_on=(StoreUnavailable,), first_wait_s=0.05, longest_wait_s=0.2)
+    assert held == "held"
+    waits = [after - before for before, after in itertools.pairwise(times)]
+    assert all(wait >= least for wait, least in zip(waits, [0.05, 0.1, 0.2, 0.2, 0.2], strict=True)), waits
+    assert max(waits) < 0.4, "a busy machine, or waits that double without a limit"
