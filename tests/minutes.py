@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 
 import pytest
 
-_seconds: Counter[str] = Counter()
+_seconds: defaultdict[str, float] = defaultdict(float)
 _tests: Counter[str] = Counter()
 
 
@@ -21,6 +21,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         return
     width = max(map(len, _seconds))
     terminalreporter.section("minutes per file")
-    for file, seconds in _seconds.most_common():
+    for file, seconds in sorted(_seconds.items(), key=lambda item: -item[1]):
         terminalreporter.write_line(f"{file:<{width}}  {seconds / 60:6.2f} min  {_tests[file]:4d} tests")
     terminalreporter.write_line(f"{'together':<{width}}  {sum(_seconds.values()) / 60:6.2f} min")

@@ -1,0 +1,146 @@
+"""The one direction in which the packages import each other, and what the light commands must never load."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "train_cloud"
+BASE = {"errors", "snapshot"}
+STORED = BASE | {"config", "store", "run", "checkpoint"}
+ALLOWED = {
+    "errors": set(),
+    "snapshot": set(),
+    "config": BASE,
+    "store": BASE | {"config"},
+    "run": BASE | {"config", "store"},
+    "checkpoint": STORED,
+    "artifacts": STORED,
+    "report": STORED,
+    "envs": BASE,
+    "learn": BASE | {"config", "envs"},
+    "evaluate": BASE | {"config", "envs", "learn"},
+    "instance": BASE | {"config"},
+    "worker": STORED | {"artifacts", "envs", "evaluate", "instance", "learn", "report"},
+}
+EVERYTHING = {"cli", "rehearsal", "__init__", "__main__"}
+OUTSIDE = {
+    "boto3": {"store", "instance", "rehearsal"},
+    "botocore": {"store", "instance", "rehearsal"},
+    "requests": {"instance", "rehearsal"},
+    "wandb": {"artifacts"},
+    "moto": {"rehearsal"},
+    "ruamel": {"config"},
+    "typer": {"cli"},
+    "torch": {"learn", "envs", "evaluate", "rehearsal"},
+    "stable_baselines3": {"learn", "envs", "evaluate", "rehearsal"},
+}
+
+
+def station(module: str) -> str:
+    """``train_cloud.run.head`` stands in the station ``run``."""
+    return [*module.split("."), "__init__"][1]
+
+
+def imports(node: ast.AST, module: str) -> Iterator[str]:
+    """Full names of what a module imports, inside its functions too, but not for type checkers only."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        if isinstance(child, ast.Import):
+            yield from (alias.name for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            parents = module.split(".")[: -child.level] if child.level else []
+            base = ".".join([*parents, *([child.module] if child.module else [])])
+            yield from (f"{base}.{alias.name}" for alias in child.names)
+        yield from imports(child, module)
+
+
+@cache
+def sources() -> dict[str, ast.Module]:
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts)] = ast.parse(path.read_text(), str(path))
+    return found
+
+
+def test_imports_go_one_way() -> None:
+    wrong = []
+    for module, tree in sources().items():
+        here = station(module)
+        for name in imports(tree, module):
+            outside = OUTSIDE.get(name.split(".")[0])
+            if outside is not None and here not in outside:
+                wrong.append(f"{module} imports {name}")
+            if name.split(".")[0] != "train_cloud" or here in EVERYTHING - {"rehearsal"}:
+                continue
+            there = station(name)
+            if there in (here, "__init__"):
+                continue
+            if there in {"cli", "rehearsal"} or (here != "rehearsal" and there not in ALLOWED.get(here, set())):
+                wrong.append(f"{module} imports {name}")
+    assert not wrong
+    assert {station(module) for module in sources()} <= set(ALLOWED) | EVERYTHING
+
+
+def commands() -> dict[str, list[str]]:
+    """Each function of the CLI that imports when it runs, and the modules of ours that it imports."""
+    found: dict[str, list[str]] = {}
+    for module, tree in sources().items():
+        if not module.startswith("train_cloud.cli."):
+            continue
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef):
+                names = [name.rpartition(".")[0] for name in imports(node, module) if name.startswith("train_cloud.")]
+                found[node.name] = sorted(
+                    {name for name in names if name in sources() or f"{name}.__init__" in sources()}
+                )
+    return found
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_importing_the_package_and_its_commands_is_light() -> None:
+    modules = [name for name in sources() if name.startswith("train_cloud.cli")]
+    loaded = run_python(f"import sys, train_cloud, {', '.join(modules)}; print(*sys.modules)").split()
+    assert not {"torch", "stable_baselines3", "gymnasium", "numpy", "boto3", "pydantic", "requests"} & set(loaded)
+
+
+@pytest.mark.parametrize("command", ["status"])
+def test_light_commands_never_load_torch(command: str) -> None:
+    modules = commands()[command]
+    assert modules
+    loaded = run_python(f"import sys, {', '.join(modules)}; print(*sys.modules)").split()
+    assert modules[0] in loaded
+    assert not {"torch", "stable_baselines3", "gymnasium"} & set(loaded)
+
+
+BLOCK = """
+import sys
+UNIX = {"fcntl", "pwd", "grp", "termios", "tty", "pty", "resource", "syslog", "readline", "curses", "sdnotify"}
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name in UNIX:
+            raise ModuleNotFoundError(f"No module named {name!r} (blocked)", name=name)
+for name in UNIX:
+    sys.modules.pop(name, None)
+sys.meta_path.insert(0, Blocked())
+"""
+
+
+@pytest.mark.parametrize("command", sorted(commands().keys() - {"watch", "finish", "rehearse"}))
+def test_commands_for_people_import_without_unix(command: str) -> None:
+    modules = ["train_cloud.cli", *commands()[command]]
+    run_python(BLOCK + "".join(f"import {name}\n" for name in modules))
