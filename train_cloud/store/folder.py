@@ -1,0 +1,195 @@
+"""A local folder as an object store, with S3's conditions across processes.
+
+An object is a file. It is written whole beside the others, flushed to disk, and renamed into place: a reader, also one
+after a power cut, sees the old content or the new one. Checking a condition and renaming happen under one lock per
+store, which the kernel frees when its holder dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ..errors import BucketMissing, ConditionFailed, ObjectMissing, StoreForbidden, StoreUnavailable
+from .protocol import RESERVED, Body, ObjectInfo, StoredObject, check_key
+
+_ABANDONED = 24 * 3600.0
+"""Seconds after which an unfinished file is a dead process's."""
+
+
+class FolderStore:
+    """Objects as files under ``root``, which the first write creates.
+
+    Writers of one object must open the same ``root``: the lock lies there. An object and a folder cannot share a name.
+    """
+
+    def __init__(self, root: Path, *, patience: float) -> None:
+        self.root = root.absolute()
+        self._private = self.root / RESERVED
+        self._lock = FileLock(self._private / "lock", timeout=patience)
+        self._swept = False
+
+    @property
+    def url(self) -> str:
+        return str(self.root)
+
+    def get(self, key: str) -> StoredObject:
+        path = self._path(key)
+        with self._errors(key):
+            try:
+                # Windows lets nobody rename over a file that is being read.
+                with self._locked() if os.name == "nt" and self._private.is_dir() else contextlib.nullcontext():
+                    body = path.read_bytes()
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                self._check_root()
+                raise ObjectMissing(f"{self.url}/{key} does not exist") from None
+        return StoredObject(body, _etag(body))
+
+    def put(self, key: str, body: Body) -> str:
+        return self._write(key, body, lambda path: None)
+
+    def create(self, key: str, body: Body) -> str:
+        def absent(path: Path) -> None:
+            if path.is_file():
+                raise ConditionFailed(f"{self.url}/{key} exists already")
+
+        return self._write(key, body, absent)
+
+    def swap(self, key: str, body: Body, etag: str) -> str:
+        def unchanged(path: Path) -> None:
+            try:
+                standing = _etag(path.read_bytes())
+            except (FileNotFoundError, NotADirectoryError):
+                raise ConditionFailed(f"{self.url}/{key} is gone") from None
+            if standing != etag:
+                raise ConditionFailed(f"{self.url}/{key} has changed since it was read")
+
+        return self._write(key, body, unchanged)
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        folder, _, _ = prefix.rpartition("/")
+        if folder:
+            check_key(folder)
+        found = []
+        with self._errors(prefix):
+            self._check_root()
+            for parent, folders, names in os.walk(self.root / folder, onerror=_raise):
+                if RESERVED in folders:
+                    folders.remove(RESERVED)
+                for path in (Path(parent, name) for name in names):
+                    key = path.relative_to(self.root).as_posix()
+                    if key.startswith(prefix):
+                        with contextlib.suppress(FileNotFoundError):  # deleted since
+                            status = path.stat()
+                            modified = datetime.fromtimestamp(status.st_mtime, timezone.utc)
+                            found.append(ObjectInfo(key, status.st_size, modified))
+        yield from sorted(found, key=lambda info: info.key)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            path = self._path(key)
+            with self._errors(key):
+                self._check_root()
+                if not path.is_file():
+                    continue
+                _make_folder(self._private)
+                with self._locked():
+                    path.unlink(missing_ok=True)
+                    for parent in path.parents:  # in S3, too, a folder goes with its last object
+                        if parent == self.root or any(parent.iterdir()):
+                            break
+                        parent.rmdir()
+                    _flush_folder(parent)
+
+    def _write(self, key: str, body: Body, check: Callable[[Path], None]) -> str:
+        path = self._path(key)
+        with self._errors(key):
+            _make_folder(self._private)
+            self._sweep()
+            unfinished = self._private / uuid.uuid4().hex
+            try:
+                with unfinished.open("xb") as file:
+                    file.write(body)
+                    file.flush()
+                    os.fsync(file.fileno())
+                with self._locked():
+                    check(path)
+                    _make_folder(path.parent)
+                    unfinished.replace(path)
+                _flush_folder(path.parent)
+            finally:
+                unfinished.unlink(missing_ok=True)
+        return _etag(body)
+
+    def _locked(self) -> contextlib.AbstractContextManager[object]:
+        return self._lock.acquire(poll_interval=0.005)
+
+    def _sweep(self) -> None:
+        """Remove what killed writers left."""
+        if self._swept:
+            return
+        self._swept = True
+        for path in self._private.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if path.name != "lock" and time.time() - path.stat().st_mtime > _ABANDONED:
+                    path.unlink()
+
+    def _path(self, key: str) -> Path:
+        return self.root / check_key(key)
+
+    def _check_root(self) -> None:
+        """A missing folder is an empty store; a file in its place, or above it, is none."""
+        for path in (self.root, *self.root.parents):
+            if path.exists():
+                if not path.is_dir():
+                    raise BucketMissing(f"{self.url} cannot be a folder: {path} is a file")
+                return
+
+    @contextlib.contextmanager
+    def _errors(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except Timeout as error:
+            raise StoreUnavailable(f"{self.url}: another process holds its lock, {error.lock_file}") from error
+        except PermissionError as error:
+            raise StoreForbidden(f"{self.url}/{key}: {error}; give this user the right to it") from error
+        except (NotADirectoryError, IsADirectoryError, FileExistsError) as error:
+            self._check_root()
+            raise StoreForbidden(f"{self.url}/{key}: a file and a folder cannot have the same name: {error}") from error
+        except OSError as error:
+            raise StoreUnavailable(f"{self.url}/{key}: {error}") from error
+
+
+def _etag(body: Body) -> str:
+    return hashlib.sha256(body).hexdigest()
+
+
+def _make_folder(path: Path) -> None:
+    """With its parents, each durable in the one above it."""
+    if not path.is_dir():
+        _make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        _flush_folder(path.parent)
+
+
+def _flush_folder(path: Path) -> None:
+    """Make renames within ``path`` durable. Windows has no such call."""
+    if os.name != "nt":
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _raise(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error

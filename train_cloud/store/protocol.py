@@ -1,0 +1,92 @@
+"""The six verbs that the rest of the package knows of storage, and what they promise on every kind of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol, TypeAlias
+
+from ..errors import InputError
+
+Body: TypeAlias = "bytes | bytearray | memoryview"
+
+RESERVED = ".train-cloud"
+"""A folder name that no key contains: the local store keeps its lock and its unfinished files there."""
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    body: bytes | bytearray
+    etag: str
+    """Names this content: changes whenever the content does. Opaque."""
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    key: str
+    size: int
+    """bytes"""
+    modified: datetime
+    """With a time zone."""
+
+
+class ObjectStore(Protocol):
+    """Objects under string keys: whole or not there at all, and durable once a verb has returned.
+
+    Keys are relative to ``url``, with ``/`` between segments. All verbs are synchronous and thread-safe, and raise
+
+    - ``StoreForbidden``: the credentials may not do this, or there are none
+    - ``BucketMissing``: there is nothing at ``url`` that could hold objects
+    - ``StoreUnavailable``: no answer within the store's patience; whether a write happened is then unknown
+    - ``InputError``: the key is not one: empty, absolute, or with an empty, ``.`` or ``..`` segment
+    """
+
+    @property
+    def url(self) -> str:
+        """Where the keys begin, without a trailing slash."""
+        ...
+
+    def get(self, key: str) -> StoredObject:
+        """:raises ObjectMissing: a LIST of the key shows that it does not exist (never inferred from a 403 or 404)"""
+        ...
+
+    def put(self, key: str, body: Body) -> str:
+        """Write unconditionally, in parts where large; returns the e-tag. For payloads under names of their own."""
+        ...
+
+    def create(self, key: str, body: Body) -> str:
+        """Write only where nothing is; returns the e-tag.
+
+        The client retries after a lost reply, and then finds its own object: on ``ConditionFailed`` a caller that must
+        know compares the body that stands there with the one it sent, which therefore should hold something random.
+
+        :raises ConditionFailed: the key exists
+        """
+        ...
+
+    def swap(self, key: str, body: Body, etag: str) -> str:
+        """Write only over the version ``etag``; returns the new e-tag. Lost replies show as with ``create``.
+
+        :raises ConditionFailed: the object is another one by now, or gone
+        """
+        ...
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Objects whose key begins with the string ``prefix``, in order of keys. Errors come with the first item."""
+        ...
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Missing keys are fine."""
+        ...
+
+
+def check_key(key: str) -> str:
+    """The key itself, if it is one on every kind of store.
+
+    :raises InputError: empty, absolute, an empty, ``.`` or ``..`` segment, a control character or backslash
+    """
+    segments = key.split("/")
+    if not key.isprintable() or "\\" in key or not {"", ".", "..", RESERVED}.isdisjoint(segments):
+        raise InputError("key", key, "give printable names between single slashes, not '.' or '..', no backslash")
+    return key

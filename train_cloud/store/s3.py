@@ -1,0 +1,308 @@
+"""An S3 bucket as an object store: bytes move with obstore, credentials come from boto3.
+
+What S3 promises is in the Amazon S3 User Guide, "How to prevent object overwrites with conditional requests" and "Add
+preconditions to S3 operations with conditional requests": ``If-None-Match: *`` creates once, ``If-Match`` swaps; 412 is
+lost, 409 is a race whose outcome a re-read tells. Conditions are sent on single PUTs only, never on a multipart upload.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import TYPE_CHECKING, NoReturn
+from urllib.parse import urlsplit
+
+import boto3
+import botocore.session
+from botocore.exceptions import BotoCoreError
+from obstore.auth.boto3 import Boto3CredentialProvider
+from obstore.exceptions import BaseError
+from obstore.store import S3Store
+
+from ..errors import (
+    BucketMissing,
+    ConditionFailed,
+    InputError,
+    ObjectMissing,
+    StoreError,
+    StoreForbidden,
+    StoreUnavailable,
+)
+from .protocol import Body, ObjectInfo, StoredObject, check_key
+
+if TYPE_CHECKING:
+    from obstore.store import S3Config
+
+_PART = 16 << 20
+"""Bytes. Larger objects travel in parts of this size, several at once."""
+_PARALLEL = 8
+_CONFLICTS = 5
+"""Tries of a ``create`` that S3 answers with 409 while the key stays absent."""
+
+_KEYS_LIVE = timedelta(minutes=10)
+"""obstore keeps credentials until 5 minutes before this has passed (its ``TokenCache``); boto3 renews an instance's at
+the latest 10 minutes before they expire. So none has expired when it signs, as it may with obstore's 30 minutes."""
+
+_EXPIRED = ("ExpiredToken", "TokenRefreshRequired", "InvalidToken", "InvalidAccessKeyId", "SignatureDoesNotMatch")
+_ELSEWHERE = ("AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect")
+_TRY_AGAIN = (408, 409, 412, 429)
+_UNREACHABLE = re.compile(r"Connect|Timeout|Metadata|iam-role|container-role", re.IGNORECASE)
+"""In botocore's text: the credentials could not be fetched, which is not the same as being refused."""
+
+# obstore raises FileNotFoundError for every 404, a missing bucket's too.
+_ERRORS = (BaseError, FileNotFoundError)
+
+
+class BucketStore:
+    """Objects under ``prefix`` in ``bucket``. Needs ListBucket, GetObject, PutObject and DeleteObject there."""
+
+    def __init__(self, bucket: str, prefix: str, *, patience: float) -> None:
+        self.bucket = bucket
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._patience = patience
+        self._endpoint = _endpoint()
+        self._opening = threading.Lock()
+        self._opened: S3Store | None = None
+
+    @property
+    def url(self) -> str:
+        return f"s3://{self.bucket}/{self._prefix}".rstrip("/")
+
+    def get(self, key: str) -> StoredObject:
+        path = self._path(key)
+        for _ in range(2):
+            try:
+                return self._read(path)
+            except _ERRORS as error:
+                if _status(error) not in (403, 404) or _code(error) == "NoSuchBucket":
+                    self._raise(key, error)
+                # AWS answers 403 for a missing key in some policies, and a 404 may be older than a write.
+                if not self._exists(key):
+                    raise ObjectMissing(f"{self.url}/{key} does not exist") from error
+                if _status(error) == 403:
+                    self._raise(key, error)
+        raise StoreUnavailable(f"{self.url}/{key}: listed, but not found")
+
+    def put(self, key: str, body: Body) -> str:
+        path = self._path(key)
+        view = memoryview(body).cast("B")
+        try:
+            reply = self._client.put(
+                path, view, use_multipart=len(view) > _PART, chunk_size=_PART, max_concurrency=_PARALLEL
+            )
+        except _ERRORS as error:
+            self._raise(key, error)
+        return _etag(reply)
+
+    def create(self, key: str, body: Body) -> str:
+        path = self._path(key)
+        for attempt in range(_CONFLICTS):
+            try:
+                return _etag(self._client.put(path, memoryview(body).cast("B"), mode="create"))
+            except _ERRORS as error:
+                if _status(error) not in (409, 412):
+                    self._raise(key, error)
+                if _status(error) == 412 or self._exists(key):
+                    raise ConditionFailed(f"{self.url}/{key} exists already") from error
+            time.sleep(0.1 * 2**attempt)
+        raise StoreUnavailable(f"{self.url}/{key}: conflicting writes, and none has come through")
+
+    def swap(self, key: str, body: Body, etag: str) -> str:
+        path = self._path(key)
+        try:
+            return _etag(self._client.put(path, memoryview(body).cast("B"), mode={"e_tag": etag}))
+        except _ERRORS as error:
+            status = _status(error)
+            changed = (
+                status == 412
+                or (status == 404 and _code(error) != "NoSuchBucket")
+                or (status == 403 and not self._exists(key))
+                or (status == 409 and self._changed(key, etag))  # obstore has sent it again until its patience ended
+            )
+            if changed:
+                raise ConditionFailed(f"{self.url}/{key} has changed since it was read, or is gone") from error
+            self._raise(key, error)
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        # obstore lists whole folders only. Keys come in order, so that the wanted ones are asked for and left by name.
+        folder, slash, start = (self._prefix + prefix).rpartition("/")
+        offset = folder + slash + start[:-1] if start[:-1] not in ("", ".", "..") else None
+        if prefix.strip("/"):
+            check_key(prefix.rstrip("/"))
+        try:
+            for page in self._client.list(folder or None, offset=offset):
+                for found in page:
+                    key = found["path"].removeprefix(self._prefix)
+                    if key.startswith(prefix):
+                        yield ObjectInfo(key, found["size"], found["last_modified"])
+                    elif key > prefix:
+                        return
+        except _ERRORS as error:
+            self._raise(prefix, error)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        paths = [self._path(key) for key in keys]
+        if not paths:
+            return
+        try:
+            self._client.delete(paths)
+        except _ERRORS as error:
+            self._raise(paths[0].removeprefix(self._prefix), error)
+
+    def _read(self, path: str) -> StoredObject:
+        reply = self._client.get(path)
+        size, etag = reply.meta["size"], _etag(reply.meta)
+        if size <= _PART:
+            return StoredObject(bytes(reply.bytes()), etag)
+        body = bytearray(size)
+        view = memoryview(body)
+
+        def fetch(start: int) -> None:
+            end = min(start + _PART, size)
+            view[start:end] = self._client.get(path, options={"range": (start, end), "if_match": etag}).bytes()
+
+        with ThreadPoolExecutor(_PARALLEL) as threads:
+            for _ in threads.map(fetch, range(0, size, _PART)):
+                pass
+        return StoredObject(body, etag)
+
+    def _exists(self, key: str) -> bool:
+        return any(info.key == key for info in self.list(key))
+
+    def _changed(self, key: str, etag: str) -> bool:
+        try:
+            return self.get(key).etag != etag
+        except ObjectMissing:
+            return True
+
+    def _path(self, key: str) -> str:
+        return self._prefix + check_key(key)
+
+    @property
+    def _client(self) -> S3Store:
+        with self._opening:
+            if self._opened is None:
+                self._opened = self._open()
+            return self._opened
+
+    def _open(self) -> S3Store:
+        session = botocore.session.Session()
+        if "AWS_METADATA_SERVICE_NUM_ATTEMPTS" not in os.environ:
+            # The default is one, of a second: too little for a machine that is busy booting.
+            session.set_config_variable("metadata_service_num_attempts", 3)
+        try:
+            region = os.environ.get("AWS_REGION") or session.get_config_variable("region") or "us-east-1"
+            boto = boto3.Session(botocore_session=session, region_name=region)
+            found = boto.get_credentials() is not None
+            credentials = Boto3CredentialProvider(boto, ttl=_KEYS_LIVE) if found else None
+        except BotoCoreError as error:
+            raise StoreForbidden(f"{self.url}: the AWS credentials cannot be read: {error}") from error
+        if credentials is None:
+            raise StoreForbidden(
+                f"{self.url}: there are no AWS credentials: run `aws configure`, set AWS_PROFILE, or set "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; on a machine of AWS, give it an instance role"
+            )
+        config: S3Config = {
+            "region": region,
+            # Certificates of virtual-hosted addresses cover one label: a bucket name with a dot needs the path style.
+            "virtual_hosted_style_request": self._endpoint is None and "." not in self.bucket,
+            "checksum_algorithm": "CRC64NVME",
+            "unsigned_payload": True,
+        }
+        if self._endpoint is not None:
+            config["endpoint"] = self._endpoint
+        return S3Store(
+            self.bucket,
+            config=config,
+            client_options={
+                "allow_http": self._endpoint is not None and self._endpoint.startswith("http:"),
+                "connect_timeout": timedelta(seconds=min(5.0, self._patience)),
+                "timeout": timedelta(seconds=self._patience),
+            },
+            retry_config={
+                "max_retries": 1000,  # time ends them
+                "retry_timeout": timedelta(seconds=self._patience),
+                "backoff": {
+                    "init_backoff": timedelta(milliseconds=100),
+                    "max_backoff": timedelta(seconds=min(5.0, self._patience / 4)),
+                    "base": 2,
+                },
+            },
+            credential_provider=credentials,
+        )
+
+    def _raise(self, key: str, error: Exception) -> NoReturn:
+        """One of our errors for one of obstore's, which differ by little more than their text."""
+        status, code = _status(error), _code(error)
+        where = f"{self.url}/{key}"
+        text = str(error).partition("\n\nDebug source")[0]
+        if code == "NoSuchBucket":
+            raise BucketMissing(f"s3://{self.bucket} does not exist: create it, or correct its name") from error
+        if code in _ELSEWHERE or "incorrectly configured region" in text:
+            raise BucketMissing(
+                f"s3://{self.bucket} is in another region: set AWS_REGION to the bucket's region"
+            ) from error
+        if "External AWS credential provider" in text:
+            why = f"{self.url}: the AWS credentials cannot be had: {text.partition('credential provider: ')[2]}"
+            if _UNREACHABLE.search(why):
+                raise StoreUnavailable(why) from error
+            raise StoreForbidden(why) from error
+        if code == "RequestTimeTooSkewed":
+            raise StoreForbidden(f"{where}: this machine's clock is wrong: set it, then try again") from error
+        if code in _EXPIRED:
+            raise StoreForbidden(f"{where}: {code}: renew the AWS credentials: `aws sso login`, or new keys") from error
+        if status in (401, 403) or code == "AccessDenied":
+            raise StoreForbidden(
+                f"{where}: {code or status}: these AWS credentials need s3:ListBucket on the bucket, and s3:GetObject, "
+                "s3:PutObject and s3:DeleteObject below this prefix"
+            ) from error
+        if status is not None and 400 <= status < 500 and status not in _TRY_AGAIN and code != "RequestTimeout":
+            raise StoreError(f"{where}: S3 refuses the request: {status} {code}: {text}") from error
+        cause = re.search(r'(?:message|error): "([^"]+)"|TimedOut', str(error)) if status is None else None
+        why = (cause[1] or "time-out") if cause else f"{status} {code}" if status else text
+        raise StoreUnavailable(f"{where}: S3 does not answer: {why}") from error
+
+
+def _status(error: Exception) -> int | None:
+    found = re.search(r"status code: (\d{3})", str(error))
+    return int(found[1]) if found else None
+
+
+def _code(error: Exception) -> str:
+    found = re.search(r"<Code>(\w+)</Code>|\(code: (\w+)\)", str(error))
+    return (found[1] or found[2]) if found else ""
+
+
+def _etag(reply: object) -> str:
+    etag = reply["e_tag"] if isinstance(reply, dict) else None
+    if not isinstance(etag, str):
+        raise StoreError("the S3 server sends no e-tags: it cannot hold a run")
+    return etag
+
+
+def _endpoint() -> str | None:
+    """From the variables that all AWS SDKs read ("AWS SDKs and Tools Reference Guide: Service-specific endpoints").
+
+    :raises InputError: plain http to another machine
+    """
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        url = os.environ.get(name, "")
+        if url and os.environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() != "true":
+            parts = urlsplit(url)
+            if parts.hostname and (parts.scheme == "https" or (parts.scheme == "http" and _loopback(parts.hostname))):
+                return url.rstrip("/")
+            raise InputError(name, url, "give an https address, or an http one on loopback")
+    return None
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
