@@ -606,6 +606,7 @@ def _round_trip(make_env: MakeEnv, name: str, replay_max_steps: int) -> str:
             first.reset(seed=1)
         space = copy.deepcopy(first.action_space)
         space.seed(2)
+        first.reset()  # one reset more than the other instance will have seen: counters of episodes must be carried
         generators = _process_generators()
         lead_in = _play(first, space, _FIRST_EPISODE)
         if not lead_in.ended:

@@ -1,0 +1,440 @@
+"""Environment state: taken in mid-episode, put back in another process; the next episodes are the same, bit for bit."""
+
+from __future__ import annotations
+
+import functools
+import math
+import pickle
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces, wrappers
+from gymnasium.utils import EzPickle
+
+from train_cloud.envs.state import Choice, StatefulEnv, choose, dumps, get_state, loads, set_state
+from train_cloud.errors import InputError, TrainCloudError
+
+HERE = Path(__file__).parent
+
+
+class Walk(gym.Env[Any, Any]):
+    """A random walk that ends outside of ±3 or after 40 steps; every episode starts elsewhere."""
+
+    def __init__(self) -> None:
+        self.observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float64)
+        self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+        self.place, self.steps, self.episodes = 0.0, 0, 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.place, self.steps = float(self.np_random.normal()), 0
+        self.episodes += 1
+        return self._see(), {"noise": random.Random().random()}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.place += 0.3 * float(action[0]) + 0.1 * self.draw()
+        self.steps += 1
+        return self._see(), math.exp(-(self.place**2)), abs(self.place) > 3, self.steps >= 40, {"place": self.place}
+
+    def draw(self) -> float:
+        return float(self.np_random.normal())
+
+    def _see(self) -> Any:
+        return np.array([self.place, self.steps], dtype=np.float64)
+
+
+class Curriculum(Walk):
+    """Later episodes are harder: what happened before the last reset matters, and no replay of one episode sees it."""
+
+    def draw(self) -> float:
+        return super().draw() * self.episodes
+
+
+class Own(Walk):
+    """Cannot be pickled, but says what its state is; forgets the generator, as people do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+    def get_state(self) -> tuple[float, int, int]:
+        return self.place, self.steps, self.episodes
+
+    def set_state(self, state: tuple[float, int, int]) -> None:
+        self.place, self.steps, self.episodes = state
+
+
+class ForgetfulOwn(Walk):
+    """Its get_state leaves out what matters."""
+
+    def get_state(self) -> float:
+        return self.place
+
+    def set_state(self, state: float) -> None:
+        self.place = state
+
+
+class Locked(Walk):
+    """Cannot be pickled, and has no other way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+        self.harder: Callable[[float], float] = lambda value: 2 * value
+
+    def draw(self) -> float:
+        with self.lock:
+            return float(self.harder(super().draw()))
+
+
+class LockedCurriculum(Locked, Curriculum):
+    pass
+
+
+class GetState(Walk):
+    """Pickled in a way of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.lock = threading.Lock()
+
+
+class Ez(Walk, EzPickle):
+    """Pickles as its constructor's arguments; all the same its attributes are its whole state."""
+
+    def __init__(self) -> None:
+        Walk.__init__(self)
+        EzPickle.__init__(self)
+
+
+class Simulator(EzPickle):
+    def __init__(self) -> None:
+        EzPickle.__init__(self)
+        self.drift = 0.0
+
+
+class Liar(Walk):
+    """Pickles without an error and comes back with a fresh simulator: the copy plays on in another episode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.simulator = Simulator()
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self.simulator.drift = 0.0
+        return super().reset(seed=seed, options=options)
+
+    def draw(self) -> float:
+        self.simulator.drift += 0.01
+        return super().draw() + self.simulator.drift
+
+
+class Global(Walk):
+    """Draws from NumPy's global generator."""
+
+    def draw(self) -> float:
+        return float(np.random.normal())
+
+
+class LockedGlobal(Locked, Global):
+    pass
+
+
+class Part:
+    def __init__(self, env: Walk) -> None:
+        self.env = env
+
+
+class BackReference(Walk):
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = Part(self)
+
+    def draw(self) -> float:
+        return super().draw() + self.part.env.steps * 0.01
+
+
+class Tired(gym.Wrapper[Any, Any, Any, Any]):
+    """A wrapper with a state of its own, a generator of its own and a lambda."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self.tiredness = 0.0
+        self.dice = np.random.default_rng(0)
+        self.rest: Callable[[], float] = lambda: 0.9 * self.tiredness
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self.tiredness = self.rest()
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        self.tiredness += self.dice.random() * 0.1
+        return self.env.step(np.clip(action * math.exp(-self.tiredness), -1, 1))
+
+
+def _wrapped(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    env = wrappers.RescaleAction(env, np.float32(-2.0), np.float32(2.0))
+    env = wrappers.TimeLimit(wrappers.NormalizeObservation(wrappers.FrameStackObservation(env, 3)), 70)
+    return wrappers.RecordEpisodeStatistics(wrappers.DelayObservation(env, 1))
+
+
+def _monitored(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    from stable_baselines3.common.monitor import Monitor
+
+    return Monitor(env)
+
+
+def _racetrack() -> gym.Env[Any, Any]:
+    pytest.importorskip("highway_env")
+    return _monitored(gym.make("racetrack-v1"))
+
+
+#: name → (how it is made, the provider that must be found, whether a resumed session is exact)
+CASES: dict[str, tuple[Callable[[], gym.Env[Any, Any]], str, bool]] = {
+    "pendulum": (functools.partial(gym.make, "Pendulum-v1"), "pickle", True),
+    "cartpole": (functools.partial(gym.make, "CartPole-v1"), "pickle", True),
+    "mountain car": (functools.partial(gym.make, "MountainCarContinuous-v0"), "pickle", True),
+    "pendulum, wrapped": (lambda: _wrapped(gym.make("Pendulum-v1")), "pickle", True),
+    "pendulum, monitored": (lambda: _monitored(_wrapped(gym.make("Pendulum-v1"))), "pickle", True),
+    "racetrack": (_racetrack, "pickle", True),
+    "own": (lambda: wrappers.TimeLimit(Own(), 30), "own", True),
+    "own, wrapped": (lambda: Tired(_wrapped(Own())), "own", True),
+    "own, forgetful": (ForgetfulOwn, "pickle", True),
+    "curriculum": (Curriculum, "pickle", True),
+    "own getstate": (lambda: Tired(GetState()), "pickle", True),
+    "constructor arguments": (Ez, "pickle", True),
+    "back reference": (BackReference, "pickle", True),
+    "lock": (Locked, "replay", True),
+    "lock, wrapped": (lambda: Tired(_wrapped(Locked())), "replay", True),
+    "liar": (lambda: _wrapped(Liar()), "replay", True),
+    "global generator": (Global, "pickle", True),
+    "lock and curriculum": (LockedCurriculum, "episode", False),
+    "lock and global generator": (LockedGlobal, "episode", False),
+}
+EXACT = [name for name, (_, _, exact) in CASES.items() if exact]
+
+
+def actions(env: gym.Env[Any, Any], count: int, seed: int) -> list[Any]:
+    space = pickle.loads(pickle.dumps(env.action_space))
+    space.seed(seed)
+    return [space.sample() for _ in range(count)]
+
+
+def play(env: gym.Env[Any, Any], sequence: list[Any]) -> list[Any]:
+    """What SB3's vectorised environments see: a reset after every end."""
+    seen: list[Any] = []
+    for action in sequence:
+        observation, reward, terminated, truncated, info = env.step(action)
+        seen.append((np.asarray(observation).tobytes(), float(reward).hex(), terminated, truncated))
+        if terminated or truncated:
+            episode = info.get("episode", {})
+            seen.append((float(episode.get("r", 0)).hex(), episode.get("l")))
+            seen.append(np.asarray(env.reset()[0]).tobytes())
+    return seen
+
+
+def process_generators() -> list[Any]:
+    numpy_state: Any = np.random.get_state(legacy=False)
+    return [random.getstate(), numpy_state["state"]["key"].tobytes(), numpy_state["state"]["pos"]]
+
+
+def continue_in_child(name: str, folder: str) -> None:
+    """In another process: a fresh environment takes the state and plays on."""
+    make, provider, _ = CASES[name]
+    env = StatefulEnv(make(), provider)
+    env.reset(seed=99)
+    env.step(env.action_space.sample())
+    state, numpy_state, sequence = loads((Path(folder) / "state").read_bytes(), [env])
+    set_state(env, state)
+    np.random.set_state(numpy_state)
+    (Path(folder) / "seen").write_bytes(pickle.dumps(play(env, sequence)))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_choice(name: str) -> None:
+    make, provider, exact = CASES[name]
+    before = process_generators()
+    choice = choose(make)
+    assert choice.because
+    assert (choice.provider, choice.exact) == (provider, exact), choice.because
+    assert process_generators() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"), [*((name, 47) for name in EXACT), ("pendulum", 1), ("own", 1), ("lock, wrapped", 1)]
+)
+def test_another_process_goes_on_with_the_episode(name: str, steps: int, tmp_path: Path) -> None:
+    make, provider, _ = CASES[name]
+    env = StatefulEnv(make(), provider)
+    env.reset(seed=5)
+    play(env, actions(env, steps, seed=6))
+    coming = actions(env, {"mountain car": 1200, "racetrack": 60}.get(name, 260), seed=7)
+    blob = dumps((get_state(env), np.random.get_state(legacy=False), coming), [env])
+    (tmp_path / "state").write_bytes(blob)
+    expected = play(env, coming)
+    assert any(len(item) == 2 for item in expected if isinstance(item, tuple)), "no episode ended: nothing is shown"
+    subprocess.run(
+        [sys.executable, "-c", f"import test_state; test_state.continue_in_child({name!r}, {str(tmp_path)!r})"],
+        cwd=HERE, check=True, timeout=120,
+    )  # fmt: skip
+    assert pickle.loads((tmp_path / "seen").read_bytes()) == expected
+
+
+def test_quick_enough_for_every_start() -> None:
+    choose(CASES["pendulum"][0])
+    start = time.monotonic()
+    choose(CASES["pendulum"][0])
+    assert time.monotonic() - start < 1
+
+
+@pytest.mark.parametrize(
+    ("name", "requested", "reason"),
+    [
+        ("pendulum", "own", "no get_state"),
+        ("pendulum", "mujoco", "not a MuJoCo environment"),
+        ("pendulum", "ale", "not an environment of the Arcade"),
+        ("lock", "pickle", "cannot pickle"),
+        ("liar", "pickle", "another way"),
+        ("own, forgetful", "own", "another way"),
+        ("lock and curriculum", "replay", "did not lead to"),
+        ("global generator", "replay", "global generator"),
+        ("lock", "snapshot", "auto"),
+    ],
+)
+def test_a_requested_provider_must_pass_too(name: str, requested: str, reason: str) -> None:
+    with pytest.raises(InputError, match=reason) as caught:
+        choose(CASES[name][0], requested)
+    assert caught.value.field == "environment.state"
+    assert caught.value.value == requested
+
+
+@pytest.mark.parametrize(("name", "requested"), [("pendulum", "replay"), ("own", "replay"), ("own getstate", "pickle")])
+def test_a_requested_provider_that_passes_is_taken(name: str, requested: str) -> None:
+    assert choose(CASES[name][0], requested) == Choice(requested, True, choose(CASES[name][0], requested).because)
+
+
+def test_a_refusal_names_every_reason() -> None:
+    choice = choose(CASES["lock and global generator"][0])
+    assert "pickle: taking the state: TypeError: cannot pickle '_thread.lock' object" in choice.because
+    assert "replay: the environment draws from" in choice.because
+    assert "MuJoCo" not in choice.because
+
+
+def test_replay_is_refused_where_episodes_may_be_longer() -> None:
+    make = CASES["lock"][0]
+    assert choose(lambda: wrappers.TimeLimit(make(), 100), replay_max_steps=100).provider == "replay"
+    choice = choose(lambda: wrappers.TimeLimit(make(), 101), replay_max_steps=100)
+    assert (choice.provider, choice.exact) == ("episode", False)
+    assert "replay_max_steps" in choice.because
+    assert choose(make, recorded=False).provider == "episode"
+
+
+def test_an_episode_that_outgrew_its_record_is_saved_at_its_end() -> None:
+    env = StatefulEnv(Locked(), "replay", replay_max_steps=5)
+    env.reset(seed=0)
+    play(env, actions(env, 5, seed=0))
+    assert get_state(env).provider == "replay"
+    play(env, actions(env, 1, seed=0))
+    assert get_state(env).provider == "episode"
+    env.reset()
+    assert get_state(env).provider == "replay"
+
+
+def test_a_replay_that_leads_elsewhere_is_an_error() -> None:
+    env = StatefulEnv(Locked(), "replay")
+    env.reset(seed=0)
+    play(env, actions(env, 5, seed=0))
+    state = loads(dumps(get_state(env), [env]), [env])
+    state.base.actions.pop()
+    other = StatefulEnv(Locked(), "replay")
+    other.reset(seed=1)
+    with pytest.raises(TrainCloudError, match="replaying 4 steps"):
+        set_state(other, state)
+
+
+def test_where_the_episode_is_lost_the_next_one_is_as_it_would_have_been() -> None:
+    env = StatefulEnv(Tired(Locked()), "episode")
+    env.reset(seed=0)
+    play(env, actions(env, 9, seed=0))
+    blob = dumps(get_state(env), [env])
+    other = StatefulEnv(Tired(Locked()), "episode")
+    other.reset(seed=1)
+    observation = set_state(other, loads(blob, [other]))
+    assert observation.tobytes() == env.reset()[0].tobytes()
+    sequence = actions(env, 60, seed=1)
+    assert play(other, sequence) == play(env, sequence)
+
+
+def test_shared_objects_stay_shared() -> None:
+    """SB3's model holds environment 0's action space, parts of an environment hold the environment."""
+    env, other = StatefulEnv(BackReference(), "pickle"), StatefulEnv(BackReference(), "pickle")
+    env.reset(seed=0)
+    other.reset(seed=1)
+    env.action_space.seed(3)
+    loaded = loads(dumps({"model": env.action_space, "env": get_state(env)}, [env]), [other])
+    assert set_state(other, loaded["env"]) is None
+    assert other.action_space is loaded["model"]
+    assert other.action_space is not env.action_space
+    assert other.action_space.sample() == env.action_space.sample()
+    assert other.unwrapped.part.env is other.unwrapped  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["pendulum", "own", "lock"])
+def test_a_space_keeps_its_generator(name: str) -> None:
+    make, provider, _ = CASES[name]
+    env, other = StatefulEnv(make(), provider), StatefulEnv(make(), provider)
+    env.reset(seed=0)
+    other.reset(seed=1)
+    env.action_space.seed(3)
+    env.action_space.sample()
+    set_state(other, loads(dumps(get_state(env), [env]), [other]))
+    assert other.action_space.sample() == env.action_space.sample()
+
+
+def test_windows_and_surfaces_are_left_behind() -> None:
+    pytest.importorskip("pygame")
+    env, other = (StatefulEnv(gym.make("Pendulum-v1", render_mode="rgb_array"), "pickle") for _ in range(2))
+    env.reset(seed=0)
+    env.render()
+    assert env.unwrapped.screen is not None  # type: ignore[attr-defined]
+    other.reset(seed=1)
+    set_state(other, loads(dumps(get_state(env), [env]), [other]))
+    assert np.array_equal(np.asarray(other.render()), np.asarray(env.render()))
+    env.close()
+    other.close()
+
+
+def test_errors_of_the_environment_itself_come_through() -> None:
+    class Broken(Walk):
+        def reset(self, **_: Any) -> Any:
+            raise ConnectionError("no simulator at port 4242")
+
+    with pytest.raises(ConnectionError, match="4242"):
+        choose(Broken)
+
+
+@pytest.mark.parametrize("name", ["Ant-v5", "HalfCheetah-v5", "Pusher-v5"])
+def test_mujoco(name: str) -> None:
+    pytest.importorskip("mujoco")
+    assert choose(lambda: gym.make(name)).provider == "mujoco"
+
+
+def test_ale() -> None:
+    gym.register_envs(pytest.importorskip("ale_py"))
+    assert choose(lambda: gym.make("ALE/Breakout-v5")).provider == "ale"
