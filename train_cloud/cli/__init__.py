@@ -1,0 +1,75 @@
+"""The ``train-cloud`` command. Commands import what they need when they run; only this package prints."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from train_cloud.cli import rehearse, report, train
+from train_cloud.errors import Interrupted, TrainCloudError
+
+EXIT_CODES = {
+    0: "completed",
+    75: "interrupted: everything is committed, the same command goes on",
+    64: "bad input: nothing was changed",
+    73: "fenced: a newer worker has the run",
+    1: "failed",
+}
+
+app = typer.Typer(
+    name="train-cloud",
+    help="Train RL agents on interruptible machines: exact resume, one writer, and the money stops.\n\n"
+    "Train here, stop it with Ctrl-C, run it again, and it goes on with the very next step:\n\n"
+    "`train-cloud train examples/pendulum_sac.yaml --store ./store`",
+    epilog="**Exit codes**\n\n" + "\n".join(f"- `{code:>2}` {meaning}" for code, meaning in EXIT_CODES.items()),
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"train-cloud {version('train-cloud')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    # systemd stamps every line itself.
+    stamp = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "
+    logging.basicConfig(level=logging.WARNING, format=f"{stamp}%(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("train_cloud").setLevel(logging.INFO)
+
+
+for module in (train, rehearse, report):
+    module.register(app)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code. Every error raised on purpose becomes one line on stderr, here only."""
+    try:
+        app(args=arguments, prog_name="train-cloud")
+    except TrainCloudError as error:
+        print(f"train-cloud: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return Interrupted.exit_code
+    except SystemExit as leaving:
+        # 2 is typer's word for a usage error, 130 for Ctrl-C; both have a code of ours.
+        codes: dict[object, int] = {None: 0, 2: 64, 130: Interrupted.exit_code}
+        return codes.get(leaving.code, leaving.code if isinstance(leaving.code, int) else 1)
+    return 0

@@ -1,0 +1,60 @@
+"""Arguments and options that several commands share, each declared once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+RunFile = Annotated[Path, typer.Argument(metavar="RUN_FILE", help="The run file, YAML.", show_default=False)]
+Run = Annotated[
+    str,
+    typer.Argument(metavar="RUN", help="A run file, a run id, or the URL of a run's folder.", show_default=False),
+]
+Store = Annotated[
+    str,
+    typer.Option(
+        "--store",
+        metavar="DIR_OR_S3_URL",
+        envvar="TRAIN_CLOUD_STORE",
+        help="Where runs are kept: a folder or s3://bucket/prefix.",
+        show_default=False,
+    ),
+]
+# typer evaluates annotations at run time, and Python 3.10 is supported with typer versions that know only Optional.
+OptionalStore = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--store",
+        metavar="DIR_OR_S3_URL",
+        envvar="TRAIN_CLOUD_STORE",
+        help="Where runs are kept: a folder or s3://bucket/prefix.",
+        show_default=False,
+    ),
+]
+StateDir = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        "--state-dir",
+        metavar="DIR",
+        envvar="TRAIN_CLOUD_STATE_DIR",
+        help="Local folder of this machine's session; a temporary one by default.",
+        show_default=False,
+    ),
+]
+Overrides = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a field of the run file, for example environment.n_envs=4. Repeatable.",
+        show_default=False,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+TRAIN = "Train"
+LOOK = "Look and take home"
+ACCOUNT = "Your AWS account"
+WORKER = "On the worker (called by systemd)"

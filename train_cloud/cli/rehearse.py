@@ -1,0 +1,25 @@
+"""``rehearse``: the whole life of a run on this machine."""
+
+from __future__ import annotations
+
+import typer
+
+from train_cloud.cli import options
+
+
+def register(app: typer.Typer) -> None:
+    app.command(rich_help_panel=options.TRAIN)(rehearse)
+
+
+def rehearse(run_file: options.RunFile, overrides: options.Overrides = None) -> None:
+    """Live the whole life of a run on this machine, without an AWS account.
+
+    Real Terraform on a local AWS, a spot notice in mid-run, a sudden death, the end, destroy; beside it an
+    uninterrupted twin to compare with. Needs Linux and Terraform. Leaves a report, a learning curve, TensorBoard logs
+    and the final model in `rehearsal/RUN_ID`.
+
+    `train-cloud rehearse examples/pendulum_sac.yaml`
+    """
+    from train_cloud.rehearsal.rehearse import rehearse as rehearse_run
+
+    raise typer.Exit(rehearse_run(run_file, overrides=overrides or ()))

@@ -1,0 +1,198 @@
+"""``status`` and ``export``."""
+
+from __future__ import annotations
+
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from train_cloud.cli import options
+from train_cloud.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from train_cloud.report.status import RunStatus
+
+_COLOURS = {"completed": "green", "running": "cyan", "failed": "red"}
+_STATES = {
+    "starting": "a worker has booted at {since} and is being set up",
+    "interrupted": "no worker has started since {since}",
+    "waiting": "no worker has started since {since}",
+}
+_AWAITED = (
+    "The Auto Scaling group sends one as soon as there is spot capacity; what it tried stands in its activities:\n"
+    '  eval "$(terraform output -raw scaling_activities_command)"'
+)
+
+
+def register(app: typer.Typer) -> None:
+    app.command(rich_help_panel=options.LOOK)(status)
+    app.command(rich_help_panel=options.LOOK)(export)
+
+
+def status(
+    run: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(
+            metavar="[RUN]",
+            help="A run file, a run id, or the URL of a run's folder; without it, all runs of the store.",
+            show_default=False,
+        ),
+    ] = None,
+    store: options.OptionalStore = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Show how a run stands, session by session.
+
+    State, progress, what ended each session, and whether the run is exact so far.
+
+    `train-cloud status s3://bucket/train-cloud/runs/pendulum-sac`
+    """
+    from train_cloud.report.status import run_ids, run_status
+
+    root, run_id = locate(run, store)
+    if run_id is not None:
+        found = run_status(root, run_id)
+        if as_json:
+            typer.echo(found.model_dump_json(indent=1))
+        else:
+            _print(_run_view(found))
+        return
+    everything = [run_status(root, name) for name in run_ids(root)]
+    if as_json:
+        typer.echo("[" + ",\n".join(found.model_dump_json(indent=1) for found in everything) + "]")
+    elif everything:
+        _print(_table_of_runs(everything))
+    else:
+        typer.echo(f"no runs under {root}")
+
+
+def export(
+    run: options.Run,
+    store: options.OptionalStore = None,
+    at: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--at", metavar="TIMESTEPS", help="A checkpoint before the newest.", show_default="the newest"),
+    ] = None,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", metavar="DIR", help="Folder to write.", show_default="./RUN_ID-TIMESTEPS"),
+    ] = None,
+) -> None:
+    """Write a model that plain Stable-Baselines3 loads.
+
+    A folder with model.zip, the normaliser, the run file, the lock and play.py.
+
+    `train-cloud export pendulum-sac --store ./store --out final && python final/play.py`
+    """
+    from train_cloud.worker.export import export as export_run
+
+    root, run_id = locate(run, store)
+    if run_id is None:
+        raise InputError("run", run, "name one run: its file, its id, or its folder's URL")
+    typer.echo(str(export_run(root, run_id, at=at, out=out)))
+
+
+def locate(run: str | None, store: str | None) -> tuple[str, str | None]:
+    """Store root and run id of what a person wrote to name a run; the id is None where it names a whole store."""
+    from train_cloud.report.status import split_run_url
+
+    if run is not None and run.endswith((".yaml", ".yml")):
+        from train_cloud.config import load_run_file
+
+        run = load_run_file(run).run_id
+    elif run is not None and ("/" in run or "\\" in run or store is None):
+        return split_run_url(run) or (run, None)
+    if store is None:
+        raise InputError("--store", None, "name a folder or s3://bucket/prefix, or set TRAIN_CLOUD_STORE")
+    return store, run
+
+
+def _print(view: RenderableType) -> None:
+    from rich.console import Console
+
+    # Into a file or a pipe, tables keep their full width: nobody scrolls there, and programs cut at columns.
+    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(view)
+
+
+def _progress(found: RunStatus) -> str:
+    if found.total_timesteps is None:
+        return f"{found.timesteps:,}"
+    return f"{found.timesteps:,} of {found.total_timesteps:,} ({found.timesteps / found.total_timesteps:.0%})"
+
+
+def _state(found: RunStatus) -> str:
+    colour = _COLOURS.get(found.state, "yellow")
+    return f"[{colour}]{found.state}[/{colour}]"
+
+
+def _time(text: str | None) -> str:
+    """ISO 8601 as people read it, in UTC to the second."""
+    return "?" if text is None else text[:19].replace("T", " ") + " UTC"
+
+
+def _exact(exact: bool | None, because: str | None) -> str:
+    return {None: "not known yet", True: "yes", False: f"no, because {because}"}[exact]
+
+
+def _run_view(found: RunStatus) -> RenderableType:
+    from rich.console import Group
+    from rich.markup import escape
+    from rich.table import Table
+
+    lines = [f"[bold]{found.run_id}[/bold]  {_state(found)}  {_progress(found)} timesteps"]
+    if found.reason:
+        lines.append(f"  {escape(found.reason)}")
+    if found.state in _STATES:
+        lines.append(f"  {_STATES[found.state].format(since=_time(found.since))}")
+    if found.state in ("waiting", "interrupted") and found.url.startswith("s3://"):
+        lines.append(f"  {_AWAITED}")
+    if found.steps_per_second:
+        left = timedelta(seconds=round(found.seconds_left or 0))
+        lines.append(
+            f"  {found.steps_per_second:,.1f} steps/s, about {left} left; committed: {found.committed_timesteps:,}"
+        )
+    if found.attempts:
+        lines.append(f"  failures in a row without a new commit: {found.attempts}")
+    lines.append(f"  exact: {escape(_exact(found.exact, found.because))}")
+    if not found.sessions:
+        return "\n".join(lines)
+    table = Table(box=None, header_style="dim", padding=(0, 3, 0, 0))
+    for name in ("session", "machine", "started", "timesteps", "notices", "ended by", "exact"):
+        table.add_column(name, justify="right" if name in ("session", "timesteps") else "left", no_wrap=name != "exact")
+    for session in found.sessions:
+        first, last = (
+            "?" if number is None else f"{number:,}" for number in (session.first_timestep, session.last_timestep)
+        )
+        table.add_row(
+            str(session.session),
+            session.instance_id,
+            _time(session.started),
+            f"{first} - {last}",
+            ", ".join(str(notice.get("kind", "?")) for notice in session.notices) or "-",
+            session.ended_by or "[cyan]at work[/cyan]",
+            escape(_exact(session.exact, session.because)),
+        )
+    return Group("\n".join(lines), "", table)
+
+
+def _table_of_runs(everything: list[RunStatus]) -> RenderableType:
+    from rich.table import Table
+
+    table = Table(box=None, header_style="dim", padding=(0, 3, 0, 0))
+    for name in ("run", "state", "timesteps", "sessions", "exact", "since"):
+        table.add_column(name, justify="right" if name in ("timesteps", "sessions") else "left", no_wrap=True)
+    for found in everything:
+        table.add_row(
+            found.run_id,
+            _state(found),
+            _progress(found),
+            str(len(found.sessions)),
+            {None: "?", True: "yes", False: "no"}[found.exact],
+            _time(found.since),
+        )
+    return table

@@ -1,0 +1,63 @@
+"""``validate`` and ``train``."""
+
+from __future__ import annotations
+
+import typer
+
+from train_cloud.cli import options
+
+
+def register(app: typer.Typer) -> None:
+    app.command(rich_help_panel=options.TRAIN)(validate)
+    app.command(rich_help_panel=options.TRAIN)(train)
+
+
+def validate(
+    run_file: options.RunFile, store: options.OptionalStore = None, overrides: options.Overrides = None
+) -> None:
+    """Check a run file by building what it describes.
+
+    Makes model and environment, steps twice, trains once, takes one snapshot; writes nothing. With `--store`
+    also whether the run id may be used there.
+
+    `train-cloud validate run.yaml --set environment.n_envs=4`
+    """
+    from rich.console import Console
+
+    from train_cloud.config import load_run_file
+
+    checked = load_run_file(run_file, overrides or ())
+    if store is not None:
+        from train_cloud.report.standing import check_standing
+
+        check_standing(store, checked)
+
+    from train_cloud.learn.check import check
+
+    check(checked)
+    what = f"script {checked.entry_point}"
+    if checked.environment is not None:
+        what = f"{checked.algorithm} on {checked.environment.id}"
+    Console().print(
+        f"[green]✓[/green] {checked.run_id}: {what}, {checked.total_timesteps:,} timesteps, "
+        f"a commit every {checked.save_frequency:,}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def train(
+    run_file: options.RunFile,
+    store: options.Store,
+    state_dir: options.StateDir = None,
+    overrides: options.Overrides = None,
+) -> None:
+    """Train, or go on from where this run was interrupted.
+
+    Ctrl-C or SIGTERM stops it after a commit (exit code 75); the same command goes on with the very next step.
+
+    `train-cloud train run.yaml --store ./store --set total_timesteps=2e6`
+    """
+    from train_cloud.worker.train import train as train_run
+
+    raise typer.Exit(train_run(run_file, store=store, state_dir=state_dir, overrides=overrides or ()))

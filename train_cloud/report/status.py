@@ -1,0 +1,203 @@
+"""How a run stands, read from its head and its sessions' records.
+
+An outcome is stored; *running*, *interrupted*, *starting* and *waiting* are derived here, when somebody looks, from who
+reported what and when. They are for people: nothing in the worker decides by them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from datetime import datetime, timedelta, timezone
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from train_cloud.errors import InputError, ObjectMissing
+from train_cloud.run import layout
+from train_cloud.run.head import Head, read_head
+from train_cloud.run.session import SessionRecord, read_sessions
+from train_cloud.store import ObjectStore, open_store
+
+#: A worker reports its progress at least every minute; one that was silent for this long is not taken to be at work.
+SILENCE = timedelta(minutes=5)
+
+State = Literal["completed", "stopped", "failed", "running", "starting", "interrupted", "waiting"]
+
+_RUN_URL = re.compile(r"(?P<root>.*)/runs/(?P<run_id>[a-z0-9-]+)")
+
+
+class SessionStatus(BaseModel):
+    """One boot's work on the run."""
+
+    model_config = ConfigDict(frozen=True)
+
+    session: int
+    instance_id: str
+    started: str | None
+    first_timestep: int | None
+    last_timestep: int | None
+    """The last that was reported; of a session that died without a word, later steps may have been lost."""
+    ended_by: str | None
+    """As the session wrote it; ``notice`` or ``lost`` where it could write nothing; None while it runs."""
+    notices: list[dict[str, Any]]
+    exact: bool | None
+    """Whether it went on, and can be gone on from, bit for bit; None before it knows."""
+    because: str | None
+
+
+class RunStatus(BaseModel):
+    """What ``train-cloud status --json`` prints."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run_id: str
+    url: str
+    state: State
+    reason: str | None
+    timesteps: int
+    """The last that was reported."""
+    committed_timesteps: int
+    total_timesteps: int | None
+    steps_per_second: float | None
+    seconds_left: float | None
+    since: str | None
+    """When the state began, as far as the records tell; ISO 8601."""
+    attempts: int
+    """Failures in a row without a new commit."""
+    exact: bool | None
+    """False as soon as one session was not; None before any knows."""
+    because: str | None
+    sessions: list[SessionStatus]
+
+
+def split_run_url(url: str) -> tuple[str, str] | None:
+    """Root and run id of the URL of a run's folder; None for any other."""
+    match = _RUN_URL.fullmatch(url.rstrip("/"))
+    return (match["root"], match["run_id"]) if match else None
+
+
+def run_ids(root: str) -> list[str]:
+    """The runs below a store root, in alphabetical order."""
+    found = {info.key.split("/")[1] for info in open_store(root).list("runs/") if info.key.count("/") > 1}
+    return sorted(found)
+
+
+def run_status(root: str, run_id: str, *, at: datetime | None = None) -> RunStatus:
+    """The status of one run.
+
+    :param at: the reader's time, by default now
+    :raises InputError: nothing is stored under this run id
+    :raises CorruptCheckpoint: the head cannot be read
+    """
+    store = open_store(layout.run_url(root, run_id))
+    read = read_head(store)
+    head = read[0] if read else None
+    records = read_sessions(store)
+    launched = _launched(store)
+    boots = list(store.list("boots/"))
+    if head is None and not records and launched is None and not boots:
+        known = ", ".join(run_ids(root)) or "none"
+        raise InputError("run_id", run_id, f"no such run under {root}; there are: {known}")
+    at = at or datetime.now(timezone.utc)
+    booted = max((boot.modified for boot in boots), default=None)
+    state, since = _state(head, records, booted, launched, at)
+    sessions = [_session(record, last=record is records[-1], state=state) for record in records]
+    latest = (records[-1].progress or {}) if records else {}
+    committed = head.timesteps if head else 0
+    timesteps = latest.get("timesteps", committed) if state == "running" else committed
+    total = _total(store, records)
+    speed = latest.get("steps_per_second") if state == "running" else None
+    known_exact = [session for session in sessions if session.exact is not None]
+    inexact = next((session for session in known_exact if not session.exact), None)
+    return RunStatus(
+        run_id=run_id,
+        url=store.url,
+        state=state,
+        reason=head.reason if head else None,
+        timesteps=timesteps,
+        committed_timesteps=committed,
+        total_timesteps=total,
+        steps_per_second=speed,
+        seconds_left=(total - timesteps) / speed if speed and total is not None else None,
+        since=since.isoformat(timespec="seconds") if since else None,
+        attempts=head.attempts if head else 0,
+        exact=inexact is None if known_exact else None,
+        because=f"session {inexact.session}: {inexact.because}" if inexact else None,
+        sessions=sessions,
+    )
+
+
+def _state(
+    head: Head | None,
+    records: list[SessionRecord],
+    booted: datetime | None,
+    launched: datetime | None,
+    at: datetime,
+) -> tuple[State, datetime | None]:
+    last = records[-1] if records else None
+    heard = _times(last, at_end=True) if last else []
+    if head is not None and head.outcome is not None:
+        return head.outcome, max(heard, default=None)
+    if last is None:
+        return ("starting", booted) if booted and at - booted < 6 * SILENCE else ("waiting", launched)
+    newest = max(heard, default=None)
+    if last.end is None and not last.notices and newest is not None and at - newest < SILENCE:
+        return "running", min(heard)
+    if booted and newest and booted > newest and at - booted < 6 * SILENCE:
+        return "starting", booted
+    return "interrupted", newest
+
+
+def _times(record: SessionRecord, *, at_end: bool) -> list[datetime]:
+    written = [record.start.get("started"), (record.progress or {}).get("at"), (record.end or {}).get("ended")]
+    written += [notice.get("seen") for notice in record.notices] if at_end else []
+    return [time for time in map(_parse, written) if time is not None]
+
+
+def _parse(text: object) -> datetime | None:
+    if not isinstance(text, str):
+        return None
+    try:
+        time = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    except ValueError:
+        return None
+    return time if time.tzinfo else time.replace(tzinfo=timezone.utc)
+
+
+def _session(record: SessionRecord, *, last: bool, state: State) -> SessionStatus:
+    told = {**record.start, **(record.progress or {}), **(record.end or {})}
+    ended_by = told.get("ended_by")
+    if ended_by is None and record.end is None and not (last and state == "running"):
+        ended_by = "notice" if record.notices else "lost"
+    return SessionStatus(
+        session=record.number,
+        instance_id=str(told.get("instance_id", "?")),
+        started=told.get("started"),
+        first_timestep=told.get("first_timestep"),
+        last_timestep=told.get("last_timestep", told.get("timesteps")),
+        ended_by=ended_by,
+        notices=record.notices,
+        exact=told.get("exact"),
+        because=told.get("exact_because") or None,
+    )
+
+
+def _total(store: ObjectStore, records: Iterable[SessionRecord]) -> int | None:
+    """The total that the newest session works towards; before the first, the one the run was launched with."""
+    for record in reversed(list(records)):
+        for told in (record.progress or {}, record.start):
+            if isinstance(told.get("total_timesteps"), int):
+                return int(told["total_timesteps"])
+    try:
+        launched = json.loads(bytes(store.get(layout.RUN_JSON).body))
+    except (ObjectMissing, ValueError):
+        return None
+    total = launched.get("total_timesteps") if isinstance(launched, dict) else None
+    return total if isinstance(total, int) else None
+
+
+def _launched(store: ObjectStore) -> datetime | None:
+    names = (layout.RUN_JSON, layout.RUN_YAML)
+    return min((info.modified for info in store.list("run.") if info.key in names), default=None)
