@@ -98,7 +98,8 @@ def rebalance(metadata: Metadata, seen: datetime) -> Notice | None:
     return Notice(kind="rebalance", action="checkpoint", time=made, seen=seen)
 
 
-DETECTORS: tuple[Callable[[Metadata, datetime], Notice | None], ...] = (spot, scale_in, rebalance)
+Detector = Callable[[Metadata, datetime], Notice | None]
+DETECTORS: tuple[Detector, ...] = (spot, scale_in, rebalance)
 """Asked one by one, the most urgent first: a fault in one must not hide what another would say."""
 
 
