@@ -10,10 +10,9 @@ with a generator that both draw from.
 
 from __future__ import annotations
 
-import io
 import pickle
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import gymnasium
@@ -26,10 +25,10 @@ from stable_baselines3.common.distributions import StateDependentNoiseDistributi
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.save_util import data_to_json
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
 
-from train_cloud.envs.state import StatePickler, get_state, set_state
-from train_cloud.errors import InputError, NotYet
+from train_cloud.envs.state import FAILURES, dumps, get_state, loads, set_state
+from train_cloud.errors import InputError, NotYet, TrainCloudError
 from train_cloud.snapshot import Array, Part, Rows, Snapshot
 
 REPLAY = "replay"
@@ -65,18 +64,25 @@ class Capture:
     :param model: set up for learning (its environment, logger and buffer exist)
     :param root: the outermost callback of ``learn``
     :param own: the callback that does the capturing, left out
-    :param provider: the state provider's name for the environments (see ``train_cloud.envs.state``)
+    :param provider_of: names the state provider of a single environment (see ``train_cloud.envs.state``)
     """
 
-    def __init__(self, model: BaseAlgorithm, root: BaseCallback, own: BaseCallback | None, provider: str) -> None:
+    def __init__(
+        self,
+        model: BaseAlgorithm,
+        root: BaseCallback,
+        own: BaseCallback | None,
+        provider_of: Callable[[gymnasium.Env[Any, Any]], str],
+    ) -> None:
         self.model = model
-        self.provider = provider
+        self._provider_of = provider_of
         self._callbacks = [callback for callback in _walk(root) if callback is not own]
         self._buffer = _replay_buffer(model)
         self._skeleton = _skeleton(model)
         env = model.get_env()
         assert env is not None
         self._env: VecEnv = env
+        self._singles = [single for venv in (env, *_venvs(self._callbacks)) for single in _singles(venv)]
 
     @property
     def capacity(self) -> int:
@@ -90,7 +96,9 @@ class Capture:
         """
         if self._buffer is not None and last % self.capacity != self._buffer.pos:
             raise InputError(
-                "replay_buffer", type(self._buffer).__name__, "rows were added outside of collect_rollouts; train without"
+                "replay_buffer",
+                type(self._buffer).__name__,
+                "rows were added outside of collect_rollouts; train without",
             )
         tensors, rest = _tensors(self.model)
         arrays = {name: tensor.detach().to("cpu", copy=True).numpy() for name, tensor in tensors.items()}
@@ -102,7 +110,8 @@ class Capture:
             "algorithm": {
                 "class": f"{type(self.model).__module__}:{type(self.model).__qualname__}",
                 **{name: self.model.__dict__[name] for name in _COUNTERS if name in self.model.__dict__},
-            }
+            },
+            "optimizers": rest,
         }
         return Snapshot(self.model.num_timesteps, parts, {}, facts)
 
@@ -143,10 +152,10 @@ class Capture:
         """
         last = self._restore_rows(snapshot)
         part = snapshot.parts["model"]
-        state = pickle.loads(part.blob)
+        state = loads(part.blob, self._singles)
         _set_tensors(self.model, {name: torch.from_numpy(a.copy()) for name, a in part.arrays.items()}, state["rest"])
-        self._restore_algorithm(state["algorithm"], state["environments"])
-        _set_vecenv(self._env, state["environments"], self.provider)
+        self._restore_algorithm(state["algorithm"])
+        begun_anew = _set_vecenv(self._env, state["environments"])
         logger = self.model.logger
         for live, saved in zip(_pending(logger), state["logger"], strict=True):
             live.clear()
@@ -156,13 +165,10 @@ class Capture:
                 "callbacks", len(self._callbacks), f"this run was begun with {len(state['callbacks'])} callbacks"
             )
         for callback, saved in zip(self._callbacks, state["callbacks"], strict=True):
-            _set_callback(callback, saved, self.provider)
+            _set_callback(callback, saved)
         self.model._num_timesteps_at_start = self.model.num_timesteps  # fps counts this session's steps
-        if self.provider == "episode":
-            self.model._last_obs = self._env.reset()  # type: ignore[assignment]
-            self.model._last_episode_starts = np.ones((self._env.num_envs,), dtype=bool)
-            if self.model.get_vec_normalize_env() is not None:
-                self.model._last_original_obs = self.model.get_vec_normalize_env().get_original_obs()  # type: ignore
+        if begun_anew:
+            self._begin_episodes(begun_anew)
         set_generators(state["generators"])  # nothing after this may draw
         return last
 
@@ -170,14 +176,33 @@ class Capture:
         state = {
             "rest": rest,
             "algorithm": _algorithm(self.model),
-            "environments": _get_vecenv(self._env, self.provider),
+            "environments": _get_vecenv(self._env, self._provider_of),
             "logger": [dict(pending) for pending in _pending(self.model.logger)],
-            "callbacks": [_get_callback(callback, self.provider) for callback in self._callbacks],
+            "callbacks": [_get_callback(callback, self._provider_of) for callback in self._callbacks],
             "generators": get_generators(),
         }
-        file = io.BytesIO()
-        StatePickler(file, protocol=5).dump(state)
-        return file.getvalue()
+        try:
+            return dumps(state, self._singles)
+        except FAILURES as error:
+            what = next((name for name, value in state.items() if not _can_be_pickled(value, self._singles)), "state")
+            raise TrainCloudError(
+                f"the {what} cannot be saved: {error}; keep what cannot be pickled out of its attributes"
+            ) from error
+
+    def _begin_episodes(self, observations: Mapping[int, Any]) -> None:
+        """Where an environment could not go on with its episode, the model must see the first observation of the new one."""
+        live = self.model._last_obs
+        assert isinstance(live, np.ndarray) and self.model._last_episode_starts is not None
+        raw = np.array(self.model._last_original_obs if self.model._last_original_obs is not None else live)
+        for index, observation in observations.items():
+            raw[index] = observation
+            self.model._last_episode_starts[index] = True
+        normalizer = self.model.get_vec_normalize_env()
+        if normalizer is None:
+            self.model._last_obs = raw
+        else:
+            self.model._last_original_obs = normalizer.old_obs = raw
+            self.model._last_obs = normalizer.normalize_obs(raw)
 
     def _restore_rows(self, snapshot: Snapshot) -> int:
         if self._buffer is None:
@@ -196,15 +221,13 @@ class Capture:
         self._buffer.full = stream.last >= self.capacity
         return stream.last
 
-    def _restore_algorithm(self, saved: dict[str, Any], environments: list[dict[str, Any]]) -> None:
+    def _restore_algorithm(self, saved: dict[str, Any]) -> None:
         for name, value in saved.items():
             live = self.model.__dict__.get(name)
             if isinstance(live, ActionNoise) and type(live) is type(value):
                 # learn() has handed this very object to collect_rollouts already
                 live.__dict__.clear()
                 live.__dict__.update(value.__dict__)
-            elif isinstance(live, gymnasium.Space) and self.provider != "pickle":
-                live.__dict__.update(value.__dict__)  # shared with the living environments, which keep theirs
             else:
                 self.model.__dict__[name] = value
 
@@ -355,34 +378,66 @@ def _noise_distributions(model: BaseAlgorithm) -> Iterator[StateDependentNoiseDi
             yield distribution
 
 
-def _get_vecenv(env: VecEnv, provider: str) -> list[dict[str, Any]]:
+def _get_vecenv(env: VecEnv, provider_of: Callable[[gymnasium.Env[Any, Any]], str]) -> list[dict[str, Any]]:
     """One dict per layer, outermost first; the innermost has the environments' states."""
     layers: list[dict[str, Any]] = []
     while True:
         layer = {name: value for name, value in env.__dict__.items() if name not in _OF_THE_VECENV}
         layers.append(layer)
         if isinstance(env, DummyVecEnv):
-            layer["train_cloud"] = [get_state(single, provider) for single in env.envs]
+            layer["train_cloud"] = [get_state(single, provider_of(single)) for single in env.envs]
         elif isinstance(env, SubprocVecEnv):
-            layer["train_cloud"] = env.env_method("train_cloud_get_state", provider)
+            if not env.has_attr("train_cloud_get_state"):
+                raise InputError(
+                    "environment",
+                    "SubprocVecEnv",
+                    "wrap each environment, outermost, with train_cloud.stateful: "
+                    "make_vec_env(…, vec_env_cls=SubprocVecEnv, wrapper_class=train_cloud.stateful)",
+                )
+            layer["train_cloud"] = env.env_method("train_cloud_get_state")
         if not isinstance(env, VecEnvWrapper):
             return layers
         env = env.venv
 
 
-def _set_vecenv(env: VecEnv, layers: list[dict[str, Any]], provider: str) -> None:
+def _set_vecenv(env: VecEnv, layers: list[dict[str, Any]]) -> dict[int, Any]:
+    """:return: first observations of the environments that could not go on with their episode, by index"""
+    begun_anew: dict[int, Any] = {}
     for layer in layers:
         saved = dict(layer)
         states = saved.pop("train_cloud", None)
-        if states is not None and isinstance(env, DummyVecEnv):
-            for single, state in zip(env.envs, states, strict=True):
-                set_state(single, state, provider)
-        elif states is not None:
-            for index, state in enumerate(states):
-                env.env_method("train_cloud_set_state", state, provider, indices=[index])
         env.__dict__.update(saved)
+        for index, state in enumerate(states or ()):
+            if isinstance(env, DummyVecEnv):
+                observation = set_state(env.envs[index], state)
+            else:
+                observation = env.env_method("train_cloud_set_state", state, indices=[index])[0]
+            if observation is not None:
+                begun_anew[index] = observation
         if isinstance(env, VecEnvWrapper):
             env = env.venv
+    return begun_anew
+
+
+def _singles(env: VecEnv) -> list[gymnasium.Env[Any, Any]]:
+    """The environments that live in this process."""
+    base = env.unwrapped
+    return list(base.envs) if isinstance(base, DummyVecEnv) else []
+
+
+def _venvs(callbacks: list[BaseCallback]) -> Iterator[VecEnv]:
+    for callback in callbacks:
+        for name, value in callback.__dict__.items():
+            if name not in _OF_THE_CALLBACK and isinstance(value, VecEnv):
+                yield value
+
+
+def _can_be_pickled(value: object, envs: list[gymnasium.Env[Any, Any]]) -> bool:
+    try:
+        dumps(value, envs)
+    except FAILURES:
+        return False
+    return True
 
 
 def _walk(root: BaseCallback) -> Iterator[BaseCallback]:
@@ -395,23 +450,23 @@ def _walk(root: BaseCallback) -> Iterator[BaseCallback]:
             yield from _walk(child)
 
 
-def _get_callback(callback: BaseCallback, provider: str) -> dict[str, Any]:
+def _get_callback(callback: BaseCallback, provider_of: Callable[[gymnasium.Env[Any, Any]], str]) -> dict[str, Any]:
     state: dict[str, Any] = {}
     for name, value in callback.__dict__.items():
         if name in _OF_THE_CALLBACK:
             continue
         if isinstance(value, VecEnv):
-            state[name] = _get_vecenv(value, provider)
+            state[name] = _get_vecenv(value, provider_of)
         elif isinstance(value, _PLAIN):
             state[name] = value
     return state
 
 
-def _set_callback(callback: BaseCallback, state: Mapping[str, Any], provider: str) -> None:
+def _set_callback(callback: BaseCallback, state: Mapping[str, Any]) -> None:
     for name, value in state.items():
         live = getattr(callback, name, None)
         if isinstance(live, VecEnv):
-            _set_vecenv(live, value, provider)
+            _set_vecenv(live, value)
         else:
             setattr(callback, name, value)
 
@@ -426,7 +481,9 @@ def _skeleton(model: BaseAlgorithm) -> bytes:
     excluded = set(model._excluded_save_params()) | {
         name.split(".")[0] for names in model._get_torch_save_params() for name in names
     }
-    volatile = {name for name in model.__dict__ if name.startswith(("_last_", "ep_")) or name in ("start_time", "dump_logs")}
+    volatile = {
+        name for name in model.__dict__ if name.startswith(("_last_", "ep_")) or name in ("start_time", "dump_logs")
+    }
     data = {name: value for name, value in model.__dict__.items() if name not in excluded | volatile}
     empty: dict[str, Any] = dict.fromkeys(volatile - {"dump_logs"})
     return data_to_json({**data, **empty}).encode()

@@ -1,0 +1,304 @@
+"""The callback that makes a run resumable: restores at its first consistent point, saves at later ones, stops at one.
+
+A consistent point is a rollout's start. For algorithms with ``train_freq`` in steps it comes after every few steps, so a
+notice repeats nothing. Where it is far away (PPO's rollout, whole episodes), a snapshot is taken in memory at each, and
+when time runs out that one is committed: at most one rollout is computed again, exactly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import gymnasium
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.logger import KVWriter
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+
+from train_cloud.envs.state import Choice, Env, StatefulEnv, choose
+from train_cloud.errors import InputError
+from train_cloud.learn.capture import Capture
+from train_cloud.snapshot import Snapshot
+
+log = logging.getLogger(__name__)
+
+#: Rollouts that take longer than this get a snapshot in memory at their start (it costs milliseconds).
+_LONG_ROLLOUT_SECONDS = 1.0
+
+
+class TrainingStopped(BaseException):
+    """Ends ``learn`` at a consistent point. No ``Exception``, so that a script's own handlers let it pass."""
+
+
+class Host(Protocol):
+    """What the callback needs from the process that it runs in."""
+
+    save_frequency: int
+    """Timesteps between checkpoints."""
+    total_timesteps: int
+    restored: Snapshot | None
+    """The checkpoint to go on from; None for a new run."""
+
+    def stop_deadline(self) -> float | None:
+        """By when all must be committed, on ``time.monotonic()``; None where nobody asked to stop."""
+
+    def save_requested(self) -> bool:
+        """Whether somebody asked for a checkpoint out of turn; asking clears it."""
+
+    def busy(self) -> bool:
+        """Whether a commit is in flight. Raises what the last one ended with."""
+
+    def commit_seconds(self) -> float:
+        """How long a commit takes, as measured."""
+
+    def settle(self) -> None:
+        """Wait for the commit in flight."""
+
+    def submit(self, snapshot: Snapshot) -> None:
+        """Commit in the background."""
+
+    def finish(self, snapshot: Snapshot) -> None:
+        """Commit the state after the last update and return when it is done."""
+
+    def phase(self, name: str) -> None:
+        """The training is now in: ``steps``, ``update`` or ``store`` (waiting for it)."""
+
+    def step(self, timesteps: int) -> None:
+        """A step of the environments is done."""
+
+    def outputs(self) -> Sequence[KVWriter]:
+        """Where scalars go besides the outputs that the model has."""
+
+    def exactness(self, exact: bool, because: str) -> None:
+        """Whether an interruption of this run can be exact."""
+
+
+class Checkpoints(BaseCallback):
+    """See the module. One per ``learn``, anywhere in its list of callbacks.
+
+    :param host: the process it runs in
+    :param choice: state provider of the environments; None finds it (in a script of one's own)
+    """
+
+    def __init__(self, host: Host, choice: Choice | None = None) -> None:
+        super().__init__()
+        self._host = host
+        self._choice = choice
+        self._choices: dict[str, Choice] = {}
+        self._capture: Capture | None = None
+        self._rows = 0
+        self._submitted_rows = 0
+        self._submitted_timesteps = -1
+        self._in_flight_from: int | None = None
+        self._next_save = 0
+        self._held: tuple[Snapshot, int] | None = None
+        self._rollouts = 0
+        self._first_rollout = 0
+        self._rollout_began = 0.0
+        self._rollout_seconds = float("inf")
+
+    # ------------------------------------------------------------------------------------------------ Stable-Baselines3
+
+    def _on_training_start(self) -> None:
+        if self._capture is not None:
+            raise InputError("entry_point", "learn", "call learn() once, with the total number of timesteps")
+        total = self.model._total_timesteps
+        if total != self._host.total_timesteps:
+            raise InputError(
+                "total_timesteps",
+                self._host.total_timesteps,
+                f"learn() was asked for {total}: call learn(train_cloud.run_file().total_timesteps, …)",
+            )
+        self.model.logger.output_formats.extend(self._host.outputs())
+        self._capture = Capture(self.model, self.locals["callback"], self, self._provider_of)
+        self._offset_iterations()
+        restored = self._host.restored
+        if restored is not None and restored.timesteps >= self._host.total_timesteps:
+            # SB3 would train on: a run at its total must not enter the loop that follows this call.
+            self._restore(self._capture, restored)
+
+    def _on_rollout_start(self) -> None:
+        now = time.monotonic()
+        assert self._capture is not None
+        if self._rollouts == 0 and self._host.restored is not None:
+            self._restore(self._capture, self._host.restored)
+        elif self._rollouts > 1:
+            self._rollout_seconds = now - self._rollout_began
+        if self._rollouts == 0:
+            self._next_save = self._following_save()
+            self._host.exactness(*self._exactness())
+        self._rollouts += 1
+        self._rollout_began = now
+        self._host.phase("steps")
+        if not self._at_log_interval():
+            return
+        self._held = None
+        if self._host.stop_deadline() is not None:
+            self._stop(self._capture.snapshot(self._rows), self._rows)
+        due = self.model.num_timesteps >= self._next_save or self._host.save_requested()
+        busy = self._host.busy()
+        snapshot = None
+        if (due and not busy) or self._rollout_seconds > _LONG_ROLLOUT_SECONDS:
+            snapshot = self._capture.snapshot(self._rows)
+            self._held = (snapshot, self._rows)
+        if due and not busy and snapshot is not None:
+            self._submit(snapshot, self._rows)
+            self._next_save = self._following_save()
+
+    def _on_step(self) -> bool:
+        self._host.step(self.model.num_timesteps)
+        if self._capture is not None and self._capture.capacity:
+            self._rows += 1
+            if self._in_flight_from is not None and self._rows - self._in_flight_from > self._capture.capacity:
+                self._settle()  # the ring is about to overwrite rows that a commit in flight reads
+        deadline = self._host.stop_deadline()
+        if deadline is not None and self._held is not None:
+            reach = time.monotonic() + self._until_rollout_start() + self._host.commit_seconds()
+            if reach > deadline:
+                self._stop(*self._held)
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self._host.phase("update")
+
+    def _on_training_end(self) -> None:
+        assert self._capture is not None
+        self._settle()
+        self._host.phase("store")
+        self._rollouts += 1  # the one that has ended, as the next one's start would count it
+        self._host.finish(self._with_rows(self._capture.snapshot(self._rows), self._rows))
+
+    # ----------------------------------------------------------------------------------------------------------- saving
+
+    def _restore(self, capture: Capture, snapshot: Snapshot) -> None:
+        self._host.phase("restore")
+        self._rows = self._submitted_rows = capture.restore(snapshot)
+        self._submitted_timesteps = snapshot.timesteps
+        self._first_rollout = snapshot.facts["rollouts"]
+        self._host.restored = None
+
+    def _submit(self, snapshot: Snapshot, rows: int) -> None:
+        self._in_flight_from = max(self._submitted_rows, rows - self._capture_of().capacity)
+        self._host.submit(self._with_rows(snapshot, rows))
+        self._submitted_rows = rows
+        self._submitted_timesteps = snapshot.timesteps
+
+    def _stop(self, snapshot: Snapshot, rows: int) -> None:
+        """Commit ``snapshot`` and leave ``learn``."""
+        self._settle()
+        if snapshot.timesteps != self._submitted_timesteps:
+            self._submit(snapshot, rows)
+            self._settle()
+        raise TrainingStopped
+
+    def _settle(self) -> None:
+        self._host.phase("store")
+        self._host.settle()
+        self._in_flight_from = None
+        self._host.phase("steps")
+
+    def _with_rows(self, snapshot: Snapshot, rows: int) -> Snapshot:
+        exact, because = self._exactness()
+        facts = {
+            **snapshot.facts,
+            "rollouts": self._first_rollout + self._rollouts - 1,
+            "exact": exact,
+            "exact_because": because,
+        }
+        return replace(snapshot, streams=self._capture_of().rows(self._submitted_rows, rows), facts=facts)
+
+    def _following_save(self) -> int:
+        frequency = self._host.save_frequency
+        return (self.model.num_timesteps // frequency + 1) * frequency
+
+    def _until_rollout_start(self) -> float:
+        """Seconds until the next consistent point, from how long the last rollout with its update took."""
+        return max(0.0, self._rollout_seconds - (time.monotonic() - self._rollout_began))
+
+    def _capture_of(self) -> Capture:
+        assert self._capture is not None
+        return self._capture
+
+    # ----------------------------------------------------------------------------------------------------- iterations
+
+    def _at_log_interval(self) -> bool:
+        """On-policy ``learn`` counts its iterations in a local variable that restarts at 0: only where it would dump its
+        log anyway is the rest of its loop the same after a resume."""
+        if not isinstance(self.model, OnPolicyAlgorithm):
+            return True
+        interval = self.locals.get("log_interval") or 1
+        return (self._rollouts - 1) % int(interval) == 0
+
+    def _offset_iterations(self) -> None:
+        model = self.model
+        if not isinstance(model, OnPolicyAlgorithm):
+            return
+        dump = model.dump_logs
+
+        def dump_logs(iteration: int = 0) -> None:
+            dump(iteration + self._first_rollout if iteration else 0)
+
+        model.dump_logs = dump_logs  # type: ignore[method-assign]
+
+    # ---------------------------------------------------------------------------------------------- state of environments
+
+    def _provider_of(self, env: gymnasium.Env[Any, Any]) -> str:
+        if isinstance(env, StatefulEnv):
+            return env.train_cloud_provider
+        kind = str(env.spec) if env.spec is not None else type(env.unwrapped).__qualname__
+        if kind not in self._choices:
+            self._choices[kind] = _choose_for(env)
+        return self._choices[kind].provider
+
+    def _exactness(self) -> tuple[bool, str]:
+        choices = [*([self._choice] if self._choice else []), *self._choices.values()]
+        return next(((False, choice.because) for choice in choices if not choice.exact), (True, ""))
+
+
+_hosts: list[Host] = []
+
+
+@contextlib.contextmanager
+def hosted_by(host: Host) -> Iterator[None]:
+    """While this lasts, :func:`checkpoints` belongs to ``host``."""
+    _hosts.append(host)
+    try:
+        yield
+    finally:
+        _hosts.pop()
+
+
+def checkpoints() -> BaseCallback:
+    """The callback that makes an ordinary SB3 script resumable; pass it to ``learn``, alone or in a list.
+
+    In a script that was not started by ``train-cloud train`` it does nothing, and says so.
+    """
+    if not _hosts:
+        log.warning("not started by train-cloud train: nothing is saved, nothing is resumed")
+        return CallbackList([])
+    return Checkpoints(_hosts[-1])
+
+
+def stateful(env: Env) -> StatefulEnv:
+    """For scripts with a ``SubprocVecEnv``: lets an environment's state be taken out of its process.
+
+    ``make_vec_env("Pendulum-v1", 4, vec_env_cls=SubprocVecEnv, wrapper_class=train_cloud.stateful)``
+    """
+    return StatefulEnv(env, _choose_for(env).provider)
+
+
+def _choose_for(env: Env) -> Choice:
+    """The provider for an environment that a script made. Its twin for the trial comes from its specification."""
+    spec = env.spec
+    if spec is None:
+        has_own = callable(getattr(env.unwrapped, "get_state", None))
+        return Choice(
+            "own" if has_own else "pickle",
+            False,
+            f"{type(env.unwrapped).__qualname__} was not made by gymnasium.make, so saving it could not be tried",
+        )
+    return choose(lambda: gymnasium.make(spec), recorded=False)

@@ -1,0 +1,112 @@
+"""Whether two runs ended in the same state, bit for bit."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from train_cloud.envs.state import loads
+from train_cloud.snapshot import Array, Rows, Snapshot
+
+#: Readings of a clock: when something happened, which acts on nothing.
+_CLOCKS = {"t", "t_start", "episode_times", "start_time"}
+_DEEPEST = 40
+
+
+def differences(left: Snapshot, right: Snapshot) -> list[str]:
+    """Where two snapshots differ: tensors, optimizer states, replay rows, normaliser, generators, environments, pending
+    scalars, callbacks. Clocks and ``time/*`` scalars are left out. Empty means equal bit for bit.
+
+    Reads the rows of both, which can be done once.
+    """
+    found = [] if left.timesteps == right.timesteps else [f"timesteps: {left.timesteps} and {right.timesteps}"]
+    found += _compare("tensors", dict(left.parts["model"].arrays), dict(right.parts["model"].arrays))
+    states = [loads(snapshot.parts["model"].blob, _AnyEnvironment()) for snapshot in (left, right)]
+    for state in states:
+        state["logger"] = [
+            {name: value for name, value in pending.items() if not name.startswith("time/")}
+            for pending in state["logger"]
+        ]
+    found += _compare("state", *states)
+    for name in sorted({*left.streams, *right.streams}):
+        if name not in left.streams or name not in right.streams:
+            found.append(f"rows {name}: only in one")
+            continue
+        found += _compare(f"rows {name}", _whole(left.streams[name]), _whole(right.streams[name]))
+    return found
+
+
+class _AnyEnvironment(Sequence[Any]):
+    """Stands for the live environments that a state refers to."""
+
+    def __init__(self) -> None:
+        self._env: gymnasium.Env[Any, Any] = gymnasium.Env()
+        for _ in range(_DEEPEST):
+            self._env = gymnasium.Wrapper(self._env)
+
+    def __len__(self) -> int:
+        return _DEEPEST
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._env
+
+
+def _whole(rows: Rows) -> dict[str, Any]:
+    columns: dict[str, list[Array]] = {}
+    for _, chunk in rows.chunks:
+        for name, column in chunk.items():
+            columns.setdefault(name, []).append(column)
+    return {"last": rows.last, **{name: np.concatenate(parts) for name, parts in columns.items()}}
+
+
+def _compare(where: str, left: Any, right: Any) -> list[str]:
+    return list(_walk(where, left, right, set()))
+
+
+def _walk(where: str, left: Any, right: Any, seen: set[tuple[int, int]]) -> Iterator[str]:
+    if (id(left), id(right)) in seen or isinstance(left, gymnasium.Wrapper):
+        return
+    seen.add((id(left), id(right)))
+    if type(left) is not type(right):
+        yield f"{where}: {type(left).__name__} and {type(right).__name__}"
+    elif isinstance(left, np.ndarray):
+        if left.shape != right.shape or left.dtype != right.dtype:
+            yield f"{where}: {left.dtype}{left.shape} and {right.dtype}{right.shape}"
+        elif left.dtype.hasobject:
+            yield from _walk(where, left.tolist(), right.tolist(), seen)
+        elif left.tobytes() != right.tobytes():
+            yield f"{where}: {int((left != right).sum())} of {left.size} values differ"
+    elif isinstance(left, float):
+        if struct.pack("d", left) != struct.pack("d", right):
+            yield f"{where}: {left!r} and {right!r}"
+    elif isinstance(left, np.generic):
+        if left.tobytes() != right.tobytes():
+            yield f"{where}: {left!r} and {right!r}"
+    elif isinstance(left, np.random.Generator | np.random.RandomState):
+        bits = [getattr(x, "bit_generator", getattr(x, "_bit_generator", None)).state for x in (left, right)]
+        yield from _walk(where, *bits, seen)
+    elif isinstance(left, Mapping):
+        for key in sorted({*left, *right}, key=repr):
+            if key in _CLOCKS:
+                continue
+            if key not in left or key not in right:
+                yield f"{where}.{key}: only in one"
+            else:
+                yield from _walk(f"{where}.{key}", left[key], right[key], seen)
+    elif isinstance(left, set | frozenset):
+        if left != right:
+            yield f"{where}: {left!r} and {right!r}"
+    elif isinstance(left, str | bytes | int | type(None)) or callable(left):
+        if left != right and not callable(left):
+            yield f"{where}: {left!r} and {right!r}"
+    elif hasattr(left, "__iter__") and hasattr(left, "__len__"):
+        if len(left) != len(right):
+            yield f"{where}: {len(left)} and {len(right)} items"
+        for index, (one, other) in enumerate(zip(left, right, strict=False)):
+            yield from _walk(f"{where}[{index}]", one, other, seen)
+    if hasattr(left, "__dict__") and not callable(left):
+        yield from _walk(where, vars(left), vars(right), seen)

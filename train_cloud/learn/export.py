@@ -1,0 +1,105 @@
+"""A model for people: a folder whose ``model.zip`` loads with plain Stable-Baselines3, made from a checkpoint's parts.
+
+No environment is built and nothing of the user's code is imported: the zip is put together from SB3's own description of
+the model (``skeleton``) and the tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from stable_baselines3.common.save_util import save_to_zip_file
+
+from train_cloud.learn.capture import parameters_of
+from train_cloud.snapshot import Snapshot
+
+_PLAY = '''\
+"""Plays the trained model: python play.py [episodes]. Needs stable-baselines3, gymnasium and the run's environment."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import gymnasium
+from {module} import {name}
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+HERE = Path(__file__).parent
+ENVIRONMENT = {environment!r}
+KWARGS = {kwargs!r}
+MODULE = {imported!r}
+WRAPPERS = {wrappers!r}
+
+
+def make() -> gymnasium.Env:
+    if MODULE:
+        importlib.import_module(MODULE)
+    env = gymnasium.make(ENVIRONMENT, **KWARGS)
+    for wrapper in WRAPPERS:
+        module, _, attribute = wrapper.partition(":")
+        env = getattr(importlib.import_module(module), attribute)(env)
+    return env
+
+
+def main(episodes: int) -> None:
+    env = DummyVecEnv([make])
+    if (HERE / "vecnormalize.pkl").exists():
+        env = VecNormalize.load(str(HERE / "vecnormalize.pkl"), env)
+        env.training = env.norm_reward = False
+    model = {name}.load(HERE / "model.zip", device="cpu")
+    for episode in range(episodes):
+        observation, total, done = env.reset(), 0.0, False
+        while not done:
+            action, _ = model.predict(observation, deterministic=True)
+            observation, rewards, dones, _ = env.step(action)
+            total, done = total + float(rewards[0]), bool(dones[0])
+        print(f"episode {{episode + 1}}: return {{total:.2f}}")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
+'''
+
+
+def write_export(
+    snapshot: Snapshot, folder: Path, *, run_yaml: str, lock: str, environment: Mapping[str, Any] | None
+) -> None:
+    """Write ``model.zip``, ``vecnormalize.pkl`` where the run normalises, ``run.yaml``, ``requirements.lock``, ``play.py``.
+
+    :param snapshot: needs the parts ``model``, ``skeleton`` and, if there is one, ``normalizer``
+    :param environment: the run file's section, for ``play.py``; None leaves that out (a script builds its own)
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_model(snapshot, folder / "model.zip")
+    if "normalizer" in snapshot.parts:
+        (folder / "vecnormalize.pkl").write_bytes(snapshot.parts["normalizer"].blob)
+    (folder / "run.yaml").write_text(run_yaml)
+    (folder / "requirements.lock").write_text(lock)
+    if environment is not None:
+        module, _, name = snapshot.facts["algorithm"]["class"].partition(":")
+        (folder / "play.py").write_text(
+            _PLAY.format(
+                module=module.split(".")[0] if module.startswith(("stable_baselines3.", "sb3_contrib.")) else module,
+                name=name,
+                environment=environment["id"],
+                kwargs=environment.get("kwargs", {}),
+                imported=environment.get("module"),
+                wrappers=list(environment.get("wrappers", ())),
+            )
+        )
+
+
+def _write_model(snapshot: Snapshot, path: Path) -> None:
+    part = snapshot.parts["model"]
+    tensors = {name: torch.from_numpy(array.copy()) for name, array in part.arrays.items()}
+    parameters, variables = parameters_of(tensors, snapshot.facts["optimizers"])
+    save_to_zip_file(path, data=None, params=parameters, pytorch_variables=variables or None)
+    data = json.loads(snapshot.parts["skeleton"].blob)
+    data.update({key: value for key, value in snapshot.facts["algorithm"].items() if key != "class"})
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("data", json.dumps(data, indent=4))

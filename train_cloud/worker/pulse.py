@@ -1,0 +1,134 @@
+"""The trainer's pulse: a thread that once a second shows progress, feeds systemd's watchdog and looks at the clock.
+
+It feeds the watchdog only while the training shows signs of life; how long a silence is life depends on what it does: a
+restore of gigabytes or a long update is no hang.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+log = logging.getLogger(__name__)
+
+#: Seconds of silence per phase, after which the watchdog is no longer fed.
+PATIENCE = {"start": 900.0, "restore": 600.0, "steps": 600.0, "update": 3600.0, "store": 3600.0}
+_LINE_SECONDS = 30.0
+_STEPS_FILE = "timesteps"
+_COUNT = struct.Struct("<Q")
+
+
+def read_timesteps(state_dir: Path) -> int:
+    """How far the training process got, to the step, even if it was killed: written to memory that the kernel keeps."""
+    body = (state_dir / _STEPS_FILE).read_bytes()
+    return int(_COUNT.unpack(body[: _COUNT.size])[0])
+
+
+def patience() -> dict[str, float]:
+    """:data:`PATIENCE`, with what ``TRAIN_CLOUD_PATIENCE`` ("steps=30 update=60", seconds) says otherwise."""
+    said = dict(pair.split("=", 1) for pair in os.environ.get("TRAIN_CLOUD_PATIENCE", "").split())
+    return {phase: float(said.get(phase, seconds)) for phase, seconds in PATIENCE.items()}
+
+
+class Pulse:
+    """:param total: timesteps of the whole run
+    :param every_second: called from the thread: limits
+    """
+
+    def __init__(self, state_dir: Path, total: int, every_second: Callable[[], None]) -> None:
+        self._total = total
+        self._every_second = every_second
+        self._patience = patience()
+        self._phase = "start"
+        self._alive = time.monotonic()
+        self.timesteps = 0
+        self._began: tuple[float, int] | None = None
+        self._end = threading.Event()
+        with (state_dir / _STEPS_FILE).open("wb") as file:
+            file.write(_COUNT.pack(0))
+        with (state_dir / _STEPS_FILE).open("r+b") as file:
+            self._count = mmap.mmap(file.fileno(), _COUNT.size)
+        self._bar = _bar() if sys.stderr.isatty() else None
+        self._thread = threading.Thread(target=self._beat, name="train-cloud-pulse", daemon=True)
+        self._notify = _notifier()
+
+    def start(self) -> None:
+        """Tell systemd that the service is up, before torch is imported, and begin to beat."""
+        self._notify("READY=1")
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._end.set()
+        self._thread.join(5.0)
+        if self._bar is not None:
+            self._bar.stop()
+
+    def phase(self, name: str) -> None:
+        self._phase = name
+        self._alive = time.monotonic()
+
+    def alive(self) -> None:
+        """A sign of life within the phase."""
+        self._alive = time.monotonic()
+
+    def step(self, timesteps: int) -> None:
+        """Called at each step of the environments: microseconds count."""
+        self.timesteps = timesteps
+        _COUNT.pack_into(self._count, 0, timesteps)
+        self._alive = now = time.monotonic()
+        if self._began is None:
+            self._began = (now, timesteps)
+
+    def steps_per_second(self) -> float | None:
+        """Over this session; None before there is anything to divide."""
+        if self._began is None or self.timesteps == self._began[1]:
+            return None
+        return (self.timesteps - self._began[1]) / max(1e-9, self._alive - self._began[0])
+
+    def _beat(self) -> None:
+        shown = time.monotonic()
+        bar = self._bar.add_task("", total=self._total, pace="") if self._bar is not None else None
+        if self._bar is not None:
+            self._bar.start()
+        while not self._end.wait(1.0):
+            now = time.monotonic()
+            self._every_second()
+            if now - self._alive < self._patience[self._phase]:
+                self._notify("WATCHDOG=1")
+            if self._bar is not None and bar is not None:
+                self._bar.update(bar, completed=self.timesteps, description=self._phase, pace=self._pace())
+            elif now - shown >= _LINE_SECONDS:
+                shown = now
+                log.info("%d of %d timesteps, %s", self.timesteps, self._total, self._pace() or self._phase)
+
+    def _pace(self) -> str:
+        rate = self.steps_per_second()
+        if not rate:
+            return ""
+        left = int((self._total - self.timesteps) / rate)
+        return f"{rate:,.0f} steps/s, {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
+
+
+def _bar() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[pace]}"))
+    from rich.console import Console
+
+    return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+def _notifier() -> Callable[[str], None]:
+    if "NOTIFY_SOCKET" not in os.environ:
+        return lambda state: None
+    import sdnotify
+
+    notify: Callable[[str], None] = sdnotify.SystemdNotifier().notify
+    return notify
