@@ -1,0 +1,269 @@
+# What is trained stands in the run file; here stands where, for how long and for whom.
+
+variable "run_file" {
+  description = "Path of the run file (YAML), relative to the folder that Terraform runs in. Its run_id names the worker's resources."
+  type        = string
+  nullable    = false
+
+  validation {
+    condition     = can(file(pathexpand(var.run_file)))
+    error_message = "run_file: no readable file at this path; it is relative to the folder that Terraform runs in, for example ../examples/pendulum_sac.yaml."
+  }
+
+  validation {
+    condition     = !can(file(pathexpand(var.run_file))) || can(regex("^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$", yamldecode(file(pathexpand(var.run_file))).run_id))
+    error_message = "run_file: it must be a YAML map whose run_id has 1 to 40 lower-case letters, digits and inner hyphens; `train-cloud validate RUN_FILE` says what is wrong with it."
+  }
+}
+
+variable "training_type" {
+  description = "Overrides the run file's algorithm: sac, or module:Class. Null: as the run file says."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.training_type == null || can(regex("^[A-Za-z_][A-Za-z0-9_.]*(:[A-Za-z_][A-Za-z0-9_.]*)?$", var.training_type))
+    error_message = "training_type: name an algorithm (sac) or module:Class, in letters, digits, underscores and dots."
+  }
+}
+
+variable "total_timesteps" {
+  description = "Overrides the run file's total_timesteps. Null: as the run file says."
+  type        = number
+  default     = null
+
+  validation {
+    condition     = var.total_timesteps == null || try(var.total_timesteps >= 1 && floor(var.total_timesteps) == var.total_timesteps, false)
+    error_message = "total_timesteps: give a whole number of at least 1."
+  }
+}
+
+variable "save_frequency" {
+  description = "Overrides the run file's save_frequency: timesteps between two checkpoints. Null: as the run file says."
+  type        = number
+  default     = null
+
+  validation {
+    condition     = var.save_frequency == null || try(var.save_frequency >= 1 && floor(var.save_frequency) == var.save_frequency, false)
+    error_message = "save_frequency: give a whole number of at least 1."
+  }
+
+  validation {
+    condition     = try(var.save_frequency <= var.total_timesteps, true)
+    error_message = "save_frequency: give at most total_timesteps."
+  }
+}
+
+variable "project_name" {
+  description = "First part of the name of every resource."
+  type        = string
+  default     = "train-cloud"
+  nullable    = false
+
+  validation {
+    # With a run_id of 40 characters this makes 61; an IAM role may have 64.
+    condition     = can(regex("^[a-z][a-z0-9-]{0,18}[a-z0-9]$", var.project_name))
+    error_message = "project_name: use 2 to 20 lower-case letters, digits and inner hyphens, a letter first."
+  }
+}
+
+variable "aws_region" {
+  description = "Region of everything; the bucket too."
+  type        = string
+  default     = "us-east-1"
+  nullable    = false
+
+  validation {
+    condition     = can(regex("^[a-z]{2}(-[a-z]+)+-[0-9]$", var.aws_region))
+    error_message = "aws_region: give a region's code, for example us-east-1."
+  }
+}
+
+variable "availability_zones" {
+  description = "Zones of the default VPC to look for capacity in; empty: all of them. Not together with subnet_ids."
+  type        = list(string)
+  default     = []
+  nullable    = false
+
+  validation {
+    condition     = alltrue([for zone in var.availability_zones : can(regex("^${var.aws_region}[a-z]$", zone))])
+    error_message = "availability_zones: give zones of aws_region by name, for example us-east-1a."
+  }
+}
+
+variable "subnet_ids" {
+  description = "Subnets to launch in, all of one VPC and with a way to the internet; empty: the default VPC's."
+  type        = list(string)
+  default     = []
+  nullable    = false
+
+  validation {
+    condition     = alltrue([for id in var.subnet_ids : can(regex("^subnet-[0-9a-f]{8,17}$", id))])
+    error_message = "subnet_ids: give ids of the form subnet-0123456789abcdef0."
+  }
+
+  validation {
+    condition     = length(var.subnet_ids) == 0 || length(var.availability_zones) == 0
+    error_message = "subnet_ids: a subnet has its zone already; give subnet_ids or availability_zones, not both."
+  }
+}
+
+variable "instance_types" {
+  description = "Acceptable instance types, best first; more types find spot capacity sooner. Without a GPU it trains on the CPU."
+  type        = list(string)
+  default     = ["g6.xlarge", "g5.xlarge", "g4dn.xlarge"]
+  nullable    = false
+
+  validation {
+    # 40 overrides are the limit of a mixed instances policy.
+    condition     = length(var.instance_types) >= 1 && length(var.instance_types) <= 40 && length(distinct(var.instance_types)) == length(var.instance_types)
+    error_message = "instance_types: give 1 to 40 different types."
+  }
+
+  validation {
+    condition     = alltrue([for type in var.instance_types : can(regex("^[a-z][a-z0-9-]*\\.[a-z0-9-]+$", type))])
+    error_message = "instance_types: write each as family.size, for example g5.xlarge."
+  }
+
+  validation {
+    condition     = alltrue([for type in var.instance_types : !can(regex("^(a1|[a-z]+[0-9]+[a-z]*g[a-z]*)\\.", type))])
+    error_message = "instance_types: the image is for x86_64; leave out Graviton types (a1, and those with a g after the number, such as g5g)."
+  }
+}
+
+variable "use_spot" {
+  description = "Spot instances, at about a third of the price; false: on demand."
+  type        = bool
+  default     = true
+  nullable    = false
+}
+
+variable "ami_id" {
+  description = "Image: Ubuntu 22.04 or 24.04, x86_64, with NVIDIA's driver where the types have a GPU. Null: the newest Deep Learning Base image. Read when the worker is created, ignored later."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.ami_id == null || can(regex("^ami-([0-9a-f]{8}|[0-9a-f]{17})$", var.ami_id))
+    error_message = "ami_id: give an id of the form ami-0123456789abcdef0."
+  }
+}
+
+variable "root_volume_gb" {
+  description = "Size of the encrypted root volume in GB."
+  type        = number
+  default     = 150
+  nullable    = false
+
+  validation {
+    condition     = var.root_volume_gb >= 50 && var.root_volume_gb <= 16384 && floor(var.root_volume_gb) == var.root_volume_gb
+    error_message = "root_volume_gb: give a whole number from 50 to 16384."
+  }
+}
+
+variable "max_runtime_hours" {
+  description = "Hours after the launch at which no worker may run any more, whatever state it is in; it is ended 30 minutes later, and so is any that is started after that."
+  type        = number
+  default     = 24
+  nullable    = false
+
+  validation {
+    condition     = var.max_runtime_hours >= 1 && var.max_runtime_hours <= 720
+    error_message = "max_runtime_hours: give a number from 1 to 720."
+  }
+}
+
+variable "max_attempts" {
+  description = "Failures in a row without a new checkpoint after which the run counts as failed."
+  type        = number
+  default     = 5
+  nullable    = false
+
+  validation {
+    condition     = var.max_attempts >= 1 && var.max_attempts <= 20 && floor(var.max_attempts) == var.max_attempts
+    error_message = "max_attempts: give a whole number from 1 to 20."
+  }
+}
+
+variable "s3_bucket_name" {
+  description = "Bucket for checkpoints and artifacts. Null: made from project, account and region."
+  type        = string
+  default     = null
+
+  validation {
+    # No dots: TLS certificates cover one label.
+    condition     = var.s3_bucket_name == null || can(regex("^[a-z0-9][a-z0-9-]{1,61}[a-z0-9]$", var.s3_bucket_name))
+    error_message = "s3_bucket_name: use 3 to 63 lower-case letters, digits and inner hyphens."
+  }
+}
+
+variable "existing_bucket" {
+  description = "s3_bucket_name exists already: use it and leave its settings and content alone."
+  type        = bool
+  default     = false
+  nullable    = false
+
+  validation {
+    condition     = !var.existing_bucket || var.s3_bucket_name != null
+    error_message = "existing_bucket: name the bucket in s3_bucket_name."
+  }
+}
+
+variable "prefix" {
+  description = "Folder in the bucket that everything lies under; empty: the bucket's root."
+  type        = string
+  default     = ""
+  nullable    = false
+
+  validation {
+    condition     = can(regex("^([A-Za-z0-9][A-Za-z0-9_-]*(/[A-Za-z0-9][A-Za-z0-9_-]*)*)?$", var.prefix)) && length(var.prefix) <= 100
+    error_message = "prefix: use at most 100 letters, digits, hyphens and underscores, with single slashes inside."
+  }
+}
+
+variable "delete_artifacts_on_destroy" {
+  description = "`terraform destroy` empties and removes the bucket too. It counts only once it was applied. Not for an existing bucket."
+  type        = bool
+  default     = false
+  nullable    = false
+
+  validation {
+    condition     = !(var.delete_artifacts_on_destroy && var.existing_bucket)
+    error_message = "delete_artifacts_on_destroy: an existing bucket is never emptied; set one of the two to false."
+  }
+}
+
+variable "key_pair_name" {
+  description = "EC2 key pair for SSH. Null: none; the commands of session_command and journalctl_command need none."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.key_pair_name == null || can(regex("^[!-~]{1,255}$", var.key_pair_name)) && !can(regex("['\"`$\\\\]", var.key_pair_name))
+    error_message = "key_pair_name: give 1 to 255 printable characters without spaces, quotes, $ and backslashes."
+  }
+}
+
+variable "allowed_cidrs" {
+  description = "Networks that may reach SSH (22) and TensorBoard (6006), for example [\"203.0.113.7/32\"]. Empty: nobody; Session Manager still works."
+  type        = list(string)
+  default     = []
+  nullable    = false
+
+  validation {
+    condition     = alltrue([for cidr in var.allowed_cidrs : can(cidrhost(cidr, 0))])
+    error_message = "allowed_cidrs: write each as address/bits, for example 203.0.113.7/32."
+  }
+
+  validation {
+    condition     = var.allow_open_ingress || alltrue([for cidr in var.allowed_cidrs : try(tonumber(split("/", cidr)[1]) >= 8, true)])
+    error_message = "allowed_cidrs: a network wider than /8 opens the worker to the internet; narrow it, or set allow_open_ingress."
+  }
+}
+
+variable "allow_open_ingress" {
+  description = "Accept networks wider than /8, 0.0.0.0/0 among them, in allowed_cidrs. TensorBoard asks for no password."
+  type        = bool
+  default     = false
+  nullable    = false
+}

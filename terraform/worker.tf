@@ -1,0 +1,189 @@
+# One worker at a time: a group of at most one that replaces an interrupted worker, and a schedule that ends it for good.
+
+locals {
+  name       = "${var.project_name}-${local.run_id}"
+  hook       = "final-commit"
+  image_id   = coalesce(var.ami_id, nonsensitive(data.aws_ssm_parameter.image.value))
+  outer_stop = timeadd(terraform_data.launched.output, "${ceil(var.max_runtime_hours * 60) + 30}m")
+
+  # The whole of /etc/train-cloud/worker.env. No value needs quoting: the variables' validations see to it.
+  environment = {
+    AWS_REGION                    = var.aws_region
+    AWS_DEFAULT_REGION            = var.aws_region
+    TRAIN_CLOUD_STORE             = local.store_url
+    TRAIN_CLOUD_RUN_ID            = local.run_id
+    TRAIN_CLOUD_RUN_FILE          = "/etc/train-cloud/run.yaml"
+    TRAIN_CLOUD_OVERRIDES         = "/etc/train-cloud/overrides.json"
+    TRAIN_CLOUD_STATE_DIR         = "/var/lib/train-cloud"
+    TRAIN_CLOUD_CODE              = "/opt/train-cloud/code/user"
+    TRAIN_CLOUD_CODE_DIGEST       = local.code_digest
+    TRAIN_CLOUD_AUTOSCALING_GROUP = local.name
+    TRAIN_CLOUD_MAX_ATTEMPTS      = var.max_attempts
+    TRAIN_CLOUD_LAUNCHED_AT       = terraform_data.launched.output
+  }
+
+  user_data = templatefile("${path.module}/user_data.sh.tftpl", {
+    environment = local.environment
+    versions    = file("${path.module}/../bootstrap/versions.env")
+    library     = file("${path.module}/../bootstrap/lib.sh")
+  })
+}
+
+# Kept in the state: the launch is when this run was first applied, not when Terraform last ran.
+resource "terraform_data" "launched" {
+  input            = timestamp()
+  triggers_replace = [local.run_id]
+
+  lifecycle {
+    ignore_changes = [input]
+  }
+}
+
+data "aws_ssm_parameter" "image" {
+  name = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-22.04/latest/ami-id"
+}
+
+data "aws_ami" "image" {
+  filter {
+    name   = "image-id"
+    values = [local.image_id]
+  }
+
+  lifecycle {
+    postcondition {
+      condition     = self.architecture == "x86_64"
+      error_message = "ami_id: ${self.id} is an image for ${self.architecture}; give one for x86_64."
+    }
+  }
+}
+
+resource "aws_launch_template" "worker" {
+  name                                 = local.name
+  image_id                             = data.aws_ami.image.id
+  instance_type                        = var.instance_types[0]
+  key_name                             = var.key_pair_name
+  vpc_security_group_ids               = [aws_security_group.worker.id]
+  instance_initiated_shutdown_behavior = "terminate"
+  update_default_version               = true
+  user_data                            = base64encode(local.user_data)
+
+  iam_instance_profile {
+    name = aws_iam_instance_profile.worker.name
+  }
+
+  metadata_options {
+    http_endpoint               = "enabled"
+    http_tokens                 = "required"
+    http_put_response_hop_limit = 1
+  }
+
+  block_device_mappings {
+    device_name = data.aws_ami.image.root_device_name
+
+    ebs {
+      volume_type           = "gp3"
+      volume_size           = var.root_volume_gb
+      iops                  = 3000
+      throughput            = 500
+      encrypted             = true
+      delete_on_termination = true
+    }
+  }
+
+  dynamic "tag_specifications" {
+    for_each = ["instance", "volume"]
+    content {
+      resource_type = tag_specifications.value
+      tags          = { Name = local.name, "train-cloud" = var.project_name, "train-cloud-run" = local.run_id }
+    }
+  }
+
+  # Spot options do not belong here: EC2 refuses them together with the group's mixed instances policy.
+
+  lifecycle {
+    # A newer image must not replace a template in mid-run.
+    ignore_changes = [image_id]
+
+    precondition {
+      condition     = length(base64encode(local.user_data)) <= 4 * ceil(16384 / 3)
+      error_message = "The user-data is larger than EC2's 16 KB (16384 bytes)."
+    }
+  }
+}
+
+resource "aws_autoscaling_group" "worker" {
+  name                      = local.name
+  min_size                  = 0
+  max_size                  = 1
+  desired_capacity          = 1
+  vpc_zone_identifier       = local.subnet_ids
+  capacity_rebalance        = false
+  suspended_processes       = ["AZRebalance"]
+  wait_for_capacity_timeout = "0"
+
+  mixed_instances_policy {
+    instances_distribution {
+      on_demand_base_capacity                  = 0
+      on_demand_percentage_above_base_capacity = var.use_spot ? 0 : 100
+      spot_allocation_strategy                 = "price-capacity-optimized"
+    }
+
+    launch_template {
+      launch_template_specification {
+        launch_template_id = aws_launch_template.worker.id
+        version            = aws_launch_template.worker.latest_version
+      }
+
+      dynamic "override" {
+        for_each = var.instance_types
+        content {
+          instance_type = override.value
+        }
+      }
+    }
+  }
+
+  # Part of the group, so that it is still there when `terraform destroy` ends the last worker. A spot interruption gives
+  # the same two minutes.
+  initial_lifecycle_hook {
+    name                 = local.hook
+    lifecycle_transition = "autoscaling:EC2_INSTANCE_TERMINATING"
+    heartbeat_timeout    = 120
+    default_result       = "CONTINUE"
+  }
+
+  tag {
+    key                 = "train-cloud-run"
+    value               = local.run_id
+    propagate_at_launch = true
+  }
+
+  lifecycle {
+    # The worker sets it to 0 when the run has ended; a later apply must not start it again.
+    ignore_changes = [desired_capacity]
+  }
+
+  # The first boot needs all of this.
+  depends_on = [
+    aws_iam_role_policy.worker,
+    aws_iam_role_policy_attachment.session,
+    aws_s3_object.code,
+    aws_s3_object.code_sums,
+    aws_s3_object.overrides,
+    aws_s3_object.run,
+    aws_s3_object.run_file,
+    aws_vpc_security_group_egress_rule.everywhere,
+  ]
+}
+
+# The money stops from outside too. Hourly: a worker that somebody starts again after the limit ends within the hour.
+resource "aws_autoscaling_schedule" "stop" {
+  autoscaling_group_name = aws_autoscaling_group.worker.name
+  scheduled_action_name  = "stop-at-limit"
+  # -1: as it is
+  min_size         = -1
+  max_size         = -1
+  desired_capacity = 0
+  start_time       = formatdate("YYYY-MM-DD'T'hh:mm:00'Z'", local.outer_stop)
+  recurrence       = formatdate("m '* * * *'", local.outer_stop)
+}

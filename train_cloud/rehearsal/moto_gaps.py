@@ -1,0 +1,184 @@
+"""The server process of the embedded AWS: moto, and the answers that moto 5.2.5 lacks or gives wrongly.
+
+Started by :class:`train_cloud.rehearsal.aws.EmbeddedAws` as ``python -m train_cloud.rehearsal.moto_gaps``. Each answer
+below says which gap it fills; it goes when moto closes the gap. What moto lets through and AWS refuses (spot options
+inside a mixed instances policy, user-data over 16 KB, an unknown image) is guarded in ``terraform/`` itself.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable
+from datetime import datetime, timezone
+from typing import Any
+
+# Both are read when moto is imported. Without the first, a policy of AWS's own (AmazonSSMManagedInstanceCore) is "not
+# found"; without the second, an image need not exist.
+os.environ["MOTO_IAM_LOAD_MANAGED_POLICIES"] = "true"
+os.environ["MOTO_ENABLE_AMI_VALIDATION"] = "true"
+
+from moto.autoscaling.responses import AutoScalingResponse
+from moto.core.responses import EmptyResult
+from moto.ec2.models import ec2_backends
+from moto.ec2.models.instances import Instance
+from moto.ec2.models.launch_templates import LaunchTemplateBackend
+from moto.iam.access_control import IAMPolicyStatement, IAMRequestBase, PermissionResult
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+from moto.s3.models import FakeBucket, FakeDeleteMarker
+from moto.ssm.models import Parameter, SimpleSystemManagerBackend
+from werkzeug.serving import make_server
+
+Answer = Callable[..., Any]
+IMAGE_PARAMETERS = ("/aws/service/deeplearning/ami/", "/aws/service/canonical/")
+
+
+def fills(owner: type, name: str) -> Callable[[Answer], Answer]:
+    """Put ``answer(original, self, ...)`` in the place of a method; ``original`` is None where moto has none."""
+
+    def put(answer: Answer) -> Answer:
+        original = getattr(owner, name, None)
+
+        def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return answer(original, self, *args, **kwargs)
+
+        setattr(owner, name, method)
+        return answer
+
+    return put
+
+
+@fills(LaunchTemplateBackend, "create_launch_template")
+def _template(
+    original: Answer, self: Any, name: str, description: str, data: dict[str, Any], *args: Any, **kwargs: Any
+) -> Any:
+    """Tags *of* a launch template come back as tags of what it launches: a plan that is never empty."""
+    specifications = [s for s in data.get("TagSpecifications", []) if s.get("ResourceType") != "launch-template"]
+    data = {key: value for key, value in data.items() if key != "TagSpecifications"}
+    if specifications:
+        data["TagSpecifications"] = specifications
+    return original(self, name, description, data, *args, **kwargs)
+
+
+@fills(Instance, "add_block_device")
+def _volume(original: Answer, self: Any, size: int, device: str, *args: Any, **kwargs: Any) -> None:
+    """A template's root volume is attached over the image's, which stays behind for ever."""
+    replaced = self.block_device_mapping.get(device)
+    if replaced is not None:
+        self.ec2_backend.detach_volume(replaced.volume_id, self.id, device)
+        self.ec2_backend.delete_volume(replaced.volume_id)
+    original(self, size, device, *args, **kwargs)
+
+
+@fills(AutoScalingResponse, "create_auto_scaling_group")
+def _group(original: Answer, self: Any) -> Any:
+    """Lifecycle hooks given with a new group are dropped."""
+    result = original(self)
+    for hook in self._get_param("LifecycleHookSpecificationList") or []:
+        self.autoscaling_backend.create_lifecycle_hook(
+            name=hook["LifecycleHookName"],
+            as_name=self._get_param("AutoScalingGroupName"),
+            transition=hook["LifecycleTransition"],
+            timeout=int(hook.get("HeartbeatTimeout", 3600)),
+            result=hook.get("DefaultResult", "ABANDON"),
+        )
+    return result
+
+
+@fills(AutoScalingResponse, "complete_lifecycle_action")
+@fills(AutoScalingResponse, "record_lifecycle_action_heartbeat")
+def _lifecycle_action(_: Answer | None, self: Any) -> Any:
+    """Not implemented. moto's machines go at once, so there is nothing to wait for."""
+    return EmptyResult()
+
+
+@fills(AutoScalingResponse, "_determine_resource")
+def _resource(_: Answer | None, self: Any) -> str:
+    """With permissions enforced, every Auto Scaling action is checked against ``*`` instead of the group's ARN."""
+    name, instance = self._get_param("AutoScalingGroupName"), self._get_param("InstanceId")
+    for group in self.autoscaling_backend.autoscaling_groups.values():
+        if group.name == name or any(state.instance.id == instance for state in group.instance_states):
+            return str(group.arn)
+    return "*"
+
+
+@fills(FakeBucket, "get_permission")
+def _permission(original: Answer, self: Any, action: str, resource: str) -> Any:
+    """Conditions in a bucket policy are ignored: "refuse what is not TLS" refuses all. Loopback is plain HTTP."""
+    if not self.policy:
+        return original(self, action, resource)
+    policy, whole = json.loads(self.policy), self.policy
+    statements = [s for s in policy["Statement"] if "aws:SecureTransport" not in json.dumps(s.get("Condition", {}))]
+    if not statements:
+        return PermissionResult.NEUTRAL
+    self.policy = json.dumps({**policy, "Statement": statements}).encode()
+    try:
+        return original(self, action, resource)
+    finally:
+        self.policy = whole
+
+
+@fills(FakeDeleteMarker, "dispose")
+def _dispose(_: Answer | None, self: Any, *args: Any, **kwargs: Any) -> None:
+    """Deleting a delete marker fails with a server error, so that emptying a versioned bucket never ends."""
+
+
+@fills(SimpleSystemManagerBackend, "get_parameter")
+def _parameter(original: Answer, self: Any, name: str) -> Any:
+    """The public parameters that name the Deep Learning and Ubuntu images are missing."""
+    found = original(self, name)
+    if found is not None or not name.startswith(IMAGE_PARAMETERS):
+        return found
+    images = ec2_backends[self.account_id][self.region_name].describe_images()
+    image = next(image for image in images if "Deep Learning AMI Ubuntu" in str(image.name))
+    parameter: Any = Parameter
+    return parameter(
+        account_id=self.account_id,
+        name=name,
+        value=image.id,
+        parameter_type="String",
+        description="",
+        allowed_pattern=None,
+        keyid=None,
+        last_modified_date=datetime.now(timezone.utc),
+        version=1,
+        data_type="aws:ec2:image",
+    )
+
+
+@fills(IAMPolicyStatement, "_check_principal")
+def _principal(original: Answer, self: Any, principal: Any) -> Any:
+    """Assuming a role that trusts a service is a server error; the rehearsal assumes it in EC2's place."""
+    trusted = self._statement.get("Principal")
+    if isinstance(trusted, dict) and "Service" in trusted and "AWS" not in trusted:
+        return True
+    return original(self, principal)
+
+
+@fills(IAMRequestBase, "check_signature")
+def _signature(_: Answer, self: Any) -> None:
+    """Some S3 signatures are recomputed wrongly. It is the permissions that are rehearsed, not the signatures."""
+
+
+def main() -> None:
+    """Serve on a free loopback port, print its number, and end with the standard input: no parent, no server."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    backend: Any = DomainDispatcherApplication(create_backend_app)
+    one_at_a_time = threading.Lock()
+
+    def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        # S3 checks If-Match and writes in one step, moto in two.
+        with one_at_a_time:
+            return backend(environ, start_response)
+
+    server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=MotoRequestHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    print(server.server_port, flush=True)
+    sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()
