@@ -20,7 +20,7 @@ import pytest
 from gymnasium import spaces, wrappers
 from gymnasium.utils import EzPickle
 
-from train_cloud.envs.state import Choice, StatefulEnv, choose, dumps, get_state, loads, set_state
+from train_cloud.envs.state import Choice, StatefulEnv, choose, choose_for, dumps, get_state, loads, set_state
 from train_cloud.errors import InputError, TrainCloudError
 
 HERE = Path(__file__).parent
@@ -438,3 +438,34 @@ def test_mujoco(name: str) -> None:
 def test_ale() -> None:
     gym.register_envs(pytest.importorskip("ale_py"))
     assert choose(lambda: gym.make("ALE/Breakout-v5")).provider == "ale"
+
+
+class Sized(Walk):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+
+@pytest.mark.parametrize(
+    ("make", "expected", "reason"),
+    [
+        (lambda: _monitored(gym.make("Pendulum-v1", g=9.0)), ("pickle", True), "the same for"),
+        (lambda: _monitored(_wrapped(Ez())), ("pickle", True), "the same for"),
+        (lambda: Tired(Own()), ("own", True), "the same for"),
+        (lambda: _wrapped(Liar()), ("episode", False), "pickle: the restored environment went another way"),
+        (lambda: _monitored(Sized(3)), ("pickle", False), "missing 1 required positional argument: 'size'"),
+    ],
+)
+def test_an_environment_of_somebody_elses_making(
+    make: Callable[[], gym.Env[Any, Any]], expected: tuple[str, bool], reason: str
+) -> None:
+    env = make()
+    env.reset(seed=0)
+    sequence = actions(env, 20, seed=0)
+    before = dumps(get_state(env, "pickle" if expected[0] != "own" else "own"), [env])
+    choice = choose_for(env)
+    assert (choice.provider, choice.exact) == expected, choice.because
+    assert reason in choice.because
+    after = play(env, sequence)
+    set_state(env, loads(before, [env]))
+    assert play(env, sequence) == after, "the trial changed the environment that it was for"

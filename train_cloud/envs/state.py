@@ -41,11 +41,9 @@ from train_cloud.errors import InputError, TrainCloudError
 Env: TypeAlias = gymnasium.Env[Any, Any]
 MakeEnv: TypeAlias = Callable[[], Env]
 
-#: What user code and pickling raise when a state cannot be taken, carried or put back. Not BaseException's others.
-FAILURES = (
-    ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, NameError, OSError,
-    pickle.PickleError, RuntimeError, TypeError, ValueError, TrainCloudError, gymnasium.error.Error,
-)  # fmt: skip
+#: What user code, or the pickling of its objects, raises when a state cannot be taken, carried or put back: anything,
+#: as environments define exceptions of their own. KeyboardInterrupt and SystemExit are none of it.
+FAILURES = (Exception,)
 
 #: Attributes of a layer that say how it was made or where it writes: the fresh environment's own are right.
 KEPT = frozenset({"env", "spec", "_cached_spec", "_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs",
@@ -571,6 +569,59 @@ def choose(
         raise InputError("environment.state", requested, f"{reason}: use auto")
     told = "; ".join(f"{name}: {reason}" for name, reason in refused if not reason.startswith(_INAPPLICABLE))
     return Choice("episode", False, f"a resumed session begins a new episode, because {told or 'nothing else applies'}")
+
+
+def choose_for(env: Env, *, recorded: bool = False) -> Choice:
+    """The provider for an environment that somebody else made, tried on instances made like it.
+
+    :param recorded: whether a :class:`StatefulEnv` stands around it from the first reset on
+    """
+    generators = _process_generators()
+    make = _like(env)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            make().close()
+    except FAILURES as error:
+        provider = "own" if PROVIDERS["own"].refuses(env) is None else "pickle"
+        return Choice(provider, False, f"saving its state could not be tried, as no second one could be made: {error}")
+    finally:
+        _set_process_generators(generators)
+    return choose(make, recorded=recorded)
+
+
+#: They record and show what is played, also what is played in a trial.
+_RECORDERS = ("RecordVideo", "HumanRendering", "RenderCollection")
+
+
+def _like(env: Env) -> MakeEnv:
+    """How to make another environment of the same kind: by its specification, or by its class and known arguments."""
+    *wrappers, base = layers(env)
+
+    def make() -> Env:
+        if base.spec is not None:
+            made = gymnasium.make(base.spec).unwrapped
+        else:
+            arguments, named = vars(base).get("_ezpickle_args", ()), vars(base).get("_ezpickle_kwargs", {})
+            made = type(base)(*arguments, **named)
+        for wrapper in reversed(wrappers):
+            if type(wrapper).__name__ not in _RECORDERS:
+                made = _wrapper_like(wrapper, made)
+        return made
+
+    return make
+
+
+def _wrapper_like(wrapper: Env, inner: Env) -> Env:
+    kind: Any = type(wrapper)
+    if isinstance(wrapper, gymnasium.utils.RecordConstructorArgs):
+        return kind(inner, **copy.deepcopy(wrapper._saved_kwargs))  # type: ignore[no-any-return]
+    # Its constructor's arguments are not known: a copy does as well, as it will be played on before it is tried.
+    made: Env = kind.__new__(kind)
+    vars(made).update(loads(dumps(_attributes(wrapper), [wrapper]), [inner]))
+    vars(made).update({name: value for name, value in vars(wrapper).items() if _is_local_function(value)})
+    vars(made).update(env=inner, _cached_spec=None, results_writer=None)
+    return made
 
 
 class _Refused(TrainCloudError):
