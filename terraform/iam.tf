@@ -58,6 +58,13 @@ resource "aws_iam_role_policy" "worker" {
         ]
         Resource = local.group_arn
       },
+      {
+        # These two know no resources.
+        Sid      = "Look"
+        Effect   = "Allow"
+        Action   = ["autoscaling:DescribeAutoScalingGroups", "autoscaling:DescribeLifecycleHooks"]
+        Resource = "*"
+      },
     ]
   })
 }

@@ -21,6 +21,7 @@ from typing import Any
 os.environ["MOTO_IAM_LOAD_MANAGED_POLICIES"] = "true"
 os.environ["MOTO_ENABLE_AMI_VALIDATION"] = "true"
 
+from moto.autoscaling.models import FakeAutoScalingGroup
 from moto.autoscaling.responses import AutoScalingResponse
 from moto.core.responses import EmptyResult
 from moto.ec2.models import ec2_backends
@@ -73,19 +74,13 @@ def _volume(original: Answer, self: Any, size: int, device: str, *args: Any, **k
     original(self, size, device, *args, **kwargs)
 
 
-@fills(AutoScalingResponse, "create_auto_scaling_group")
-def _group(original: Answer, self: Any) -> Any:
-    """Lifecycle hooks given with a new group are dropped."""
-    result = original(self)
-    for hook in self._get_param("LifecycleHookSpecificationList") or []:
-        self.autoscaling_backend.create_lifecycle_hook(
-            name=hook["LifecycleHookName"],
-            as_name=self._get_param("AutoScalingGroupName"),
-            transition=hook["LifecycleTransition"],
-            timeout=int(hook.get("HeartbeatTimeout", 3600)),
-            result=hook.get("DefaultResult", "ABANDON"),
-        )
-    return result
+@fills(FakeAutoScalingGroup, "update")
+def _group(original: Answer, self: Any, *args: Any, **kwargs: Any) -> None:
+    """A change of anything else, such as the capacity, removes the mixed instances policy."""
+    policy = self.mixed_instances_policy
+    original(self, *args, **kwargs)
+    if not (kwargs.get("mixed_instances_policy") or kwargs.get("launch_template") or kwargs.get("launch_config_name")):
+        self.mixed_instances_policy = policy
 
 
 @fills(AutoScalingResponse, "complete_lifecycle_action")
