@@ -10,9 +10,25 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
-from train_cloud.config import PARTS, RunFile, code_digest, code_files, identity_changes, load_run_file, parse_run_file
+from train_cloud.config import (
+    PARTS,
+    Code,
+    Environment,
+    Limits,
+    RunFile,
+    code_digest,
+    code_files,
+    identity_changes,
+    load_run_file,
+    parse_run_file,
+)
+from train_cloud.config.identity import ALWAYS_EXCLUDED
+from train_cloud.config.load import read_yaml
 from train_cloud.errors import InputError, NotYet
+
+DOCS = Path(__file__).parent.parent / "docs" / "run-file.md"
 
 GOOD: dict[str, Any] = {
     "run_id": "pendulum-1",
@@ -71,6 +87,22 @@ limits: {hours: 12, dollars: null}
     assert run_file.code.folder == (tmp_path / "code").resolve()
     assert run_file.env == {"OMP_NUM_THREADS": "1"}
     assert run_file.limits.hours == 12
+
+
+def test_a_script_finds_its_run_file(tmp_path: Path) -> None:
+    import train_cloud
+    from train_cloud.config.current import training
+
+    with pytest.raises(InputError, match="run_file"):
+        train_cloud.run_file()
+    path = write(tmp_path, json.dumps(SCRIPT))
+    assert train_cloud.run_file(path) == load_run_file(path)
+    overridden = parse_run_file(SCRIPT, ["total_timesteps=9999"])
+    with training(overridden):
+        assert train_cloud.run_file() is train_cloud.run_file(path) is overridden
+    with pytest.raises(InputError):
+        train_cloud.run_file()
+    assert not hasattr(train_cloud, "nonsense")
 
 
 def test_it_is_frozen_and_leaves_its_input_alone() -> None:
@@ -173,6 +205,9 @@ BAD: list[tuple[str, str, str]] = [
     ("entry_point=my.script", "entry_point", "module:Name"),
     ("entry_point=my:main", "algorithm", "decides this"),
     ("code.folder=nowhere", "code.folder", "existing folder"),
+    ("code.exclude=['{a,b}.py']", "code.exclude.0", "use only"),
+    ("code.exclude=['data**']", "code.exclude.0", "use only"),
+    ("code.exclude=[/tmp]", "code.exclude.0", "relative"),
     ("code.python=3.12", "code.python", "3.11"),
     ("env.1A=x", "env.1A", "letters"),
     ("env.A=yes", "", ""),
@@ -388,7 +423,6 @@ def test_code_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert code_files(folder, ["*.py"]) == ["data/big.bin", "pkg/b.py"]
     assert code_files(folder, ["./**/*.py"]) == ["data/big.bin"]
     assert code_files(folder, ["pkg/?.py"]) == ["a.py", "data/big.bin"]
-    assert code_files(folder, ["[a].py"]) == ["a.py", "data/big.bin", "pkg/b.py"]
 
     shell = subprocess.run(
         ["sha256sum", "a.py", "data/big.bin", "pkg/b.py"], cwd=folder, check=True, capture_output=True
@@ -406,3 +440,49 @@ def test_code_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_run_file(path).identity() == before
     (worker / "a.py").write_text("changed")
     assert [change[0] for change in identity_changes(before, load_run_file(path).identity())] == ["code.digest"]
+
+
+def fields_as_markdown() -> str:
+    """The tables of docs/run-file.md. ``python tests/test_config.py`` writes them there."""
+    sections: list[tuple[str, type[BaseModel]]] = [
+        ("", RunFile),
+        ("environment", Environment),
+        ("code", Code),
+        ("limits", Limits),
+    ]
+    lines = []
+    for section, model in sections:
+        lines += [
+            f"\n### `{section}`\n" if section else "",
+            "| field | default | part | meaning |",
+            "|---|---|---|---|",
+        ]
+        for name, field in model.model_fields.items():
+            default = "required" if field.is_required() else f"`{default_as_yaml(field.default)}`"
+            lines.append(f"| `{name}` | {default} | {PARTS[section or name]} | {field.description} |")
+    return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def default_as_yaml(value: object) -> str:
+    if isinstance(value, BaseModel):
+        return "{}"
+    return json.dumps(value).strip('"')
+
+
+def with_fields(document: str) -> str:
+    before, _, rest = document.partition("by a test -->\n")
+    after = rest.partition("<!-- end of fields")[2]
+    return f"{before}by a test -->\n{fields_as_markdown()}<!-- end of fields{after}"
+
+
+def test_the_documented_fields_are_the_programs() -> None:
+    document = DOCS.read_text()
+    assert with_fields(document) == document
+    for glob in ALWAYS_EXCLUDED:
+        assert f"`{glob}`" in document
+    example = document.split("```yaml\n")[1].split("```")[0]
+    assert parse_run_file(read_yaml(example, "docs")).run_id == "pendulum-sac"
+
+
+if __name__ == "__main__":
+    DOCS.write_text(with_fields(DOCS.read_text()))

@@ -39,7 +39,7 @@ OUTSIDE = {
     "moto": {"rehearsal"},
     "ruamel": {"config"},
     "typer": {"cli"},
-    "torch": {"learn", "envs", "evaluate", "rehearsal"},
+    "torch": {"learn", "envs", "evaluate", "rehearsal", "worker"},
     "stable_baselines3": {"learn", "envs", "evaluate", "rehearsal"},
 }
 

@@ -39,8 +39,8 @@ StateDir = Annotated[
         "--state-dir",
         metavar="DIR",
         envvar="TRAIN_CLOUD_STATE_DIR",
-        help="Local folder of this machine's session; a temporary one by default.",
-        show_default=False,
+        help="Local folder of this machine's session.",
+        show_default=".train-cloud/RUN_ID",
     ),
 ]
 Overrides = Annotated[

@@ -89,11 +89,11 @@ def export(
 
     `train-cloud export pendulum-sac --store ./store --out final && python final/play.py`
     """
-    from train_cloud.worker.export import export as export_run
-
     root, run_id = locate(run, store)
     if run_id is None:
         raise InputError("run", run, "name one run: its file, its id, or its folder's URL")
+    from train_cloud.worker.export import export as export_run
+
     typer.echo(str(export_run(root, run_id, at=at, out=out)))
 
 

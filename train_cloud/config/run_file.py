@@ -94,6 +94,16 @@ def _environment_value(value: object) -> object:
     return value
 
 
+def _glob(value: str) -> str:
+    """Terraform matches them too, in a syntax of which only this much means the same in both."""
+    segments = value.split("/")
+    if re.search(r"[\[\]{}\\]", value) or any("**" in segment and segment != "**" for segment in segments):
+        raise ValueError("use only *, ? and a segment ** in it, for example data/** or **/*.mp4")
+    if value.startswith("/") or ".." in segments:
+        raise ValueError("write it relative to code.folder, without ..")
+    return value
+
+
 def _normalize(value: object) -> object:
     if isinstance(value, bool):
         return {} if value else None
@@ -159,8 +169,8 @@ class Code(Section):
     folder: Path | None = Field(
         None, description="Folder put first on the module path, relative to the run file. Uploaded with the run."
     )
-    exclude: tuple[Text, ...] = Field(
-        (), description="Globs below the folder that are left out (`**` crosses folders), for example `data/**`."
+    exclude: tuple[Annotated[Text, AfterValidator(_glob)], ...] = Field(
+        (), description="Globs below the folder that are left out: `*`, `?`, and `**` for any folders; e.g. `data/**`."
     )
     requirements: Path | None = Field(None, description="Requirements file to install on the worker. Not yet.")
     system_packages: tuple[Text, ...] = Field((), description="Debian packages to install on the worker. Not yet.")

@@ -6,22 +6,25 @@ reported what and when. They are for people: nothing in the worker decides by th
 
 from __future__ import annotations
 
-import json
+import contextlib
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from train_cloud.config.load import read_yaml
 from train_cloud.errors import InputError, ObjectMissing
 from train_cloud.run import layout
 from train_cloud.run.head import Head, read_head
 from train_cloud.run.session import SessionRecord, read_sessions
 from train_cloud.store import ObjectStore, open_store
 
-#: A worker reports its progress at least every minute; one that was silent for this long is not taken to be at work.
+#: A worker reports at each commit. Silent for this long beyond two intervals of commits, it is not taken to be at work.
 SILENCE = timedelta(minutes=5)
+#: From the boot to the first session: driver, Python, torch.
+SETTING_UP = timedelta(minutes=30)
 
 State = Literal["completed", "stopped", "failed", "running", "starting", "interrupted", "waiting"]
 
@@ -137,22 +140,29 @@ def _state(
     at: datetime,
 ) -> tuple[State, datetime | None]:
     last = records[-1] if records else None
-    heard = _times(last, at_end=True) if last else []
+    heard = _times(last) if last else []
     if head is not None and head.outcome is not None:
         return head.outcome, max(heard, default=None)
     if last is None:
-        return ("starting", booted) if booted and at - booted < 6 * SILENCE else ("waiting", launched)
+        return ("starting", booted) if booted and at - booted < SETTING_UP else ("waiting", launched)
     newest = max(heard, default=None)
-    if last.end is None and not last.notices and newest is not None and at - newest < SILENCE:
+    if last.end is None and not last.notices and newest is not None and at - newest < SILENCE + _patience(last):
         return "running", min(heard)
-    if booted and newest and booted > newest and at - booted < 6 * SILENCE:
+    if booted and newest and booted > newest and at - booted < SETTING_UP:
         return "starting", booted
     return "interrupted", newest
 
 
-def _times(record: SessionRecord, *, at_end: bool) -> list[datetime]:
+def _patience(record: SessionRecord) -> timedelta:
+    """Two intervals of commits at the speed that was reported."""
+    speed = (record.progress or {}).get("steps_per_second")
+    interval = record.start.get("run_file", {}).get("save_frequency")
+    return timedelta(seconds=2 * interval / speed) if speed and interval else timedelta()
+
+
+def _times(record: SessionRecord) -> list[datetime]:
     written = [record.start.get("started"), (record.progress or {}).get("at"), (record.end or {}).get("ended")]
-    written += [notice.get("seen") for notice in record.notices] if at_end else []
+    written += [notice.get("seen") for notice in record.notices]
     return [time for time in map(_parse, written) if time is not None]
 
 
@@ -184,18 +194,18 @@ def _session(record: SessionRecord, *, last: bool, state: State) -> SessionStatu
     )
 
 
-def _total(store: ObjectStore, records: Iterable[SessionRecord]) -> int | None:
+def _total(store: ObjectStore, records: Sequence[SessionRecord]) -> int | None:
     """The total that the newest session works towards; before the first, the one the run was launched with."""
-    for record in reversed(list(records)):
-        for told in (record.progress or {}, record.start):
-            if isinstance(told.get("total_timesteps"), int):
-                return int(told["total_timesteps"])
-    try:
-        launched = json.loads(bytes(store.get(layout.RUN_JSON).body))
-    except (ObjectMissing, ValueError):
-        return None
-    total = launched.get("total_timesteps") if isinstance(launched, dict) else None
-    return total if isinstance(total, int) else None
+    if records:
+        total = records[-1].start.get("run_file", {}).get("total_timesteps")
+        return total if isinstance(total, int) else None
+    launched: dict[str, Any] = {}
+    for key in (layout.RUN_YAML, f"{layout.OVERRIDES}0.json"):  # JSON is YAML
+        with contextlib.suppress(ObjectMissing, InputError, UnicodeDecodeError):
+            content = read_yaml(bytes(store.get(key).body).decode(), key)
+            launched |= content if isinstance(content, dict) else {}
+    total = launched.get("total_timesteps")
+    return int(total) if isinstance(total, int | float) else None
 
 
 def _launched(store: ObjectStore) -> datetime | None:

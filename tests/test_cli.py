@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from train_cloud import errors
+from train_cloud.cli import EXIT_CODES, app, main
+from train_cloud.run import layout
+from train_cloud.run.head import Lease, Token
+from train_cloud.snapshot import Snapshot
+from train_cloud.store import open_store
+
+DOCS = Path(__file__).parent.parent / "docs" / "cli.md"
+
+RUN = """\
+run_id: pendulum-1
+algorithm: sac
+total_timesteps: 2000
+save_frequency: 500
+environment: {id: Pendulum-v1}
+"""
+
+
+@pytest.fixture
+def run_yaml(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(RUN)
+    return path
+
+
+def command(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "train_cloud", *arguments], capture_output=True, text=True, timeout=120, **options
+    )
+
+
+def surface() -> str:
+    """Every command with its arguments, options and their environment variables."""
+    root: Any = typer.main.get_command(app)
+    lines = []
+    for name, sub in [("", root), *root.commands.items()]:
+        lines.append(f"train-cloud {name}".rstrip())
+        for parameter in sub.params:
+            shown = parameter.metavar
+            if parameter.opts[0].startswith("-"):
+                shown = "/".join(parameter.opts) + ("" if parameter.is_flag else f" {parameter.metavar}")
+            notes = [
+                *(["required"] if parameter.required else []),
+                *(["repeatable"] if getattr(parameter, "multiple", False) else []),
+                *([f"${parameter.envvar}"] if parameter.envvar else []),
+            ]
+            lines.append(f"    {shown}{'  (' + ', '.join(notes) + ')' if notes else ''}")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_surface_is_the_documented_one() -> None:
+    """Scripts, units and Terraform outputs call these. A change here is a change of docs/cli.md, on purpose."""
+    documented = DOCS.read_text().split("```text\n")[1].split("```")[0]
+    assert surface() == documented
+
+
+FROZEN = {
+    "TrainCloudError": 1,
+    "InputError": 64,
+    "NotYet": 64,
+    "Interrupted": 75,
+    "Fenced": 73,
+    "CorruptCheckpoint": 1,
+    "StoreError": 1,
+    "ObjectMissing": 1,
+    "ConditionFailed": 1,
+    "StoreForbidden": 1,
+    "BucketMissing": 1,
+    "StoreUnavailable": 1,
+    "CloudError": 1,
+    "CloudForbidden": 1,
+    "CloudUnavailable": 1,
+}
+
+
+def test_exit_codes_are_frozen() -> None:
+    classes = {
+        name: kind
+        for name, kind in vars(errors).items()
+        if isinstance(kind, type) and issubclass(kind, errors.TrainCloudError)
+    }
+    assert {name: kind.exit_code for name, kind in classes.items()} == FROZEN
+    assert set(EXIT_CODES) == {0, *FROZEN.values()}
+    documented = DOCS.read_text()
+    for code in EXIT_CODES:
+        assert f"| {code} |" in documented
+
+
+def test_help_is_quick_and_names_the_exit_codes() -> None:
+    began = time.monotonic()
+    said = command("--help", env={**os.environ, "COLUMNS": "100", "TERM": "dumb"})
+    took = time.monotonic() - began
+    assert said.returncode == 0
+    for code, meaning in EXIT_CODES.items():
+        assert f"{code} {meaning}" in said.stdout
+    # Half a second on an idle machine; tests run beside others.
+    assert took < 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "part"),
+    [
+        (["--version"], 0, ""),
+        (["nonsense"], 64, "nonsense"),
+        (["train", "RUN_YAML", "--nonsense"], 64, "--nonsense"),
+        (["train", "RUN_YAML"], 64, "--store"),
+        (["validate"], 64, "RUN_FILE"),
+        (["validate", "absent.yaml"], 64, "run file: 'absent.yaml': name an existing file"),
+        (["validate", "RUN_YAML", "--set", "save_frequency=0"], 64, "save_frequency: 0: give a number of at least 1"),
+        (["validate", "RUN_YAML", "--set", "algorithm=ppo"], 64, "algorithm: 'ppo': not in this version: use sac"),
+        (["validate", "RUN_YAML", "--set", "nonsense"], 64, "--set: 'nonsense': write key=value"),
+        (["status", "absent", "--store", "STORE"], 64, "run_id: 'absent': no such run"),
+        (["status", "RUN_YAML"], 64, "--store"),
+        (["status", "--store", "ftp://nowhere/x"], 64, "store: 'ftp://nowhere/x'"),
+        (["status", "corrupt", "--store", "STORE"], 1, "is not a head"),
+        (["export", "STORE"], 64, "name one run"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_every_refusal_is_one_line_and_a_code(
+    arguments: list[str], code: int, part: str, run_yaml: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    store = tmp_path / "store"
+    open_store(layout.run_url(str(store), "corrupt")).put(layout.HEAD, b"{}")
+    before = sorted(path for path in tmp_path.rglob("*"))
+    names = {"RUN_YAML": str(run_yaml), "STORE": str(store)}
+    assert main([names.get(argument, argument) for argument in arguments]) == code
+    out, err = capfd.readouterr()
+    assert part in err.replace("\n", " ")
+    if err.startswith("train-cloud: "):
+        assert err.count("\n") == 1
+    if code:
+        assert not out
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT])
+def test_ctrl_c_anywhere_is_an_interruption(number: signal.Signals, tmp_path: Path) -> None:
+    fifo = tmp_path / "run.yaml"
+    os.mkfifo(fifo)
+    process = subprocess.Popen([sys.executable, "-m", "train_cloud", "validate", str(fifo)], stderr=subprocess.PIPE)
+    # Opening for writing returns once the command has opened it for reading; then it waits for content.
+    with fifo.open("wb"):
+        process.send_signal(number)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 75
+    assert b"Traceback" not in err
+
+
+def test_validate_checks_the_standing_in_a_store(run_yaml: Path, tmp_path: Path) -> None:
+    from train_cloud.checkpoint import Committer
+    from train_cloud.config import load_run_file
+    from train_cloud.report.standing import check_standing
+
+    store = str(tmp_path / "store")
+    run_file = load_run_file(run_yaml)
+    check_standing(store, run_file)
+    objects = open_store(layout.run_url(store, "pendulum-1"))
+    lease = Lease.take(objects, Token(1, 0), "test")
+    check_standing(store, load_run_file(run_yaml, ["seed=2"]))
+    committer = Committer(objects, lease, None)
+    committer.submit(Snapshot(500, {}, facts={"identity": run_file.identity()}))
+    committer.wait()
+    check_standing(store, run_file)
+
+    refused = command("validate", str(run_yaml), "--store", store, "--set", "seed=2", "--set", "policy=CnnPolicy")
+    assert refused.returncode == 64
+    assert "policy: 'CnnPolicy': run pendulum-1 was begun with 'MlpPolicy'" in refused.stderr
+    assert "also: seed" in refused.stderr
+    check_standing(store, load_run_file(run_yaml, ["total_timesteps=9000", "limits.hours=1"]))
+
+    lease.conclude("completed")
+    refused = command("validate", str(run_yaml), "--store", store)
+    assert refused.returncode == 64
+    assert "run_id: 'pendulum-1': completed already" in refused.stderr

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import json
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from train_cloud.cli import main
+from train_cloud.cli.report import locate
+from train_cloud.errors import CorruptCheckpoint, InputError
+from train_cloud.report.status import RunStatus, run_ids, run_status, split_run_url
+from train_cloud.run import layout
+from train_cloud.run.head import Lease, Reference
+from train_cloud.run.session import Session, begin_session, end_session, record_notice, write_progress
+from train_cloud.store import ObjectStore, open_store
+
+RUN_YAML = b"run_id: a\ntotal_timesteps: 2e4\n"
+DETAILS = {"run_file": {"total_timesteps": 20_000, "save_frequency": 1000}}
+MANIFEST = Reference(key="checkpoints/x/manifest.json", size=1, crc64nvme=1)
+
+
+class Story:
+    """A run as its workers would write it, told step by step."""
+
+    def __init__(self, root: str, folder: Path, run_id: str = "a") -> None:
+        self.root, self.folder, self.run_id = root, folder, run_id
+        self.store: ObjectStore = open_store(layout.run_url(root, run_id))
+        self.lease: Lease | None = None
+
+    def launch(self) -> None:
+        self.store.create(layout.RUN_YAML, RUN_YAML)
+
+    def start(self, instance_id: str) -> Session:
+        session = begin_session(
+            self.store, self.folder, instance_id=instance_id, boot_id=instance_id, details=DETAILS, persist=False
+        )
+        self.lease = Lease.take(self.store, session.token, instance_id)
+        return session
+
+    def reach(self, session: Session, timesteps: int, *, exact: bool = True, because: str = "") -> None:
+        assert self.lease is not None
+        first = self.lease.head.timesteps
+        self.lease.commit(MANIFEST, timesteps)
+        facts: dict[str, Any] = {"steps_per_second": 50.0, "exact": exact, "exact_because": because}
+        write_progress(self.store, session, first_timestep=first, timesteps=timesteps + 100, **facts)
+
+    def read(self, later: timedelta = timedelta()) -> RunStatus:
+        return run_status(self.root, self.run_id, at=datetime.now(timezone.utc) + later)
+
+
+@pytest.fixture
+def story(store_root: str, tmp_path: Path) -> Story:
+    return Story(store_root, tmp_path / "state")
+
+
+def test_a_life(story: Story) -> None:
+    with pytest.raises(InputError, match=r"no such run under .*there are: none"):
+        story.read()
+    story.launch()
+    found = story.read()
+    assert (found.state, found.timesteps, found.total_timesteps, found.sessions) == ("waiting", 0, 20_000, [])
+    assert found.since is not None
+
+    story.store.create(layout.boot_key(1, "i-1"), b"")
+    assert story.read().state == "starting"
+    assert story.read(timedelta(hours=1)).state == "waiting"
+
+    first = story.start("i-1")
+    found = story.read()
+    assert (found.state, found.exact, found.seconds_left) == ("running", None, None)
+    story.reach(first, 5000)
+    found = story.read()
+    assert (found.state, found.timesteps, found.committed_timesteps) == ("running", 5100, 5000)
+    assert found.seconds_left == pytest.approx((20_000 - 5100) / 50)
+    assert (found.exact, found.sessions[0].ended_by) == (True, None)
+    # Two intervals of 20 s and five minutes later nobody believes in it any more.
+    assert story.read(timedelta(seconds=330)).state == "running"
+    found = story.read(timedelta(seconds=350))
+    assert (found.state, found.sessions[0].ended_by, found.timesteps) == ("interrupted", "lost", 5000)
+
+    record_notice(story.store, first, {"kind": "spot", "action": "terminate", "time": "2030-01-01T00:00:00Z"})
+    found = story.read()
+    assert (found.state, found.sessions[0].ended_by) == ("interrupted", "notice")
+    end_session(story.store, first, ended_by="notice", last_timestep=5200)
+    session = story.read().sessions[0]
+    assert (session.first_timestep, session.last_timestep, session.ended_by) == (0, 5200, "notice")
+    assert [notice["kind"] for notice in session.notices] == ["spot"]
+
+    second = story.start("i-2")
+    story.reach(second, 9000, exact=False, because="numpy was 2.0, is 2.1")
+    found = story.read()
+    assert (found.state, found.exact, found.because) == ("running", False, "session 2: numpy was 2.0, is 2.1")
+    assert [session.exact for session in found.sessions] == [True, False]
+    assert [session.instance_id for session in found.sessions] == ["i-1", "i-2"]
+
+    assert story.lease is not None
+    story.lease.conclude("failed", "no more ideas")
+    found = story.read()
+    assert (found.state, found.reason, found.timesteps) == ("failed", "no more ideas", 9000)
+    assert found.steps_per_second is None
+
+
+@pytest.mark.parametrize("outcome", ["completed", "stopped", "failed"])
+def test_an_outcome_stands_however_the_session_looks(
+    folder_root: str, tmp_path: Path, outcome: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    story = Story(folder_root, tmp_path)
+    story.reach(story.start("i-1"), 20_000)
+    assert story.lease is not None
+    story.lease.conclude(outcome, "because [so]")
+    assert story.read().state == outcome
+    assert main(["status", "a", "--store", folder_root]) == 0
+    shown = capfd.readouterr().out
+    for part in ("a  ", outcome, "20,000 of 20,000 (100%)", "because [so]", "i-1", "exact: yes"):
+        assert part in shown
+
+
+def test_the_overrides_of_the_launch_count(folder_root: str, tmp_path: Path) -> None:
+    story = Story(folder_root, tmp_path)
+    story.launch()
+    story.store.create("overrides-0.json", json.dumps({"total_timesteps": 500}).encode())
+    assert story.read().total_timesteps == 500
+    story.store.put(layout.RUN_YAML, b"\xff: [")
+    assert story.read().total_timesteps == 500
+
+
+def test_all_runs_of_a_store(store_root: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_ids(store_root) == []
+    assert main(["status", "--store", store_root]) == 0
+    assert "no runs under" in capfd.readouterr().out
+    for name in ("b", "a"):
+        Story(store_root, tmp_path, name).launch()
+    open_store(store_root).create("code/runs/x/y", b"")
+    assert run_ids(store_root) == ["a", "b"]
+    for arguments in (["status", "--store", store_root], ["status", store_root]):
+        assert main(arguments) == 0
+        shown = capfd.readouterr().out
+        assert "0 of 20,000" in shown
+        assert shown.count("waiting") == 2
+    assert main(["status", "--store", store_root, "--json"]) == 0
+    assert [found["run_id"] for found in json.loads(capfd.readouterr().out)] == ["a", "b"]
+    assert main(["status", layout.run_url(store_root, "b"), "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["run_id"] == "b"
+    with pytest.raises(InputError, match=r"no such run .*there are: a, b"):
+        run_status(store_root, "c")
+
+
+def test_a_corrupt_head_is_an_error_not_a_new_run(folder_root: str, tmp_path: Path) -> None:
+    story = Story(folder_root, tmp_path)
+    story.launch()
+    story.store.create(layout.HEAD, b"not json")
+    with pytest.raises(CorruptCheckpoint):
+        story.read()
+
+
+@pytest.mark.parametrize(
+    ("run", "store", "found"),
+    [
+        (None, "s3://b/p", ("s3://b/p", None)),
+        ("a-1", "s3://b/p", ("s3://b/p", "a-1")),
+        ("s3://b/p/runs/a-1", None, ("s3://b/p", "a-1")),
+        ("s3://b/p/runs/a-1/", "elsewhere", ("s3://b/p", "a-1")),
+        ("s3://b/runs/runs/a-1", None, ("s3://b/runs", "a-1")),
+        ("s3://b/p", None, ("s3://b/p", None)),
+        ("./store", "elsewhere", ("./store", None)),
+        ("./store/runs/a", None, ("./store", "a")),
+        ("store", None, ("store", None)),
+    ],
+)
+def test_how_a_run_is_named(run: str | None, store: str | None, found: tuple[str, str | None]) -> None:
+    assert locate(run, store) == found
+
+
+def test_a_run_is_named_by_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "run_id: a\nalgorithm: sac\ntotal_timesteps: 2\nsave_frequency: 1\nenvironment: {id: Pendulum-v1}\n"
+    )
+    assert locate(str(path), "s3://b") == ("s3://b", "a")
+    for run in (str(path), None):
+        with pytest.raises(InputError, match="--store"):
+            locate(run, None)
+    assert split_run_url("s3://b/p") is None
