@@ -1,0 +1,343 @@
+"""Checkpoints: lossless, verified, whole at every instant."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from train_cloud.checkpoint import Committer, find, read_manifest, restore
+from train_cloud.checkpoint.format import drop_successors, fill_successors, pack, unpack
+from train_cloud.errors import CorruptCheckpoint, Fenced, InputError, ObjectMissing, StoreUnavailable, TrainCloudError
+from train_cloud.run import layout
+from train_cloud.run.head import Lease, Token, read_head
+from train_cloud.snapshot import Array, Part, Rows, Snapshot
+from train_cloud.store import ObjectStore, open_store
+
+CAPACITY = 50
+SUCCESSORS = {"after": "before"}
+
+
+@pytest.fixture
+def store(store_root: str) -> ObjectStore:
+    return open_store(layout.run_url(store_root, "a-run"))
+
+
+@pytest.fixture
+def folder(folder_root: str) -> ObjectStore:
+    return open_store(layout.run_url(folder_root, "a-run"))
+
+
+def columns(first: int, last: int) -> dict[str, Array]:
+    """Rows of two environments, of which the first ends an episode at every seventh row."""
+    number = np.arange(first, last)
+    before = np.stack([number, -number], axis=1).astype(np.float32)[..., None] * np.ones(3, np.float32)
+    after = np.stack([number + 1, -number - 1], axis=1).astype(np.float32)[..., None] * np.ones(3, np.float32)
+    after[number % 7 == 0, 0] = np.nan
+    return {"before": before, "after": after, "reward": (number / 3).astype(np.float32)[:, None] * np.ones((1, 2))}
+
+
+def snapshot(timesteps: int, first: int = 0) -> Snapshot:
+    """At ``timesteps``, with the rows since ``first``; everything in it follows from the timesteps."""
+    first = max(first, timesteps - CAPACITY)
+    middle = (first + timesteps) // 2
+    return Snapshot(
+        timesteps,
+        {
+            "model": Part({"weight": np.full((4, 5), timesteps, np.float32), "step": np.array(timesteps)}, b"state"),
+            "lock": Part(blob=b"torch==2\n"),
+        },
+        {"replay": Rows(first, timesteps, CAPACITY, [(first, columns(first, middle)), (middle, columns(middle, timesteps))], SUCCESSORS)},
+        {"run_id": "a-run"},
+    )  # fmt: skip
+
+
+def check(store: ObjectStore, at: int | None = None) -> int:
+    """Restore what the head names, and compare it with what it was made from."""
+    read = read_head(store)
+    assert read is not None and read[0].manifest is not None
+    found = restore(store, find(store, read[0].manifest, at))
+    timesteps = found.timesteps
+    assert at is not None or timesteps == read[0].timesteps
+    assert (found.parts["model"].arrays["weight"] == timesteps).all()
+    assert found.parts["model"].arrays["step"] == timesteps
+    assert found.parts["model"].blob == b"state" and found.parts["lock"].blob == b"torch==2\n"
+    rows = found.streams["replay"]
+    assert (rows.first, rows.last, rows.capacity) == (max(0, timesteps - CAPACITY), timesteps, CAPACITY)
+    expected = columns(rows.first, rows.last)
+    at_row = rows.first
+    for first, chunk in rows.chunks:
+        assert first == at_row
+        at_row += len(chunk["reward"])
+        for name, column in chunk.items():
+            part = expected[name][first - rows.first : at_row - rows.first]
+            assert column.tobytes() == np.ascontiguousarray(part).tobytes(), name
+    assert at_row == timesteps
+    return timesteps
+
+
+def begin(store: ObjectStore, session: int = 1, **options: Any) -> Committer:
+    lease = Lease.take(store, Token(session, 0), f"i-{session}")
+    manifest = read_manifest(store, lease.head.manifest) if lease.head.manifest else None
+    return Committer(store, lease, manifest, **options)
+
+
+def commit(committer: Committer, timesteps: int, first: int) -> None:
+    committer.submit(snapshot(timesteps, first))
+    committer.wait()
+
+
+# ---------------------------------------------------------------------------------------------------------- the format
+
+ARRAYS = hnp.arrays(
+    dtype=st.sampled_from([np.float32, np.float64, np.float16, np.uint8, np.int64, np.bool_]),
+    shape=hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4),
+)
+
+
+@given(st.dictionaries(st.text(max_size=8), ARRAYS, max_size=4), st.binary(max_size=100))
+def test_a_part_comes_back_to_the_byte(arrays: dict[str, Array], blob: bytes) -> None:
+    found = unpack(pack(Part(arrays, blob)), "key")
+    assert found.blob == blob and list(found.arrays) == list(arrays)
+    for name, array in arrays.items():
+        assert (found.arrays[name].dtype, found.arrays[name].shape) == (array.dtype, array.shape)
+        assert found.arrays[name].tobytes() == array.tobytes()
+
+
+@given(st.integers(1, 6), st.integers(1, 3), st.data())
+def test_successors_come_back_to_the_byte(rows: int, environments: int, data: st.DataObject) -> None:
+    values = st.sampled_from([0.0, -0.0, 1.0, float("nan"), float("inf")])
+    shape = (rows, environments, 2)
+    before = data.draw(hnp.arrays(np.float32, shape, elements=values))
+    after = data.draw(hnp.arrays(np.float32, shape, elements=values))
+    whole = {"before": before, "after": after}
+    found = fill_successors(drop_successors(whole, SUCCESSORS), SUCCESSORS)
+    assert {name: (a.shape, a.tobytes()) for name, a in found.items()} == {
+        name: (a.shape, a.tobytes()) for name, a in whole.items()
+    }
+
+
+def test_successors_halve_a_segment() -> None:
+    whole = columns(0, 1000)
+    stored = drop_successors(whole, SUCCESSORS)
+    assert sum(a.nbytes for a in stored.values()) < 0.7 * sum(a.nbytes for a in whole.values())
+
+
+def test_objects_are_refused() -> None:
+    with pytest.raises(TypeError, match="'x'"):
+        pack(Part({"x": np.array([object()])}))
+
+
+# ------------------------------------------------------------------------------------------------- commit and restore
+
+
+def test_checkpoints_build_on_each_other_and_old_ones_go(store: ObjectStore) -> None:
+    committer = begin(store, keep=3)
+    for timesteps in range(10, 210, 10):
+        commit(committer, timesteps, timesteps - 10)
+        assert check(store) == timesteps
+    for at in (180, 190):
+        assert check(store, at) == at
+    with pytest.raises(InputError, match="180, 190, 200"):
+        check(store, 170)
+    keys = [info.key for info in store.list("")]
+    assert sum(key.endswith("manifest.json") for key in keys) == 3
+    assert len([key for key in keys if key.startswith(layout.REPLAY)]) <= 2 * (CAPACITY // 10 + 3)
+
+
+def test_an_unchanged_part_is_sent_once(store: ObjectStore) -> None:
+    committer = begin(store)
+    commit(committer, 10, 0)
+    commit(committer, 20, 10)
+    assert sum(info.key.endswith("/lock") for info in store.list("")) == 1
+    assert sum(info.key.endswith("/model") for info in store.list("")) == 2
+
+
+def test_the_outcome_travels_in_the_same_swap(store: ObjectStore) -> None:
+    committer = begin(store)
+    committer.submit(snapshot(10), outcome="completed")
+    committer.wait()
+    read = read_head(store)
+    assert read is not None and (read[0].outcome, read[0].timesteps, read[0].seq) == ("completed", 10, 1)
+
+
+def test_the_next_session_goes_on_and_sweeps_orphans(store: ObjectStore) -> None:
+    commit(begin(store, 1), 10, 0)
+    orphan = layout.segment_key("replay", 10, 20, Token(1, 0), 9)
+    newer = layout.segment_key("replay", 10, 20, Token(7, 0), 1)
+    foreign = layout.CHECKPOINTS + "notes.txt"
+    for key in (orphan, newer, foreign):
+        store.put(key, b"x")
+    commit(begin(store, 2), 20, 10)
+    assert check(store) == 20
+    keys = {info.key for info in store.list("")}
+    assert orphan not in keys, "an older token's object that nothing names is garbage"
+    assert {newer, foreign} <= keys, "a newer worker's and a stranger's objects are not ours to delete"
+
+
+def test_a_stale_worker_cannot_commit(store: ObjectStore) -> None:
+    old = begin(store, 1)
+    commit(old, 10, 0)
+    new = begin(store, 2)
+    old.submit(snapshot(20, 10))
+    with pytest.raises(Fenced):
+        old.wait()
+    with pytest.raises(Fenced):
+        _ = old.busy
+    commit(new, 30, 10)
+    assert check(store) == 30
+
+
+@pytest.mark.parametrize("what", ["manifest.json", "/model", "/lock", "replay/"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "delete"])
+def test_a_damaged_object_is_never_restored(store: ObjectStore, what: str, damage: str) -> None:
+    commit(begin(store), 10, 0)
+    before = read_head(store)
+    key = next(info.key for info in store.list("") if what in info.key)
+    body = bytearray(store.get(key).body)
+    if damage == "flip":
+        body[len(body) // 2] ^= 1
+    elif damage == "truncate":
+        body = body[:-1]
+    elif damage == "empty":
+        body = bytearray()
+    if damage == "delete":
+        store.delete([key])
+    else:
+        store.put(key, bytes(body))
+    with pytest.raises(CorruptCheckpoint, match=key.rsplit("/", 1)[1]):
+        check(store)
+    assert read_head(store) == before
+
+
+# ------------------------------------------------------------------------------------------------- death and outages
+
+
+class Died(BaseException):
+    """The process is gone at this instant."""
+
+
+class Interposed:
+    """A store that does something of its own at each verb. ``at`` counts the verbs that write."""
+
+    def __init__(self, store: ObjectStore, act: Callable[[int, str, Callable[[], object]], object]) -> None:
+        self.url, self._store, self._act, self.count = store.url, store, act, 0
+        self._lock = threading.Lock()
+
+    def __getattr__(self, verb: str) -> Callable[..., object]:
+        real = getattr(self._store, verb)
+        if verb not in ("put", "create", "swap", "delete"):
+            return real  # type: ignore[no-any-return]
+
+        def interpose(*arguments: object) -> object:
+            with self._lock:
+                self.count += 1
+                return self._act(self.count, verb, lambda: real(*arguments))
+
+        return interpose
+
+
+def work(store: ObjectStore, session: int, until: int) -> Iterator[int]:
+    """What a session does: go on from the head, commit every ten, with three kept."""
+    committer = begin(store, session, keep=2)
+    read = read_head(store)
+    assert read is not None
+    for timesteps in range(read[0].timesteps + 10, until + 1, 10):
+        commit(committer, timesteps, timesteps - 10)
+        yield timesteps
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_death_at_every_write_leaves_a_whole_checkpoint(folder: ObjectStore, when: str) -> None:
+    """Dies before or after each single write of a session in turn; the next session always goes on from a whole one."""
+    session, deaths = 0, 0
+    for fatal in range(1, 60):
+        for info in list(folder.list("")):
+            folder.delete([info.key])
+        session = 1
+
+        def act(count: int, verb: str, write: Callable[[], object], fatal: int = fatal) -> object:
+            if count > fatal or (count == fatal and when == "before"):
+                raise Died
+            result = write()
+            if count == fatal:
+                raise Died
+            return result
+
+        done = [0]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(threading, "excepthook", lambda hook: None)  # the dying thread has nobody to tell
+            try:
+                done.extend(work(Interposed(folder, act), session, 100))  # type: ignore[arg-type]
+            except Died:
+                deaths += 1
+        read = read_head(folder)
+        reached = read[0].timesteps if read else 0
+        assert reached in (done[-1], done[-1] + 10), "the commit in flight is there whole, or the one before it"
+        if reached:
+            assert check(folder) == reached
+        assert list(work(folder, session + 1, 100))[-1:] in ([100], []) and check(folder) == 100
+        if reached < 100:  # it committed again, and thereby swept
+            keys = {info.key for info in folder.list("") if info.key != layout.HEAD}
+            read = read_head(folder)
+            assert read is not None and read[0].manifest is not None
+            newest = read_manifest(folder, read[0].manifest)
+            named = newest.keys() | {read[0].manifest.key}
+            for kept in newest.kept:
+                named |= read_manifest(folder, kept.manifest).keys() | {kept.manifest.key}
+            assert keys == named, "nothing is lost and nothing is left over"
+    assert deaths > 50
+
+
+@pytest.mark.parametrize("happens", [True, False])
+def test_an_outage_delays_a_commit_and_nothing_else(folder: ObjectStore, happens: bool) -> None:
+    def act(count: int, verb: str, write: Callable[[], object]) -> object:
+        if count in (2, 5, 8) and verb != "delete":
+            if happens:
+                write()
+            raise StoreUnavailable("503 Slow Down")
+        return write()
+
+    for timesteps in work(Interposed(folder, act), 1, 30):  # type: ignore[arg-type]
+        assert check(folder) == timesteps
+
+
+def test_at_a_deadline_an_unreachable_store_is_an_error_and_the_former_head_stands(folder: ObjectStore) -> None:
+    commit(begin(folder), 10, 0)
+    away = threading.Event()
+
+    def act(count: int, verb: str, write: Callable[[], object]) -> object:
+        if away.is_set():
+            raise StoreUnavailable("no route")
+        return write()
+
+    committer = begin(Interposed(folder, act), 2)  # type: ignore[arg-type]
+    away.set()
+    committer.submit(snapshot(20, 10))
+    with pytest.raises(StoreUnavailable):
+        committer.wait(time.monotonic() + 0.5)
+    assert check(folder) == 10
+
+
+def test_one_commit_at_a_time(folder: ObjectStore) -> None:
+    gate = threading.Event()
+    committer = begin(folder, before_head=lambda: gate.wait(10) and None)
+    committer.submit(snapshot(10))
+    assert committer.busy
+    with pytest.raises(AssertionError):
+        committer.submit(snapshot(20, 10))
+    gate.set()
+    committer.wait()
+    assert not committer.busy and check(folder) == 10
+
+
+def test_errors_are_in_the_tree() -> None:
+    for error in (CorruptCheckpoint, Fenced, ObjectMissing, StoreUnavailable):
+        assert issubclass(error, TrainCloudError)
