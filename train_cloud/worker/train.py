@@ -225,12 +225,13 @@ class _Session:
             built.close()
 
     def _run_script(self) -> None:
+        from train_cloud.config.current import training
         from train_cloud.learn.build import load_object
         from train_cloud.learn.callback import hosted_by
 
         assert self._config.entry_point is not None
         main = load_object(self._config.entry_point, "entry_point")
-        with hosted_by(self):
+        with hosted_by(self), training(self._config):
             main()
 
     def _stopped(self) -> int:
