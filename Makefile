@@ -34,11 +34,13 @@ check: $(STAMP)
 	mypy
 	shellcheck $(SHELL_SCRIPTS)
 	shfmt -d $(SHELL_SCRIPTS)
+	scripts/check_terraform.sh
 
 format: $(STAMP)
 	ruff check --fix .
 	ruff format .
 	shfmt -w $(SHELL_SCRIPTS)
+	terraform fmt -recursive terraform
 
 clean:
 	rm -rf .venv .tools .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
