@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import re
 import threading
 import time
 import uuid
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import parse_qs
 from xml.sax.saxutils import escape
 
@@ -15,7 +17,7 @@ import boto3
 import pytest
 
 from train_cloud.errors import CloudError, CloudForbidden, CloudUnavailable, StoreUnavailable
-from train_cloud.instance.group import Group, find_groups, until_it_holds
+from train_cloud.instance.group import TERMINATING_HOOK, Group, find_groups, until_it_holds
 
 NO_GROUP = "AutoScalingGroup name not found - AutoScalingGroup g not found"
 NO_INSTANCE = "Instance Id not found - No managed instance found for instance ID: i-0abc"
@@ -25,14 +27,13 @@ IN_PROGRESS = "Scaling activity 0ea5f0da is in progress and blocks this action"
 
 
 class AutoScaling(ThreadingHTTPServer):
-    """The Query API: first the refusals in ``script``, then those in ``refuse`` by action, else success."""
+    """The Query API: first the refusals in ``script``, then success."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Exchange)
         self.script: list[tuple[int, str, str]] = []
-        self.refuse: dict[str, tuple[int, str, str]] = {}
         self.calls: list[dict[str, str]] = []
 
 
@@ -44,19 +45,13 @@ class _Exchange(BaseHTTPRequestHandler):
         call = {name: values[0] for name, values in form.items()}
         self.server.calls.append(call)
         action = call["Action"]
-        refusal = self.server.script.pop(0) if self.server.script else self.server.refuse.get(action)
+        refusal = self.server.script.pop(0) if self.server.script else None
         if refusal:
             status, code, message = refusal
             said = f"<Code>{code}</Code><Message>{escape(message)}</Message>"
             body = f"<ErrorResponse><Error>{said}</Error></ErrorResponse>"
         else:
-            hooks = "".join(
-                f"<member><LifecycleHookName>{name}</LifecycleHookName>"
-                f"<LifecycleTransition>autoscaling:EC2_INSTANCE_{transition}</LifecycleTransition></member>"
-                for name, transition in (("in", "LAUNCHING"), ("out", "TERMINATING"))
-            )
-            result = f"<LifecycleHooks>{hooks}</LifecycleHooks>" if action == "DescribeLifecycleHooks" else ""
-            status, body = 200, f"<{action}Response><{action}Result>{result}</{action}Result></{action}Response>"
+            status, body = 200, f"<{action}Response><{action}Result/></{action}Response>"
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -162,16 +157,23 @@ def test_not_found_is_success(aws: AutoScaling, message: str) -> None:
     assert len(aws.calls) == 1
 
 
-def test_only_the_terminating_hook_is_completed(aws: AutoScaling) -> None:
+def test_the_terminating_hook_is_completed(aws: AutoScaling) -> None:
     assert Group("g").complete_termination("i-0abc")
-    assert [call["Action"] for call in aws.calls] == ["DescribeLifecycleHooks", "CompleteLifecycleAction"]
-    assert aws.calls[1]["LifecycleHookName"] == "out"
-    assert aws.calls[1]["LifecycleActionResult"] == "CONTINUE"
-    assert aws.calls[1]["InstanceId"] == "i-0abc"
+    (sent,) = aws.calls
+    assert sent["Action"] == "CompleteLifecycleAction"
+    assert sent["AutoScalingGroupName"] == "g"
+    assert sent["LifecycleHookName"] == TERMINATING_HOOK
+    assert sent["LifecycleActionResult"] == "CONTINUE"
+    assert sent["InstanceId"] == "i-0abc"
+
+
+def test_the_hook_has_the_name_that_terraform_gives_it() -> None:
+    worker = (Path(__file__).parents[1] / "terraform" / "worker.tf").read_text()
+    assert re.search(rf'^\s*hook\s*=\s*"{TERMINATING_HOOK}"$', worker, re.MULTILINE)
 
 
 def test_a_hook_that_does_not_hold_the_machine_is_no_error(aws: AutoScaling) -> None:
-    aws.refuse["CompleteLifecycleAction"] = (400, "ValidationError", NO_ACTION)
+    aws.script = [(400, "ValidationError", NO_ACTION)]
     assert Group("g").complete_termination("i-0abc") is False
 
 

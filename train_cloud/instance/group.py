@@ -14,7 +14,10 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
-from ..errors import CloudError, CloudForbidden, CloudUnavailable, TrainCloudError
+from train_cloud.errors import CloudError, CloudForbidden, CloudUnavailable, TrainCloudError
+
+TERMINATING_HOOK = "final-commit"
+"""The group's lifecycle hook, as ``terraform/worker.tf`` names it: the worker's role may not ask for its name."""
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -85,7 +88,7 @@ class Group:
 
     def capacity(self) -> int | None:
         """The desired capacity; None: there is no such group."""
-        found = self._call("describe_auto_scaling_groups", AutoScalingGroupNames=[self.name])
+        found = self._call("describe_auto_scaling_groups", group=False, AutoScalingGroupNames=[self.name])
         groups = found["AutoScalingGroups"] if found else []
         return int(groups[0]["DesiredCapacity"]) if groups else None
 
@@ -98,23 +101,26 @@ class Group:
 
         :param decrement: lower the desired capacity too, so that no other machine replaces it
         """
-        call = "terminate_instance_in_auto_scaling_group"
-        named = {"InstanceId": instance_id, "ShouldDecrementDesiredCapacity": decrement}
-        return self._call(call, group=False, **named) is not None
+        done = self._call(
+            "terminate_instance_in_auto_scaling_group",
+            group=False,
+            InstanceId=instance_id,
+            ShouldDecrementDesiredCapacity=decrement,
+        )
+        return done is not None
 
     def complete_termination(self, instance_id: str) -> bool:
-        """Let Auto Scaling end a machine that its terminating hooks hold back. False: none of them does."""
-        found = self._call("describe_lifecycle_hooks") or {"LifecycleHooks": []}
-        completed = False
-        for hook in found["LifecycleHooks"]:
-            if hook["LifecycleTransition"] == "autoscaling:EC2_INSTANCE_TERMINATING":
-                named = {"LifecycleHookName": hook["LifecycleHookName"], "InstanceId": instance_id}
-                done = self._call("complete_lifecycle_action", LifecycleActionResult="CONTINUE", **named)
-                completed = completed or done is not None
-        return completed
+        """Let Auto Scaling end a machine that the terminating hook holds back. False: it holds none back."""
+        done = self._call(
+            "complete_lifecycle_action",
+            LifecycleHookName=TERMINATING_HOOK,
+            InstanceId=instance_id,
+            LifecycleActionResult="CONTINUE",
+        )
+        return done is not None
 
     def _call(self, operation: str, *, group: bool = True, **arguments: Any) -> Mapping[str, Any] | None:
-        if group and "AutoScalingGroupNames" not in arguments:
+        if group:
             arguments["AutoScalingGroupName"] = self.name
         return until_it_holds(lambda: call(self._client, operation, **arguments), patience_s=self._patience_s)
 

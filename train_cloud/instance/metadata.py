@@ -11,7 +11,7 @@ import time
 
 import requests
 
-from ..errors import CloudForbidden, CloudUnavailable
+from train_cloud.errors import CloudForbidden, CloudUnavailable
 
 ENDPOINT_VARIABLE = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
 """The AWS SDKs' own variable for another endpoint."""

@@ -13,8 +13,8 @@ from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
-from ..errors import CloudUnavailable
-from .metadata import Metadata
+from train_cloud.errors import CloudUnavailable
+from train_cloud.instance.metadata import Metadata
 
 NOTICE_FILE = "notice.json"
 """In the state directory: the notice that stopped the trainer, while it is in force."""

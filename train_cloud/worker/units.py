@@ -7,7 +7,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import CloudUnavailable
+from train_cloud.errors import CloudUnavailable
 
 TRAIN = "train-cloud-train.service"
 FINISH = "train-cloud-finish.service"

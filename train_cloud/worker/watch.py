@@ -19,10 +19,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from ..errors import CloudError, CloudForbidden, InputError, StoreError
-from ..instance.group import Group
-from ..instance.metadata import Metadata
-from ..instance.notices import (
+from train_cloud.errors import CloudError, CloudForbidden, InputError, StoreError
+from train_cloud.instance.group import Group
+from train_cloud.instance.metadata import Metadata
+from train_cloud.instance.notices import (
     DETECTORS,
     NOTICE_FILE,
     Detector,
@@ -32,9 +32,9 @@ from ..instance.notices import (
     record_form,
     scale_in,
 )
-from ..run.session import local_session, record_notice, write_local
-from ..store import ObjectStore
-from .units import FINISH, TRAIN, boot_id, systemctl, unit_state
+from train_cloud.run.session import local_session, record_notice, write_local
+from train_cloud.store import ObjectStore
+from train_cloud.worker.units import FINISH, TRAIN, boot_id, systemctl, unit_state
 
 LONGEST_INTERVAL_S = 5.0
 """AWS recommends to look every 5 seconds ("Spot Instance interruption notices", Amazon EC2 User Guide)."""
