@@ -34,7 +34,7 @@ def open_store(url: str, *, patience: float = PATIENCE) -> ObjectStore:
         prefix = prefix.removesuffix("/")
         if "?" in prefix or "#" in prefix:
             raise InputError("store", url, "give s3://bucket/prefix without '?' and '#'")
-        return BucketStore(bucket, check_key(prefix) if prefix else "", patience=patience)
+        return BucketStore(bucket, check_key(prefix, "store") if prefix else "", patience=patience)
 
     from .folder import FolderStore
 
@@ -44,13 +44,15 @@ def open_store(url: str, *, patience: float = PATIENCE) -> ObjectStore:
             raise InputError("store", url, "give an absolute path: file:///path/to/folder")
         path = unquote(parts.path)
         folder = Path(path[1:] if re.match(r"/[A-Za-z]:", path) else path)
-    elif separator or not url.strip() or "\0" in url:
+    elif re.match(r"[A-Za-z][\w+.-]+:", url) or not url.strip():  # C:\runs is a folder
         raise InputError("store", url, "give s3://bucket/prefix or a local folder")
     else:
         try:
             folder = Path(url).expanduser()
         except RuntimeError:
             raise InputError("store", url, "there is no such user: give a path without '~'") from None
+    if "\0" in str(folder):
+        raise InputError("store", url, "give a path without NUL")
     return FolderStore(folder, patience=patience)
 
 

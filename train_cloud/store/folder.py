@@ -19,7 +19,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ..errors import BucketMissing, ConditionFailed, ObjectMissing, StoreForbidden, StoreUnavailable
-from .protocol import RESERVED, Body, ObjectInfo, StoredObject, check_key
+from .protocol import RESERVED, Body, ObjectInfo, StoredObject, check_key, check_prefix
 
 _ABANDONED = 24 * 3600.0
 """Seconds after which an unfinished file is a dead process's."""
@@ -75,9 +75,7 @@ class FolderStore:
         return self._write(key, body, unchanged)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        folder, _, _ = prefix.rpartition("/")
-        if folder:
-            check_key(folder)
+        folder, _, _ = check_prefix(prefix).rpartition("/")
         found = []
         with self._errors(prefix):
             self._check_root()

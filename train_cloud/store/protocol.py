@@ -81,12 +81,20 @@ class ObjectStore(Protocol):
         ...
 
 
-def check_key(key: str) -> str:
+def check_key(key: str, field: str = "key") -> str:
     """The key itself, if it is one on every kind of store.
 
+    :param field: what to call it in an error
     :raises InputError: empty, absolute, an empty, ``.`` or ``..`` segment, a control character or backslash
     """
     segments = key.split("/")
     if not key.isprintable() or "\\" in key or not {"", ".", "..", RESERVED}.isdisjoint(segments):
-        raise InputError("key", key, "give printable names between single slashes, not '.' or '..', no backslash")
+        raise InputError(field, key, "give printable names between single slashes, not '.' or '..', no backslash")
     return key
+
+
+def check_prefix(prefix: str) -> str:
+    """The beginning of a key, perhaps all of it, perhaps nothing."""
+    if prefix:
+        check_key(prefix.removesuffix("/"), "prefix")
+    return prefix

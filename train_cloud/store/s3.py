@@ -34,7 +34,7 @@ from ..errors import (
     StoreForbidden,
     StoreUnavailable,
 )
-from .protocol import Body, ObjectInfo, StoredObject, check_key
+from .protocol import Body, ObjectInfo, StoredObject, check_key, check_prefix
 
 if TYPE_CHECKING:
     from obstore.store import S3Config
@@ -42,9 +42,6 @@ if TYPE_CHECKING:
 _PART = 16 << 20
 """Bytes. Larger objects travel in parts of this size, several at once."""
 _PARALLEL = 8
-_CONFLICTS = 5
-"""Tries of a ``create`` that S3 answers with 409 while the key stays absent."""
-
 _KEYS_LIVE = timedelta(minutes=10)
 """obstore keeps credentials until 5 minutes before this has passed (its ``TokenCache``); boto3 renews an instance's at
 the latest 10 minutes before they expire. So none has expired when it signs, as it may with obstore's 30 minutes."""
@@ -102,7 +99,8 @@ class BucketStore:
 
     def create(self, key: str, body: Body) -> str:
         path = self._path(key)
-        for attempt in range(_CONFLICTS):
+        deadline, pause = time.monotonic() + self._patience, 0.1
+        while True:
             try:
                 return _etag(self._client.put(path, memoryview(body).cast("B"), mode="create"))
             except _ERRORS as error:
@@ -110,8 +108,10 @@ class BucketStore:
                     self._raise(key, error)
                 if _status(error) == 412 or self._exists(key):
                     raise ConditionFailed(f"{self.url}/{key} exists already") from error
-            time.sleep(0.1 * 2**attempt)
-        raise StoreUnavailable(f"{self.url}/{key}: conflicting writes, and none has come through")
+                if time.monotonic() + pause > deadline:
+                    raise StoreUnavailable(f"{self.url}/{key}: conflicting writes, and none comes through") from error
+            time.sleep(pause)
+            pause = min(2 * pause, 5.0)
 
     def swap(self, key: str, body: Body, etag: str) -> str:
         path = self._path(key)
@@ -131,10 +131,8 @@ class BucketStore:
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         # obstore lists whole folders only. Keys come in order, so that the wanted ones are asked for and left by name.
-        folder, slash, start = (self._prefix + prefix).rpartition("/")
+        folder, slash, start = (self._prefix + check_prefix(prefix)).rpartition("/")
         offset = folder + slash + start[:-1] if start[:-1] not in ("", ".", "..") else None
-        if prefix.strip("/"):
-            check_key(prefix.rstrip("/"))
         try:
             for page in self._client.list(folder or None, offset=offset):
                 for found in page:
@@ -203,6 +201,8 @@ class BucketStore:
             credentials = Boto3CredentialProvider(boto, ttl=_KEYS_LIVE) if found else None
         except BotoCoreError as error:
             raise StoreForbidden(f"{self.url}: the AWS credentials cannot be read: {error}") from error
+        if credentials is None and "TRAIN_CLOUD_AUTOSCALING_GROUP" in os.environ:
+            raise StoreUnavailable(f"{self.url}: the instance role's credentials are not there yet")
         if credentials is None:
             raise StoreForbidden(
                 f"{self.url}: there are no AWS credentials: run `aws configure`, set AWS_PROFILE, or set "
@@ -229,7 +229,8 @@ class BucketStore:
                 "max_retries": 1000,  # time ends them
                 "retry_timeout": timedelta(seconds=self._patience),
                 "backoff": {
-                    "init_backoff": timedelta(milliseconds=100),
+                    # Below the longest: object_store panics where the two are equal.
+                    "init_backoff": timedelta(seconds=min(0.1, self._patience / 8)),
                     "max_backoff": timedelta(seconds=min(5.0, self._patience / 4)),
                     "base": 2,
                 },
