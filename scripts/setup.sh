@@ -33,7 +33,7 @@ find_python() {
 
 has_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; }
 
-pip_install() { "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@"; }
+pip_install() { "$venv/bin/python" -m pip install -qq --disable-pip-version-check "$@"; }
 
 # torch comes first and alone: pip's default for Linux carries gigabytes of CUDA that a machine without a GPU never uses.
 install_torch() {
