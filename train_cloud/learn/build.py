@@ -1,0 +1,489 @@
+"""From a run file to a Stable-Baselines3 model with its environments; every refusal names the field it comes from."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import importlib
+import inspect
+import multiprocessing
+import signal
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import stable_baselines3
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.noise import ActionNoise, NormalActionNoise, OrnsteinUhlenbeckActionNoise
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.utils import LinearSchedule, set_random_seed
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
+
+from train_cloud.config import Environment, RunFile
+from train_cloud.config.run_file import ELSEWHERE, SCHEDULED, suggestion
+from train_cloud.envs.state import FAILURES, Choice, Env, StatefulEnv, choose
+from train_cloud.errors import InputError
+
+ACTIVATIONS = {
+    "elu": torch.nn.ELU,
+    "gelu": torch.nn.GELU,
+    "leaky_relu": torch.nn.LeakyReLU,
+    "relu": torch.nn.ReLU,
+    "selu": torch.nn.SELU,
+    "silu": torch.nn.SiLU,
+    "tanh": torch.nn.Tanh,
+}
+OPTIMIZERS = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "rmsprop": torch.optim.RMSprop,
+    "sgd": torch.optim.SGD,
+}
+NOISES: dict[str, Callable[..., ActionNoise]] = {
+    "normal": NormalActionNoise,
+    "ornstein-uhlenbeck": OrnsteinUhlenbeckActionNoise,
+}
+
+
+@dataclass(frozen=True)
+class Built:
+    """A model ready for ``learn``, and how its environments' state is saved."""
+
+    model: BaseAlgorithm
+    choice: Choice
+
+    def close(self) -> None:
+        """Close the environments; a worker that has died already is no error."""
+        env = self.model.get_env()
+        if env is not None:
+            with contextlib.suppress(BrokenPipeError, ConnectionError, EOFError):
+                env.close()
+
+
+def build_model(run_file: RunFile) -> Built:
+    """Seed the global generators and make environments and model.
+
+    :raises InputError: a field that Gymnasium, SB3 or the user's own code refuses
+    """
+    assert run_file.environment is not None and run_file.algorithm is not None
+    check_device(run_file.device)
+    algorithm, policy = load_algorithm(run_file), load_policy(run_file)
+    choice = choose_state(run_file)
+    set_random_seed(run_file.seed)
+    env = make_vec_env(run_file.environment, run_file.seed, choice.provider)
+    try:
+        arguments = arguments_of(run_file, algorithm, env.action_space)
+        model = construct(run_file, algorithm, policy, env, arguments)
+    except InputError:
+        env.close()
+        raise
+    return Built(model, choice)
+
+
+def build_callbacks(run_file: RunFile) -> list[BaseCallback]:
+    """The run file's callbacks, made without arguments."""
+    made = []
+    for reference in run_file.callbacks:
+        kind = load_object(reference, "callbacks", BaseCallback)
+        with refusing("callbacks", reference, "make it so that it needs no arguments; it raises"):
+            made.append(kind())
+    return made
+
+
+# ---------------------------------------------------------------------------------------------------- names to objects
+
+
+def load_object(reference: str, field: str, kind: type | None = None) -> Any:
+    """What ``module:attribute`` stands for.
+
+    :param field: the run file's field, for errors
+    :param kind: the class that it must be a subclass of
+    :raises InputError: not importable, not there, or not of that kind
+    """
+    module_name, _, path = reference.partition(":")
+    found: Any = import_module(module_name, field, reference)
+    for name in path.split("."):
+        if not hasattr(found, name):
+            public = tuple(known for known in vars(found) if not known.startswith("_"))
+            near = suggestion(name, public)
+            raise InputError(field, reference, f"{module_name} has no {path}{': ' + near if near else ''}")
+        found = getattr(found, name)
+    if kind is not None and not (isinstance(found, type) and issubclass(found, kind)):
+        raise InputError(field, reference, f"name a subclass of {kind.__module__}.{kind.__qualname__}")
+    return found
+
+
+def import_module(name: str, field: str, value: object) -> Any:
+    """Import a module of the user's; what it raises becomes one line that says where.
+
+    :raises InputError: under ``field``
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
+            fix = f"there is no module {error.name}: install it, or put it below code.folder"
+        else:
+            fix = f"importing {name} needs {error.name}, which is not installed"
+        raise InputError(field, value, fix) from error
+    except FAILURES as error:
+        raise InputError(field, value, f"importing {name} raises {_told(error)}") from error
+
+
+def _told(error: BaseException) -> str:
+    """An exception in one line, with the place of its origin."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    if isinstance(error, SyntaxError) and error.filename:
+        place = f" ({Path(error.filename).name}, line {error.lineno})"
+    text = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
+    return f"{type(error).__name__}: {text or 'no message'}{place}"
+
+
+@contextlib.contextmanager
+def refusing(field: str, value: object, fix: str) -> Iterator[None]:
+    """Whatever is raised inside becomes an InputError of this field."""
+    try:
+        yield
+    except InputError:
+        raise
+    except FAILURES as error:
+        raise InputError(field, value, f"{fix} {_told(error)}") from error
+
+
+# -------------------------------------------------------------------------------------------------------- environments
+
+
+@dataclass(frozen=True)
+class MakeEnv:
+    """Makes one environment, here or in a worker process.
+
+    :ivar provider: the state provider; None leaves :class:`StatefulEnv` out
+    :ivar worker_seed: for the global generators of a worker process of its own; None stays in this process
+    """
+
+    environment: Environment
+    provider: str | None = None
+    worker_seed: int | None = None
+
+    def __call__(self) -> Env:
+        if self.worker_seed is not None:
+            _enter_worker(self.worker_seed)
+        config = self.environment
+        if config.module is not None:
+            import_module(config.module, "environment.module", config.module)
+        env = self._make()
+        for reference in config.wrappers:
+            wrap = load_object(reference, "environment.wrappers")
+            with refusing("environment.wrappers", reference, "calling it with the environment raises"):
+                env = wrap(env)
+            if not isinstance(env, gymnasium.Wrapper):
+                raise InputError("environment.wrappers", reference, "name a subclass of gymnasium.Wrapper")
+        # Outermost, so that it reports what the agent is trained on, and notes ends that wrappers make.
+        monitored: Env = Monitor(env)
+        return monitored if self.provider is None else StatefulEnv(monitored, self.provider)
+
+    def _make(self) -> Env:
+        config = self.environment
+        try:
+            return gymnasium.make(config.id, **config.kwargs)
+        except gymnasium.error.UnregisteredEnv as error:
+            fix = f"{error}"
+            if config.module is None:
+                fix += " If it is your own, name the module that registers it under environment.module."
+            raise InputError("environment.id", config.id, fix) from error
+        except ModuleNotFoundError as error:
+            raise InputError("environment.id", config.id, f"install {error.name}, which it needs") from error
+        except FAILURES as error:
+            for name, value in config.kwargs.items():
+                if self._can_be_made_without(name):
+                    field = f"environment.kwargs.{name}"
+                    raise InputError(field, value, f"{config.id} refuses it: {_told(error)}") from error
+            raise InputError("environment.id", config.id, f"making it raises {_told(error)}") from error
+
+    def _can_be_made_without(self, argument: str) -> bool:
+        fewer = {name: value for name, value in self.environment.kwargs.items() if name != argument}
+        try:
+            gymnasium.make(self.environment.id, **fewer).close()
+        except FAILURES:
+            return False
+        return True
+
+
+def _enter_worker(seed: int) -> None:
+    """Ctrl-C reaches the whole process group; the trainer alone decides when its environments end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    set_random_seed(seed)  # SB3 seeds this process's global generators nowhere
+
+
+def make_vec_env(environment: Environment, seed: int, provider: str) -> VecEnv:
+    """The environments as SB3 wants them, normalised if the run file says so."""
+    env: VecEnv
+    if environment.vectorization == "subproc":
+        method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+        seeds = [(seed + rank) % 2**32 for rank in range(environment.n_envs)]
+        with refusing("environment.vectorization", "subproc", "a worker did not start, see its messages above;"):
+            workers = SubprocVecEnv([MakeEnv(environment, provider, seed) for seed in seeds], start_method=method)
+        atexit.register(_end_workers, workers.processes)
+        env = workers
+    else:
+        env = DummyVecEnv([MakeEnv(environment, provider)] * environment.n_envs)
+    if environment.normalize is None:
+        return env
+    try:
+        with refusing("environment.normalize", environment.normalize, "VecNormalize raises"):
+            return VecNormalize(env, **environment.normalize)
+    except InputError:
+        env.close()
+        raise
+
+
+def _end_workers(processes: list[Any]) -> None:
+    """Before multiprocessing's own exit, which would send the SIGTERM that they ignore and wait for ever."""
+    for process in processes:
+        if process.is_alive():
+            process.kill()
+
+
+def choose_state(run_file: RunFile) -> Choice:
+    """Try the environment on instances of its own, and find how its state is saved."""
+    assert run_file.environment is not None
+    with refusing("environment.id", run_file.environment.id, "its reset() or step() raises"):
+        return choose(MakeEnv(run_file.environment), run_file.environment.state)
+
+
+# ------------------------------------------------------------------------------------------------ algorithm and policy
+
+
+def check_device(device: str) -> None:
+    """:raises InputError: a GPU is asked for and torch has none"""
+    kind, _, index = device.partition(":")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise InputError("device", device, f"torch finds {count} GPUs here: use auto or cpu")
+
+
+def load_algorithm(run_file: RunFile) -> type[BaseAlgorithm]:
+    assert run_file.algorithm is not None
+    if ":" in run_file.algorithm:
+        loaded: type[BaseAlgorithm] = load_object(run_file.algorithm, "algorithm", BaseAlgorithm)
+        return loaded
+    known: type[BaseAlgorithm] = getattr(stable_baselines3, run_file.algorithm.upper())
+    return known
+
+
+def load_policy(run_file: RunFile) -> str | type[BasePolicy]:
+    if ":" in run_file.policy:
+        loaded: type[BasePolicy] = load_object(run_file.policy, "policy", BasePolicy)
+        return loaded
+    aliases = tuple(load_algorithm(run_file).policy_aliases)
+    if run_file.policy not in aliases:
+        near = suggestion(run_file.policy, tuple(alias.lower() for alias in aliases))
+        known = {alias.lower(): alias for alias in aliases}
+        fix = f"use {', '.join(aliases)} or module:Class"
+        if near:
+            name = near.removeprefix("did you mean ").removesuffix("?")
+            fix = f"did you mean {known[name]}?"
+        raise InputError("policy", run_file.policy, fix)
+    return run_file.policy
+
+
+def construct(
+    run_file: RunFile,
+    algorithm: type[BaseAlgorithm],
+    policy: str | type[BasePolicy],
+    env: VecEnv,
+    arguments: Mapping[str, Any],
+) -> BaseAlgorithm:
+    """:raises InputError: naming the argument without which SB3 would have taken the rest"""
+
+    def attempt(policy: str | type[BasePolicy], arguments: Mapping[str, Any]) -> BaseAlgorithm:
+        return algorithm(policy=policy, env=env, seed=run_file.seed, device=run_file.device, **arguments)
+
+    with explaining(run_file, algorithm, policy, arguments, lambda *changed: attempt(*changed)):
+        return attempt(policy, arguments)
+
+
+@contextlib.contextmanager
+def explaining(
+    run_file: RunFile,
+    algorithm: type[BaseAlgorithm],
+    policy: str | type[BasePolicy],
+    arguments: Mapping[str, Any],
+    attempt: Callable[[str | type[BasePolicy], Mapping[str, Any]], object],
+) -> Iterator[None]:
+    """What SB3 raises inside becomes an InputError of the field that makes the difference.
+
+    SB3's exceptions name no argument. So each is left out in turn: the first without which ``attempt`` goes well is it.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except FAILURES as error:
+
+        def goes_well(policy: str | type[BasePolicy], arguments: Mapping[str, Any]) -> bool:
+            try:
+                attempt(policy, {"buffer_size": 64, **arguments} if "buffer_size" in known else arguments)
+            except FAILURES:
+                return False
+            return True
+
+        known = inspect.signature(algorithm.__init__).parameters
+        for field, value, changed in _left_out(run_file.hyperparameters, arguments):
+            if goes_well(policy, changed):
+                raise InputError(field, value, f"{algorithm.__name__} refuses it: {_told(error)}") from error
+        for other in algorithm.policy_aliases:
+            if other != policy and goes_well(other, arguments):
+                raise InputError("policy", run_file.policy, f"{_told(error)}: use {other}") from error
+        what = run_file.environment.id if run_file.environment else "the environment"
+        raise InputError("algorithm", run_file.algorithm, f"it refuses {what}: {_told(error)}") from error
+
+
+def _left_out(written: Mapping[str, Any], arguments: Mapping[str, Any]) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """``(field, value as written, the other arguments)`` for each argument, and for each within policy_kwargs."""
+    inner = arguments.get("policy_kwargs") or {}
+    for name in inner:
+        fewer = {key: value for key, value in inner.items() if key != name}
+        value = written["policy_kwargs"][name]
+        yield f"hyperparameters.policy_kwargs.{name}", value, {**arguments, "policy_kwargs": fewer}
+    for name in written:
+        yield f"hyperparameters.{name}", written[name], {k: value for k, value in arguments.items() if k != name}
+
+
+# ----------------------------------------------------------------------------------------------------- hyperparameters
+
+
+def _is_whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_number(value: object, least: float, most: float = float("inf")) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+
+
+def _whole_rule(least: int, *also: int) -> tuple[Callable[[Any], bool], str]:
+    extra = "".join(f", or {value}" for value in also)
+    return lambda value: _is_whole(value, least) or value in also, f"give a whole number of at least {least}{extra}"
+
+
+def _is_train_freq(value: object) -> bool:
+    if isinstance(value, list):
+        return len(value) == 2 and _is_whole(value[0], 1) and value[1] in ("step", "episode")
+    return _is_whole(value, 1)
+
+
+_FLAG: tuple[Callable[[Any], bool], str] = (lambda value: isinstance(value, bool), "give true or false")
+
+#: What SB3 takes without a word and fails on later, or never: a rule and what to write instead, by argument.
+RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "learning_rate": (
+        lambda value: isinstance(value, str) or (_is_number(value, 0) and value > 0),
+        "give a number above 0, or lin_<number> for a linear fall to 0",
+    ),
+    "buffer_size": _whole_rule(1),
+    "learning_starts": _whole_rule(0),
+    "batch_size": _whole_rule(1),
+    "tau": (lambda value: _is_number(value, 0, 1) and value > 0, "give a number above 0 and at most 1"),
+    "gamma": (lambda value: _is_number(value, 0, 1), "give a number from 0 to 1"),
+    "train_freq": (_is_train_freq, "give a whole number of at least 1, or [number, step], or [number, episode]"),
+    "gradient_steps": (
+        lambda value: _is_whole(value, 1) or value == -1,
+        "give a whole number of at least 1, or -1 for as many as steps were taken",
+    ),
+    "n_steps": _whole_rule(1),
+    "target_update_interval": _whole_rule(1),
+    "policy_delay": _whole_rule(1),
+    "sde_sample_freq": _whole_rule(1, -1),
+    "stats_window_size": _whole_rule(1),
+    "ent_coef": (
+        lambda value: _is_number(value, 0) or (isinstance(value, str) and value.startswith("auto")),
+        "give a number of at least 0, or auto, or auto_<start value>",
+    ),
+    "target_entropy": (
+        lambda value: value == "auto" or _is_number(value, float("-inf")),
+        "give a number, or auto",
+    ),
+    "use_sde": _FLAG,
+    "use_sde_at_warmup": _FLAG,
+    "optimize_memory_usage": _FLAG,
+    "policy_kwargs": (lambda value: isinstance(value, dict), "give a map of the policy's own arguments"),
+    "replay_buffer_kwargs": (lambda value: isinstance(value, dict), "give a map of the buffer's own arguments"),
+}
+
+
+def arguments_of(run_file: RunFile, algorithm: type[BaseAlgorithm], action_space: spaces.Space[Any]) -> dict[str, Any]:
+    """The run file's hyperparameters as the algorithm takes them: names turned into objects.
+
+    :raises InputError: an argument that it does not have, or a value that it could not work with
+    """
+    signature = inspect.signature(algorithm.__init__).parameters
+    known = tuple(name for name in signature if name not in ("self", *ELSEWHERE))
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.values())
+    arguments: dict[str, Any] = {}
+    for name, value in run_file.hyperparameters.items():
+        field = f"hyperparameters.{name}"
+        if name not in known and not open_ended:
+            fix = suggestion(name, known) or f"use one of {', '.join(known)}"
+            raise InputError(field, value, f"{algorithm.__name__} has no such argument: {fix}")
+        if name in RULES and value is not None and not RULES[name][0](value):
+            raise InputError(field, value, RULES[name][1])
+        arguments[name] = _argument(name, value, field, run_file, action_space)
+    return arguments
+
+
+def _argument(name: str, value: Any, field: str, run_file: RunFile, action_space: spaces.Space[Any]) -> Any:
+    if name in SCHEDULED and isinstance(value, str):
+        return LinearSchedule(float(value[len("lin_") :]), 0.0, 1.0)
+    if name == "train_freq" and isinstance(value, list):
+        return tuple(value)
+    if name == "action_noise" and value is not None:
+        return _noise(value, field, action_space)
+    if name == "policy_kwargs" and value is not None:
+        return {key: _policy_argument(key, item, f"{field}.{key}", run_file) for key, item in value.items()}
+    if name.endswith("_class") and value is not None:
+        return _named(value, field, {}, object)
+    return value
+
+
+def _noise(value: Any, field: str, action_space: spaces.Space[Any]) -> ActionNoise:
+    if not (isinstance(value, dict) and len(value) == 1 and next(iter(value)) in NOISES):
+        raise InputError(field, value, f"write {{name: standard deviation}} with one of {', '.join(NOISES)}")
+    if not isinstance(action_space, spaces.Box):
+        raise InputError(field, value, f"leave it out: {action_space} has no continuous actions")
+    ((name, sigma),) = value.items()
+    if not _is_number(sigma, 0):
+        raise InputError(f"{field}.{name}", sigma, "give a standard deviation of at least 0")
+    shape = action_space.shape
+    return NOISES[name](np.zeros(shape), np.full(shape, float(sigma)))
+
+
+def _policy_argument(name: str, value: Any, field: str, run_file: RunFile) -> Any:
+    if name == "net_arch" and ":" not in run_file.policy:
+        parts = value.values() if isinstance(value, dict) else [value]
+        if not all(isinstance(part, list) and all(_is_whole(width, 1) for width in part) for part in parts):
+            raise InputError(field, value, "give a list of layer widths, or {pi: [widths], qf: [widths]}")
+    if name == "activation_fn":
+        return _named(value, field, ACTIVATIONS, torch.nn.Module)
+    if name == "optimizer_class":
+        return _named(value, field, OPTIMIZERS, torch.optim.Optimizer)
+    if name == "features_extractor_class":
+        return _named(value, field, {}, torch.nn.Module)
+    return value
+
+
+def _named(value: Any, field: str, known: Mapping[str, Any], kind: type) -> Any:
+    if isinstance(value, str) and ":" in value:
+        return load_object(value, field, kind)
+    if isinstance(value, str) and value.lower() in known:
+        return known[value.lower()]
+    raise InputError(field, value, f"use {', '.join([*known, 'module:Class'])}")
