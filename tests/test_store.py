@@ -581,7 +581,7 @@ def test_what_travels(s3_root: str, proxy: Proxy) -> None:
     }
 
 
-def test_a_search_for_one_key_reads_one_page(s3_root: str, proxy: Proxy) -> None:
+def test_a_search_reads_no_more_than_it_needs(s3_root: str, proxy: Proxy) -> None:
     store = open_store(s3_root)
     proxy.requests.clear()
     with pytest.raises(ObjectMissing):
@@ -592,6 +592,13 @@ def test_a_search_for_one_key_reads_one_page(s3_root: str, proxy: Proxy) -> None
         "prefix=prefix/checkpoints/05/",
         "start-after=prefix/checkpoints/05/par",
     ]
+
+    for number in range(80):
+        store.put(f"many/{number:02}", b"")
+    proxy.rule = unsociable  # three keys to a page; obstore asks for 50 keys ahead
+    proxy.requests.clear()
+    assert keys(store, "many/03") == ["many/03"]
+    assert len(proxy.requests) < 20
 
 
 def test_the_region_is_the_sdks(s3_root: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
