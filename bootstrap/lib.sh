@@ -1,1 +1,85 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034 # most of the names are for those who source it
+# What user-data (which carries a copy of this file) and the bootstrap scripts share: names, retries, downloads, the
+# run's objects. Needs the variables of worker.env.
+
+root=${TRAIN_CLOUD_ROOT:-} # a test boots below a folder of its own
+opt=$root/opt/train-cloud
+log=$root/var/log/train-cloud-boot.log
+boot_record=$root/run/train-cloud/boot # on a memory file system: gone with the boot
+
+bucket=${TRAIN_CLOUD_STORE#s3://}
+prefix=${bucket#"${bucket%%/*}"}
+prefix=${prefix:+${prefix#/}/}
+bucket=${bucket%%/*}
+run=${prefix}runs/$TRAIN_CLOUD_RUN_ID
+code=s3://$bucket/${prefix}code/$TRAIN_CLOUD_CODE_DIGEST
+
+say() { printf 'train-cloud: %s\n' "$*"; }
+
+# retry SECONDS COMMAND…: until it succeeds. IAM needs seconds, seldom minutes, to let a new role do what it may.
+retry() {
+	local deadline=$((SECONDS + $1))
+	until "${@:2}"; do
+		((SECONDS < deadline)) || return 1
+		sleep "${TRAIN_CLOUD_RETRY_PAUSE:-5}"
+	done
+}
+
+# fetch URL SHA256 FILE
+fetch() {
+	curl -fsSL --retry 5 --retry-connrefused -o "$3" "$1" &&
+		printf '%s  %s\n' "$2" "$3" | sha256sum --check --strict --quiet
+}
+
+# An AWS CLI that knows conditional writes; the Deep Learning images have one.
+ensure_aws_cli() {
+	local found
+	found=$(aws --version 2>/dev/null | sed -nE 's#^aws-cli/([0-9.]+).*#\1#p') || true
+	if [ -n "$found" ] && printf '%s\n' "$AWS_CLI_MINIMUM" "$found" | sort -VC; then return; fi
+	say "installing AWS CLI $AWS_CLI_VERSION${found:+ in the place of $found}"
+	command -v unzip >/dev/null || { apt-get update -q && apt-get install -qy unzip; }
+	local into
+	into=$(mktemp -d)
+	retry 120 fetch "https://awscli.amazonaws.com/awscli-exe-linux-x86_64-$AWS_CLI_VERSION.zip" "$AWS_CLI_SHA256" "$into/cli.zip"
+	unzip -q "$into/cli.zip" -d "$into"
+	"$into/aws/install" --update
+	rm -rf "$into"
+}
+
+# imds PATH: one entry of the instance's metadata
+imds() {
+	local at=${AWS_EC2_METADATA_SERVICE_ENDPOINT:-http://169.254.169.254}/latest token
+	token=$(curl -fsS -m 5 -X PUT -H 'X-aws-ec2-metadata-token-ttl-seconds: 300' "$at/api/token") &&
+		curl -fsS -m 5 -H "X-aws-ec2-metadata-token: $token" "$at/meta-data/$1"
+}
+
+# keys PREFIX: the run's keys below it, sorted. An object is absent when this does not list it, never because of a 403.
+keys() {
+	aws s3api list-objects-v2 --bucket "$bucket" --prefix "$run/$1" --query 'Contents[].[Key]' --output text |
+		sed "/^None$/d; s#^$run/##"
+}
+
+# create KEY [OPTION…]: never overwrites
+create() { aws s3api put-object --bucket "$bucket" --key "$run/$1" --if-none-match '*' "${@:2}" >/dev/null; }
+
+# Once per boot: a marker in the store, under a number and a name that no other boot has.
+begin_boot() {
+	local found last
+	if [ ! -e "$boot_record" ]; then
+		instance=$(retry 60 imds instance-id) && found=$(keys boots/) || return
+		last=$(sed -nE 's#^boots/0*([0-9]+)-.*#\1#p' <<<"$found" | sort -n | tail -n 1)
+		printf -v boot 'boots/%06d-%s' $((last + 1)) "$instance"
+		create "$boot" || return
+		mkdir -p "${boot_record%/*}" && printf '%s %s\n' "$boot" "$instance" >"$boot_record"
+	fi
+	read -r boot instance <"$boot_record"
+}
+
+# The code is exactly what its digest names: no byte differs, no file is missing, none was added.
+verify_code() (
+	cd "$opt/code" && printf '%s  SHA256SUMS\n' "$TRAIN_CLOUD_CODE_DIGEST" | sha256sum --check --strict --quiet &&
+		sha256sum --check --strict --quiet SHA256SUMS &&
+		diff <(cut -c 67- SHA256SUMS | sort) <(find . ! -type d ! -path ./SHA256SUMS -printf '%P\n' | sort)
+)
+
+nvidia_present() { grep -qix 0x10de "$root"/sys/bus/pci/devices/*/vendor 2>/dev/null; }

@@ -26,6 +26,7 @@ locals {
     environment = local.environment
     versions    = file("${path.module}/../bootstrap/versions.env")
     library     = file("${path.module}/../bootstrap/lib.sh")
+    ending      = file("${path.module}/../bootstrap/ending.sh")
   })
 }
 

@@ -1,0 +1,23 @@
+#!/bin/bash
+# The order of a boot, every boot: is this the code, is there a run to serve, then driver, Python, units.
+# Run by train-cloud-bootstrap.service.
+set -Eeuo pipefail
+
+here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
+# shellcheck source=bootstrap/lib.sh
+. "$here/lib.sh"
+# shellcheck source=bootstrap/ending.sh
+. "$here/ending.sh"
+mkdir -p "${log%/*}"
+exec > >(tee -a "$log") 2>&1
+guard
+
+retry 120 begin_boot
+verify_code
+leave_if_over
+bash "$here/driver.sh" kernel
+bash "$here/python.sh"
+bash "$here/driver.sh" torch
+bash "$here/units.sh"
+retry 60 create "$boot-ready"
+say "ready after $SECONDS s"

@@ -1,0 +1,59 @@
+#!/bin/bash
+# One Python 3.11 and one virtual environment with the package in it; from the second boot of a run on with the versions
+# of the first, because other versions compute other results.
+set -Eeuo pipefail
+trap 'echo "${0##*/}, line $LINENO: $BASH_COMMAND" >&2' ERR
+here=$(dirname "$0")
+# shellcheck source=bootstrap/lib.sh
+. "$here/lib.sh"
+# shellcheck source=bootstrap/versions.env
+. "$here/versions.env"
+
+device=cpu
+if nvidia_present; then device=cuda; fi
+venv=$opt/venv
+stamp="$TRAIN_CLOUD_CODE_DIGEST $device"
+if [ "$(cat "$venv/installed" 2>/dev/null)" = "$stamp" ]; then
+	say "$venv is complete"
+	exit 0
+fi
+
+python=$(command -v python3.11 || true)
+if [ -z "$python" ] || ! "$python" -c 'import ensurepip, venv'; then
+	python=$opt/python/bin/python3.11
+	if [ ! -x "$python" ]; then
+		archive=cpython-$PYTHON_VERSION+$PYTHON_RELEASE-x86_64-unknown-linux-gnu-install_only.tar.gz
+		retry 120 fetch "https://github.com/astral-sh/python-build-standalone/releases/download/$PYTHON_RELEASE/${archive/+/%2B}" \
+			"$PYTHON_SHA256" "$opt/$archive"
+		tar -xzf "$opt/$archive" -C "$opt"
+		rm "$opt/$archive"
+	fi
+fi
+say "Python: $("$python" -V) at $python"
+rm -rf "$venv"
+"$python" -m venv "$venv"
+
+# A build writes into its source; the verified code stays as it is.
+source=$(mktemp -d)
+cp -R "$opt/code/package/." "$source"
+lock=env/$TRAIN_CLOUD_CODE_DIGEST-$device.txt
+constraints=$source/constraints.txt
+: >"$constraints"
+known=$(retry 60 keys "$lock")
+if [ -n "$known" ]; then
+	retry 60 aws s3 cp --only-show-errors "s3://$bucket/$run/$lock" "$constraints"
+fi
+pip_install() { retry 60 "$venv/bin/pip" install --no-input --disable-pip-version-check -q -c "$constraints" "$@"; }
+if [ "$device" = cpu ]; then
+	# PyPI's build brings gigabytes of CUDA.
+	pip_install --index-url "$TORCH_CPU_INDEX" "$(sed -nE 's/^ *"(torch[^"]*)",?$/\1/p' "$source/pyproject.toml")"
+fi
+pip_install "$source"
+if [ -f "$opt/code/user/requirements.txt" ]; then pip_install -r "$opt/code/user/requirements.txt"; fi
+if [ -z "$known" ]; then
+	"$venv/bin/pip" freeze --exclude train-cloud >"$constraints"
+	# Another machine of this run may have been first: then its versions count from the next boot on.
+	create "$lock" --body "$constraints" || retry 60 keys "$lock"
+fi
+rm -rf "$source"
+printf '%s' "$stamp" >"$venv/installed"
