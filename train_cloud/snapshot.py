@@ -1,7 +1,7 @@
 """A snapshot: the whole state of a run at one consistent point, in memory, as named parts and append-only rows.
 
-``learn`` makes snapshots and takes them back; ``checkpoint`` stores and restores them. Neither knows the other: this is all
-that they share.
+``learn`` makes snapshots and takes them back; ``checkpoint`` stores and restores them. Neither knows the other: this
+is all that they share.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Part:
 class Rows:
     """Rows ``[first, last)`` of an append-only stream of which the newest ``capacity`` rows are alive: a replay buffer.
 
-    Rows are counted from the run's start, not from the ring's. On the way to a store these are the rows that are new since
-    the last checkpoint; on the way back, all that are alive.
+    Rows are counted from the run's start, not from the ring's. On the way to a store these are the rows that are new
+    since the last checkpoint; on the way back, all that are alive.
     """
 
     first: int

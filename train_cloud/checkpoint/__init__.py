@@ -1,4 +1,6 @@
-"""Checkpoints: named parts and segments under names of their own, a manifest that names them, a head that names the manifest."""
+"""Checkpoints: named parts and segments under names of their own, a manifest that names them, a head that names the
+manifest.
+"""
 
 from train_cloud.checkpoint.commit import Committer
 from train_cloud.checkpoint.manifest import Kept, Manifest, find, read_manifest

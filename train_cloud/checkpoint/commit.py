@@ -18,14 +18,14 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from train_cloud.checkpoint.format import crc64nvme, drop_successors, pack
+from train_cloud.checkpoint.manifest import Kept, Manifest, Segment, Stream, read_manifest
 from train_cloud.errors import StoreUnavailable, TrainCloudError
 from train_cloud.run import layout
 from train_cloud.run.head import Head, Lease, Outcome, Reference, Token
 from train_cloud.run.session import now
 from train_cloud.snapshot import Array, Part, Rows, Snapshot
 from train_cloud.store import ObjectStore
-from train_cloud.checkpoint.format import crc64nvme, drop_successors, pack
-from train_cloud.checkpoint.manifest import Kept, Manifest, Segment, Stream, read_manifest
 
 log = logging.getLogger(__name__)
 
@@ -84,9 +84,7 @@ class Committer:
         self._raise()
         return self._thread is not None and self._thread.is_alive()
 
-    def submit(
-        self, snapshot: Snapshot, *, outcome: Outcome | None = None, reason: str | None = None
-    ) -> None:
+    def submit(self, snapshot: Snapshot, *, outcome: Outcome | None = None, reason: str | None = None) -> None:
         """Start to commit ``snapshot``; its arrays must not change until the commit is over.
 
         :param outcome: goes into the head in the same swap
@@ -240,7 +238,9 @@ def _token_of(key: str) -> Token:
 
 
 def _split(rows: Rows) -> Iterator[tuple[int, Mapping[str, Array]]]:
-    """Chunks of at most about 64 MiB, so that they travel in parallel and a restore needs little memory beside the ring."""
+    """Chunks of at most about 64 MiB, so that they travel in parallel and a restore needs little memory beside
+    the ring.
+    """
     for first, columns in rows.chunks:
         count = len(next(iter(columns.values())))
         if not count:

@@ -1,7 +1,8 @@
 """Bytes of a part or segment: magic, length of the header, JSON header, raw arrays, blob. No compression.
 
-Everything that touches array data runs in numpy or native code that releases the interpreter lock: a background commit costs
-the training the time for which it holds that lock, so compression in a thread would cost more than it saves.
+Everything that touches array data runs in numpy or native code that releases the interpreter lock: a background
+commit costs the training the time for which it holds that lock, so compression in a thread would cost more than it
+saves.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ _INDEX = "::index"
 
 
 def crc64nvme(body: memoryview) -> int:
-    """CRC-64/NVME, the checksum S3 itself recommends (Amazon S3 User Guide, "Checking object integrity"): 38 GB/s here."""
+    """CRC-64/NVME, the checksum S3 itself recommends (Amazon S3 User Guide, "Checking object integrity"): 38
+    GB/s here.
+    """
     value = 0
     for start in range(0, len(body), _CHUNK):
         value = checksums.crc64nvme(body[start : start + _CHUNK], value)
@@ -79,7 +82,8 @@ def unpack(body: memoryview, name: str) -> Part:
 
 
 def drop_successors(columns: Mapping[str, Array], successors: Mapping[str, str]) -> dict[str, Array]:
-    """Leave out of each column ``a`` what stands in row ``i + 1`` of its column ``b``: half of a replay segment, losslessly.
+    """Leave out of each column ``a`` what stands in row ``i + 1`` of its column ``b``: half of a replay segment,
+    losslessly.
 
     Compared as bytes, so that NaN and -0.0 come back as they were. Columns have the shape (rows, environments, …): one
     environment's episode end keeps only that environment's row.

@@ -6,10 +6,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from train_cloud.checkpoint.format import crc64nvme
 from train_cloud.errors import CorruptCheckpoint, InputError, ObjectMissing
 from train_cloud.run.head import Reference
 from train_cloud.store import ObjectStore
-from train_cloud.checkpoint.format import crc64nvme
 
 _FORMAT = 1
 
@@ -69,7 +69,9 @@ def read_verified(store: ObjectStore, reference: Reference) -> memoryview:
     except ObjectMissing as error:
         raise CorruptCheckpoint(f"{store.url}/{reference.key} is missing, and a checkpoint names it") from error
     if len(body) != reference.size:
-        raise CorruptCheckpoint(f"{store.url}/{reference.key} has {len(body)} bytes; its manifest says {reference.size}")
+        raise CorruptCheckpoint(
+            f"{store.url}/{reference.key} has {len(body)} bytes; its manifest says {reference.size}"
+        )
     found = crc64nvme(body)
     if found != reference.crc64nvme:
         raise CorruptCheckpoint(

@@ -6,16 +6,20 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from train_cloud.snapshot import Array, Part, Rows, Snapshot
-from train_cloud.store import ObjectStore
 from train_cloud.checkpoint.format import fill_successors, unpack
 from train_cloud.checkpoint.manifest import Manifest, Segment, Stream, read_verified
+from train_cloud.snapshot import Array, Part, Rows, Snapshot
+from train_cloud.store import ObjectStore
 
 _PARALLEL = 8
 
 
 def restore(
-    store: ObjectStore, manifest: Manifest, *, parts: set[str] | None = None, received: Callable[[int], None] | None = None
+    store: ObjectStore,
+    manifest: Manifest,
+    *,
+    parts: set[str] | None = None,
+    received: Callable[[int], None] | None = None,
 ) -> Snapshot:
     """Read the parts at once, in parallel; the rows come while they are iterated, some segments ahead.
 

@@ -1,8 +1,8 @@
 """The callback that makes a run resumable: restores at its first consistent point, saves at later ones, stops at one.
 
-A consistent point is a rollout's start. For algorithms with ``train_freq`` in steps it comes after every few steps, so a
-notice repeats nothing. Where it is far away (PPO's rollout, whole episodes), a snapshot is taken in memory at each, and
-when time runs out that one is committed: at most one rollout is computed again, exactly.
+A consistent point is a rollout's start. For algorithms with ``train_freq`` in steps it comes after every few steps,
+so a notice repeats nothing. Where it is far away (PPO's rollout, whole episodes), a snapshot is taken in memory at
+each, and when time runs out that one is committed: at most one rollout is computed again, exactly.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class Checkpoints(BaseCallback):
         assert self._capture is not None
         if self._rollouts == 0 and self._host.restored is not None:
             self._restore(self._capture, self._host.restored)
-        elif self._rollouts > 1:
+        elif self._rollouts > 0:
             self._rollout_seconds = now - self._rollout_began
         if self._rollouts == 0:
             self._next_save = self._following_save()
@@ -216,8 +216,8 @@ class Checkpoints(BaseCallback):
         return (self.model.num_timesteps // frequency + 1) * frequency
 
     def _until_rollout_start(self) -> float:
-        """Seconds until the next consistent point, from how long the last rollout with its update took."""
-        return max(0.0, self._rollout_seconds - (time.monotonic() - self._rollout_began))
+        """Seconds until the next consistent point: the last rollout and its update, and as much again for safety."""
+        return max(0.0, 2 * self._rollout_seconds - (time.monotonic() - self._rollout_began))
 
     def _capture_of(self) -> Capture:
         assert self._capture is not None
@@ -226,7 +226,8 @@ class Checkpoints(BaseCallback):
     # ----------------------------------------------------------------------------------------------------- iterations
 
     def _at_log_interval(self) -> bool:
-        """On-policy ``learn`` counts its iterations in a local variable that restarts at 0: only where it would dump its
+        """On-policy ``learn`` counts its iterations in a local variable that restarts at 0: only where it would dump
+        its
         log anyway is the rest of its loop the same after a resume."""
         if not isinstance(self.model, OnPolicyAlgorithm):
             return True
@@ -244,7 +245,8 @@ class Checkpoints(BaseCallback):
 
         model.dump_logs = dump_logs  # type: ignore[method-assign]
 
-    # ---------------------------------------------------------------------------------------------- state of environments
+    # ---------------------------------------------------------------------------------------------- state of
+    # environments
 
     def _provider_of(self, env: gymnasium.Env[Any, Any]) -> str:
         if isinstance(env, StatefulEnv):

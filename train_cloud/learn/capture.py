@@ -1,11 +1,12 @@
 """The whole state of a Stable-Baselines3 run, captured and put back at one program point.
 
-The point is ``BaseCallback._on_rollout_start`` (and the end of training): the only public one where environments, buffer,
-networks and random generators agree, and the one that a resumed process, running the same script, reaches with everything
-set up. What is captured was found by leaving each item out and watching when the rewards diverge (docs/architecture.md).
+The point is ``BaseCallback._on_rollout_start`` (and the end of training): the only public one where environments,
+buffer, networks and random generators agree, and the one that a resumed process, running the same script, reaches
+with everything set up. What is captured was found by leaving each item out and watching when the rewards diverge
+(docs/architecture.md).
 
-Everything small goes into *one* pickle, because objects are shared: ``model.action_space`` may be environment 0's object,
-with a generator that both draw from.
+Everything small goes into *one* pickle, because objects are shared: ``model.action_space`` may be environment 0's
+object, with a generator that both draw from.
 """
 
 from __future__ import annotations
@@ -190,7 +191,9 @@ class Capture:
             ) from error
 
     def _begin_episodes(self, observations: Mapping[int, Any]) -> None:
-        """Where an environment could not go on with its episode, the model must see the first observation of the new one."""
+        """Where an environment could not go on with its episode, the model must see the first observation of
+        the new one.
+        """
         live = self.model._last_obs
         assert isinstance(live, np.ndarray) and self.model._last_episode_starts is not None
         raw = np.array(self.model._last_original_obs if self.model._last_original_obs is not None else live)
@@ -248,7 +251,9 @@ def get_generators() -> dict[str, Any]:
 
 
 def set_generators(state: Mapping[str, Any]) -> None:
-    """Put back what :func:`get_generators` returned. A checkpoint from a GPU restores on a CPU, and the other way round."""
+    """Put back what :func:`get_generators` returned. A checkpoint from a GPU restores on a CPU, and the other
+    way round.
+    """
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(torch.from_numpy(state["torch"].copy()))

@@ -1,7 +1,7 @@
 """A model for people: a folder whose ``model.zip`` loads with plain Stable-Baselines3, made from a checkpoint's parts.
 
-No environment is built and nothing of the user's code is imported: the zip is put together from SB3's own description of
-the model (``skeleton``) and the tensors.
+No environment is built and nothing of the user's code is imported: the zip is put together from SB3's own description
+of the model (``skeleton``) and the tensors.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ if __name__ == "__main__":
 def write_export(
     snapshot: Snapshot, folder: Path, *, run_yaml: str, lock: str, environment: Mapping[str, Any] | None
 ) -> None:
-    """Write ``model.zip``, ``vecnormalize.pkl`` where the run normalises, ``run.yaml``, ``requirements.lock``, ``play.py``.
+    """Write ``model.zip``, ``vecnormalize.pkl`` where the run normalises, ``run.yaml``, ``requirements.lock``,
+    ``play.py``.
 
     :param snapshot: needs the parts ``model``, ``skeleton`` and, if there is one, ``normalizer``
     :param environment: the run file's section, for ``play.py``; None leaves that out (a script builds its own)

@@ -1,9 +1,9 @@
 """The head: one small object that says how far a run is, who may write it, and how it ended.
 
-Swapping the head *is* the commit: parts and manifest are written before it under names of their own, and nothing refers
-to them until it points there. Every swap carries ``If-Match``, so of two workers one loses; and a random ``commit``, so a
-worker whose reply was lost (412 after the client's own retry, 409, a reset connection) finds out by a re-read whether the
-swap that stands is its own. There are no clocks in it.
+Swapping the head *is* the commit: parts and manifest are written before it under names of their own, and nothing
+refers to them until it points there. Every swap carries ``If-Match``, so of two workers one loses; and a random
+``commit``, so a worker whose reply was lost (412 after the client's own retry, 409, a reset connection) finds out by
+a re-read whether the swap that stands is its own. There are no clocks in it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from train_cloud.errors import ConditionFailed, CorruptCheckpoint, Fenced, ObjectMissing, StoreUnavailable
-from train_cloud.store import ObjectStore
 from train_cloud.run import layout
+from train_cloud.store import ObjectStore
 
 Outcome = Literal["completed", "stopped", "failed"]
 
@@ -87,7 +87,8 @@ def read_head(store: ObjectStore) -> tuple[Head, str] | None:
 
 
 def _swap(store: ObjectStore, head: Head, etag: str | None) -> str:
-    """Writes ``head`` over the version ``etag`` (None: as the first). Lost and ambiguous replies are resolved by re-reading.
+    """Writes ``head`` over the version ``etag`` (None: as the first). Lost and ambiguous replies are resolved by
+    re-reading.
 
     :raises ConditionFailed: what stands there is neither the version that was read nor ours
     :raises StoreUnavailable: unknown whether it was written; calling again with the same ``head`` is safe

@@ -1,4 +1,6 @@
-"""Where the objects of one run lie, relative to ``<root>/runs/<run_id>/``. One builder per key, used by every writer and reader."""
+"""Where the objects of one run lie, relative to ``<root>/runs/<run_id>/``. One builder per key, used by every writer
+and reader.
+"""
 
 from __future__ import annotations
 

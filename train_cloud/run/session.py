@@ -1,7 +1,8 @@
 """Sessions: one boot's work on a run. Each leaves a start, its notices, its progress and an end in the store.
 
-A boot takes its session number once, by a create-only write, and keeps it on its disk: the trainer's restarts within the
-boot are restarts of the same session, so that an old worker which crashes and comes back cannot overtake a newer one.
+A boot takes its session number once, by a create-only write, and keeps it on its disk: the trainer's restarts within
+the boot are restarts of the same session, so that an old worker which crashes and comes back cannot overtake a newer
+one.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from train_cloud.errors import ConditionFailed, ObjectMissing
-from train_cloud.store import ObjectStore
 from train_cloud.run import layout
 from train_cloud.run.head import Token
+from train_cloud.store import ObjectStore
 
 _LOCAL = "session.json"
 
@@ -75,7 +76,8 @@ def begin_session(
     """Take the next session number, or on a restart within the same boot go on with the one it has.
 
     :param details: written to ``start.json``: instance type, zone, versions, run file
-    :param persist: keep the session across restarts of the process (a worker); False makes each call a session (a laptop)
+    :param persist: keep the session across restarts of the process (a worker); False makes each call a session (a
+    laptop)
     """
     standing = local_session(state_dir, boot_id) if persist else None
     if standing is not None:
@@ -115,7 +117,9 @@ def write_progress(store: ObjectStore, session: Session, **facts: Any) -> None:
 
 
 def record_notice(store: ObjectStore, session: Session, notice: Mapping[str, Any]) -> str:
-    """Write a notice under the next free number and return its key. A notice that stands there already is not doubled."""
+    """Write a notice under the next free number and return its key. A notice that stands there already is not
+    doubled.
+    """
     number = 1
     while True:
         key = layout.notice_key(session.number, number)

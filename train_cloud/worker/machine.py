@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 #: Instruction sets are fixed below what the newest machines offer, because a spot group mixes machine types and each
-#: set adds up in another order. Sources: PyTorch, "Threading Environment Variables"; Intel oneMKL, "Conditional Numerical
-#: Reproducibility"; oneDNN, "CPU Dispatcher Control". A value that the user sets stands.
+#: set adds up in another order. Sources: PyTorch, "Threading Environment Variables"; Intel oneMKL, "Conditional
+#: Numerical Reproducibility"; oneDNN, "CPU Dispatcher Control". A value that the user sets stands.
 PINNED = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 _PACKAGES = ("torch", "numpy", "stable-baselines3", "sb3-contrib", "gymnasium")
 _THREADS = "TRAIN_CLOUD_THREADS"

@@ -1,7 +1,7 @@
 """train: one session of a run, from taking it to its last commit.
 
-The order matters: signal handlers and systemd's READY come before the heavy imports, the head is read before anything is
-built, the run is taken before anything is trained.
+The order matters: signal handlers and systemd's READY come before the heavy imports, the head is read before anything
+is built, the run is taken before anything is trained.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from train_cloud.artifacts import tensorboard
 from train_cloud.checkpoint import Committer, Manifest, read_manifest, restore
 from train_cloud.checkpoint.commit import Committed
 from train_cloud.config import RunFile, load_run_file
+from train_cloud.config.current import training
 from train_cloud.errors import (
     EXIT_COMPLETED,
     ConditionFailed,
@@ -169,7 +170,7 @@ class _Session:
         if self._stop.deadline() is not None:
             self._interrupted()
         try:
-            with _import_path(self._config):
+            with _import_path(self._config), training(self._config):
                 return self._train()
         except Fenced:
             self._end("fenced")
@@ -379,7 +380,9 @@ class _Session:
             log.warning("progress not reported: %s", error)
 
     def _prepare_events(self) -> None:
-        """The scalars of the sessions before, cut at the head: what a killed session logged beyond it is logged again."""
+        """The scalars of the sessions before, cut at the head: what a killed session logged beyond it is
+        logged again.
+        """
         shutil.rmtree(self._events, ignore_errors=True)
         self._events.mkdir(parents=True)
         tensorboard.pull(self._store, self._events)
@@ -405,7 +408,8 @@ class _Session:
         for path in sorted(folder.iterdir()):
             self._store.put(layout.FINAL + path.name, path.read_bytes())
 
-    # ------------------------------------------------------------------------------------------------------------ limits
+    # ------------------------------------------------------------------------------------------------------------
+    # limits
 
     def check_limits(self) -> None:
         """Called once a second."""

@@ -1,0 +1,46 @@
+"""Callbacks and environments that the exactness tests name in their run files."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import gymnasium
+from gymnasium.envs.classic_control import PendulumEnv
+from stable_baselines3.common.callbacks import BaseCallback
+
+
+class InterruptAt(BaseCallback):
+    """Sends the signal of ``INTERRUPT=<name>@<timesteps>`` to its own process, once."""
+
+    def _on_step(self) -> bool:
+        name, _, at = os.environ.get("INTERRUPT", "").partition("@")
+        if name and self.num_timesteps >= int(at):
+            os.environ["INTERRUPT"] = ""
+            os.kill(os.getpid(), getattr(signal, name))
+        return True
+
+
+class Wind(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Changes the reward by a number that it draws and remembers: state of a wrapper."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self.force = 0.0
+
+    def step(self, action: Any) -> Any:
+        self.force = 0.9 * self.force + float(self.env.unwrapped.np_random.normal(0, 0.1))
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return observation, float(reward) + self.force, terminated, truncated, info
+
+
+class Unpicklable(PendulumEnv):
+    """Cannot be pickled, so that only a replay can bring its episode back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open = open(os.devnull)  # noqa: SIM115
+
+
+gymnasium.register("Unpicklable-v0", Unpicklable, max_episode_steps=200)

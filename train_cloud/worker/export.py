@@ -1,0 +1,43 @@
+"""export: a checkpoint's model as a folder that plain Stable-Baselines3 reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from train_cloud.checkpoint import find, restore
+from train_cloud.errors import InputError
+from train_cloud.run import layout
+from train_cloud.run.head import read_head
+from train_cloud.store import open_store
+
+_PARTS = {"model", "skeleton", "normalizer", "lock", "run"}
+
+
+def export(root: str, run_id: str, *, at: int | None = None, out: Path | None = None) -> Path:
+    """Write the folder and return its path.
+
+    :param root: store root
+    :param at: timesteps of a preserved checkpoint; None for the newest
+    :param out: must not exist or be empty; ``<run_id>-<timesteps>`` by default
+    :raises InputError: no such run or checkpoint, or the folder has something in it
+    :raises CorruptCheckpoint: what is stored is not what was committed
+    """
+    store = open_store(layout.run_url(root, run_id))
+    read = read_head(store)
+    if read is None or read[0].manifest is None:
+        raise InputError("run", run_id, f"it has no checkpoint under {root}: check the id, or wait for the first commit")
+    snapshot = restore(store, find(store, read[0].manifest, at), parts=_PARTS)
+    folder = out or Path(f"{run_id}-{snapshot.timesteps}")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError("--out", str(folder), "it is not an empty folder: name another")
+
+    from train_cloud.learn.export import write_export
+
+    write_export(
+        snapshot,
+        folder,
+        run_yaml=snapshot.parts["run"].blob.decode(),
+        lock=snapshot.parts["lock"].blob.decode(),
+        environment=snapshot.facts["identity"].get("environment"),
+    )
+    return folder
