@@ -89,6 +89,8 @@ def test_imports_go_one_way() -> None:
                 wrong.append(f"{module} imports {name}")
     assert not wrong
     assert {station(module) for module in sources()} <= set(ALLOWED) | EVERYTHING
+    # Without this file setuptools leaves a folder out of what the worker installs.
+    assert {path.parent for path in PACKAGE.rglob("*.py")} == {path.parent for path in PACKAGE.rglob("__init__.py")}
 
 
 def commands() -> dict[str, list[str]]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 import typer
 
 from train_cloud.cli import options
@@ -32,6 +35,9 @@ def validate(
 
         check_standing(store, checked)
 
+    os.environ.update(checked.env)
+    if checked.code.folder is not None:
+        sys.path.insert(0, str(checked.code.folder))
     from train_cloud.learn.check import check
 
     check(checked)
