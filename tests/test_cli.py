@@ -160,6 +160,23 @@ def test_ctrl_c_anywhere_is_an_interruption(number: signal.Signals, tmp_path: Pa
     assert b"Traceback" not in err
 
 
+@pytest.mark.slow
+def test_validate_says_what_it_found(run_yaml: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    done = command("validate", str(run_yaml), "--set", "env.OMP_NUM_THREADS=1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for part in (
+        "pendulum-1: sac on Pendulum-v1, 2,000 timesteps",
+        "actions       Box(-2.0, 2.0",
+        "resume        exact",
+    ):
+        assert part in done.stdout
+    assert sorted(tmp_path.rglob("*")) == before
+    refused = command("validate", str(run_yaml), "--set", "environment.id=Pendulu-v1", cwd=tmp_path)
+    assert (refused.returncode, refused.stdout) == (64, "")
+    assert "environment.id: 'Pendulu-v1'" in refused.stderr
+
+
 def test_validate_checks_the_standing_in_a_store(run_yaml: Path, tmp_path: Path) -> None:
     from train_cloud.checkpoint import Committer
     from train_cloud.config import load_run_file

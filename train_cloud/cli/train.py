@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
+from textwrap import shorten
 
 import typer
 
@@ -25,8 +25,6 @@ def validate(
 
     `train-cloud validate run.yaml --set environment.n_envs=4`
     """
-    from rich.console import Console
-
     from train_cloud.config import load_run_file
 
     checked = load_run_file(run_file, overrides or ())
@@ -34,22 +32,25 @@ def validate(
         from train_cloud.report.standing import check_standing
 
         check_standing(store, checked)
-
-    os.environ.update(checked.env)
-    if checked.code.folder is not None:
-        sys.path.insert(0, str(checked.code.folder))
+    os.environ.update(checked.env)  # before torch, which reads some when it is imported
     from train_cloud.learn.check import check
 
-    check(checked)
+    found = check(checked)
     what = f"script {checked.entry_point}"
     if checked.environment is not None:
         what = f"{checked.algorithm} on {checked.environment.id}"
-    Console().print(
-        f"[green]✓[/green] {checked.run_id}: {what}, {checked.total_timesteps:,} timesteps, "
-        f"a commit every {checked.save_frequency:,}",
-        highlight=False,
-        soft_wrap=True,
+    typer.echo(
+        f"{checked.run_id}: {what}, {checked.total_timesteps:,} timesteps, a commit every {checked.save_frequency:,}"
     )
+    for name, space in (("observations", found.observation_space), ("actions", found.action_space)):
+        if space is not None:
+            typer.echo(f"  {name:<13} {shorten(str(space), 100, placeholder=' …')}")
+    if found.buffer_bytes:
+        typer.echo(f"  replay buffer {found.buffer_bytes / 1e6:,.0f} MB of memory when full")
+    if found.choice is not None:
+        exact = "exact" if found.choice.exact else f"not exact, because {found.choice.because}"
+        typer.echo(f"  resume        {exact} (environment's state: {found.choice.provider})")
+    typer.echo("  it can be trained")
 
 
 def train(
