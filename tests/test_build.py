@@ -144,11 +144,25 @@ def test_names_of_activations(name: str, activation: type) -> None:
     ("noise", "kind"),
     [({"normal": 0.1}, NormalActionNoise), ({"ornstein-uhlenbeck": 0.2}, OrnsteinUhlenbeckActionNoise)],
 )
-def test_names_of_noises(noise: dict[str, float], kind: type) -> None:
+def test_names_of_noises(noise: dict[str, float], kind: type[Any]) -> None:
     made: Any = built(hyperparameters={"action_noise": noise}).model.action_noise
     assert made.__class__ is kind
     assert made().shape == (1,)
     assert made._sigma == pytest.approx(next(iter(noise.values())))
+
+
+def test_whole_numbers_as_yaml_reads_them() -> None:
+    model: Any = built(hyperparameters={"buffer_size": 2e3, "train_freq": 2.0}).model
+    assert (model.buffer_size, type(model.buffer_size)) == (2000, int)
+    assert model.train_freq == TrainFreq(2, TrainFrequencyUnit.STEP)
+
+
+@pytest.mark.parametrize("transitions", [10**10, 10**15])
+def test_a_buffer_larger_than_the_machine(transitions: int) -> None:
+    with pytest.raises(InputError) as caught:
+        built(hyperparameters={"buffer_size": transitions})
+    assert caught.value.field == "hyperparameters.buffer_size"
+    assert caught.value.value == transitions
 
 
 def test_names_of_optimizers() -> None:

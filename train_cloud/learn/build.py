@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import copy
 import importlib
 import inspect
 import multiprocessing
+import re
 import signal
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import gymnasium
 import numpy as np
+import psutil
 import stable_baselines3
 import torch
 from gymnasium import spaces
@@ -82,6 +86,7 @@ def build_model(run_file: RunFile) -> Built:
     try:
         arguments = arguments_of(run_file, algorithm, env.action_space)
         model = construct(run_file, algorithm, policy, env, arguments)
+        check_memory(model, run_file)
     except InputError:
         env.close()
         raise
@@ -138,14 +143,25 @@ def import_module(name: str, field: str, value: object) -> Any:
         raise InputError(field, value, f"importing {name} raises {_told(error)}") from error
 
 
+#: Where code lies that is not the user's: a place in it tells them nothing.
+_OTHERS = (
+    *(sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")),
+    str(Path(__file__).parent.parent),
+    "<",
+)
+_TOLD_CHARACTERS = 300
+
+
 def _told(error: BaseException) -> str:
-    """An exception in one line, with the place of its origin."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    """An exception in one line, with the last place in the user's own code that it went through."""
+    text = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split()) or "no message"
+    if len(text) > _TOLD_CHARACTERS:
+        text = text[:_TOLD_CHARACTERS] + " …"
+    places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, SyntaxError) and error.filename:
-        place = f" ({Path(error.filename).name}, line {error.lineno})"
-    text = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
-    return f"{type(error).__name__}: {text or 'no message'}{place}"
+        places.append((error.filename, error.lineno))
+    own = [(Path(name).name, line) for name, line in places if not name.startswith(_OTHERS)]
+    return f"{type(error).__name__}: {text}" + (f" ({own[-1][0]}, line {own[-1][1]})" if own else "")
 
 
 @contextlib.contextmanager
@@ -201,7 +217,8 @@ class MakeEnv:
                 fix += " If it is your own, name the module that registers it under environment.module."
             raise InputError("environment.id", config.id, fix) from error
         except ModuleNotFoundError as error:
-            raise InputError("environment.id", config.id, f"install {error.name}, which it needs") from error
+            fix = f"install {error.name}, which it needs" if error.name else str(error)
+            raise InputError("environment.id", config.id, fix) from error
         except FAILURES as error:
             for name, value in config.kwargs.items():
                 if self._can_be_made_without(name):
@@ -236,10 +253,14 @@ def make_vec_env(environment: Environment, seed: int, provider: str) -> VecEnv:
         atexit.register(_end_workers, workers.processes)
         env = workers
     else:
-        env = DummyVecEnv([MakeEnv(environment, provider)] * environment.n_envs)
+        with refusing("environment.id", environment.id, "SB3 cannot take it:"):
+            env = DummyVecEnv([MakeEnv(environment, provider)] * environment.n_envs)
     if environment.normalize is None:
         return env
     try:
+        for name, value in environment.normalize.items():
+            if name in NORMALIZE_RULES and not NORMALIZE_RULES[name][0](value):
+                raise InputError(f"environment.normalize.{name}", value, NORMALIZE_RULES[name][1])
         with refusing("environment.normalize", environment.normalize, "VecNormalize raises"):
             return VecNormalize(env, **environment.normalize)
     except InputError:
@@ -272,6 +293,36 @@ def check_device(device: str) -> None:
         raise InputError("device", device, f"torch finds {count} GPUs here: use auto or cpu")
 
 
+def buffer_bytes(model: BaseAlgorithm, transitions: int | None = None) -> int:
+    """Memory that a replay buffer takes once it is full; 0 without one.
+
+    :param transitions: of a buffer of this size instead of the model's own
+    """
+    buffer: Any = getattr(model, "replay_buffer", None)
+    if buffer is None:
+        return 0
+    arrays = [
+        array
+        for value in vars(buffer).values()
+        for array in (value.values() if isinstance(value, dict) else [value])
+        if isinstance(array, np.ndarray)
+    ]
+    total = sum(array.nbytes for array in arrays)
+    return total if transitions is None else total * transitions // (buffer.buffer_size * buffer.n_envs)
+
+
+def check_memory(model: BaseAlgorithm, run_file: RunFile) -> None:
+    """NumPy gets a buffer's memory page by page as it fills: too much of it ends the training after hours, not now.
+
+    :raises InputError: this machine has less
+    """
+    wanted, there = buffer_bytes(model), psutil.virtual_memory().total
+    if wanted > there:
+        value = run_file.hyperparameters.get("buffer_size", "the default")
+        fix = f"the replay buffer would take {wanted / 2**30:.1f} GiB, this machine has {there / 2**30:.1f}: give less"
+        raise InputError("hyperparameters.buffer_size", value, fix)
+
+
 def load_algorithm(run_file: RunFile) -> type[BaseAlgorithm]:
     assert run_file.algorithm is not None
     if ":" in run_file.algorithm:
@@ -287,13 +338,7 @@ def load_policy(run_file: RunFile) -> str | type[BasePolicy]:
         return loaded
     aliases = tuple(load_algorithm(run_file).policy_aliases)
     if run_file.policy not in aliases:
-        near = suggestion(run_file.policy, tuple(alias.lower() for alias in aliases))
-        known = {alias.lower(): alias for alias in aliases}
-        fix = f"use {', '.join(aliases)} or module:Class"
-        if near:
-            name = near.removeprefix("did you mean ").removesuffix("?")
-            fix = f"did you mean {known[name]}?"
-        raise InputError("policy", run_file.policy, fix)
+        raise InputError("policy", run_file.policy, f"use {', '.join(aliases)} or module:Class")
     return run_file.policy
 
 
@@ -307,7 +352,8 @@ def construct(
     """:raises InputError: naming the argument without which SB3 would have taken the rest"""
 
     def attempt(policy: str | type[BasePolicy], arguments: Mapping[str, Any]) -> BaseAlgorithm:
-        return algorithm(policy=policy, env=env, seed=run_file.seed, device=run_file.device, **arguments)
+        # SB3 writes into policy_kwargs
+        return algorithm(policy=policy, env=env, seed=run_file.seed, device=run_file.device, **copy.deepcopy(arguments))
 
     with explaining(run_file, algorithm, policy, arguments, lambda *changed: attempt(*changed)):
         return attempt(policy, arguments)
@@ -363,6 +409,9 @@ def _left_out(written: Mapping[str, Any], arguments: Mapping[str, Any]) -> Itera
 # ----------------------------------------------------------------------------------------------------- hyperparameters
 
 
+Rule: TypeAlias = tuple[Callable[[Any], bool], str]
+
+
 def _is_whole(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
@@ -371,7 +420,7 @@ def _is_number(value: object, least: float, most: float = float("inf")) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
 
 
-def _whole_rule(least: int, *also: int) -> tuple[Callable[[Any], bool], str]:
+def _whole_rule(least: int, *also: int) -> Rule:
     extra = "".join(f", or {value}" for value in also)
     return lambda value: _is_whole(value, least) or value in also, f"give a whole number of at least {least}{extra}"
 
@@ -382,10 +431,10 @@ def _is_train_freq(value: object) -> bool:
     return _is_whole(value, 1)
 
 
-_FLAG: tuple[Callable[[Any], bool], str] = (lambda value: isinstance(value, bool), "give true or false")
+_FLAG: Rule = (lambda value: isinstance(value, bool), "give true or false")
 
 #: What SB3 takes without a word and fails on later, or never: a rule and what to write instead, by argument.
-RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+RULES: dict[str, Rule] = {
     "learning_rate": (
         lambda value: isinstance(value, str) or (_is_number(value, 0) and value > 0),
         "give a number above 0, or lin_<number> for a linear fall to 0",
@@ -406,7 +455,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "sde_sample_freq": _whole_rule(1, -1),
     "stats_window_size": _whole_rule(1),
     "ent_coef": (
-        lambda value: _is_number(value, 0) or (isinstance(value, str) and value.startswith("auto")),
+        lambda value: _is_number(value, 0) or bool(isinstance(value, str) and re.fullmatch(r"auto(_.+)?", value)),
         "give a number of at least 0, or auto, or auto_<start value>",
     ),
     "target_entropy": (
@@ -418,6 +467,24 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "optimize_memory_usage": _FLAG,
     "policy_kwargs": (lambda value: isinstance(value, dict), "give a map of the policy's own arguments"),
     "replay_buffer_kwargs": (lambda value: isinstance(value, dict), "give a map of the buffer's own arguments"),
+}
+
+WHOLE = (
+    "batch_size",
+    "buffer_size",
+    "gradient_steps",
+    "learning_starts",
+    "n_steps",
+    "target_update_interval",
+    "train_freq",
+)
+
+_POSITIVE: Rule = (lambda value: _is_number(value, 0) and value > 0, "give a number above 0")
+#: The same for VecNormalize, which checks nothing at all.
+NORMALIZE_RULES: dict[str, Rule] = {
+    **dict.fromkeys(("training", "norm_obs", "norm_reward"), _FLAG),
+    **dict.fromkeys(("clip_obs", "clip_reward", "epsilon"), _POSITIVE),
+    "gamma": RULES["gamma"],
 }
 
 
@@ -435,6 +502,8 @@ def arguments_of(run_file: RunFile, algorithm: type[BaseAlgorithm], action_space
         if name not in known and not open_ended:
             fix = suggestion(name, known) or f"use one of {', '.join(known)}"
             raise InputError(field, value, f"{algorithm.__name__} has no such argument: {fix}")
+        if name in WHOLE and isinstance(value, float) and value.is_integer():
+            value = int(value)  # YAML reads 1e6 as a float
         if name in RULES and value is not None and not RULES[name][0](value):
             raise InputError(field, value, RULES[name][1])
         arguments[name] = _argument(name, value, field, run_file, action_space)

@@ -1,0 +1,383 @@
+"""A table of run files that SB3, Gymnasium or the user's own code would refuse, and the field that must be named."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import tempfile
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from train_cloud.config import parse_run_file
+from train_cloud.errors import InputError, TrainCloudError
+from train_cloud.learn.check import CheckReport, check
+
+torch.set_num_threads(1)
+
+CODE = """
+    import gymnasium, numpy, os, threading
+    from gymnasium import spaces
+    from stable_baselines3.common.callbacks import BaseCallback
+
+    class Base(gymnasium.Env):
+        observation_space = spaces.Box(-1, 1, (2,), numpy.float32)
+        action_space = spaces.Box(-1, 1, (1,), numpy.float32)
+        def __init__(self, size=1):
+            assert size > 0, "the size must be positive"
+            self.steps = 0
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            self.steps = 0
+            return self.see(), {}
+        def step(self, action):
+            self.steps += 1
+            return self.see(), 1.0, False, self.steps >= 5, {}
+        def see(self):
+            return self.np_random.uniform(-1, 1, 2).astype(numpy.float32)
+
+    class SimulatorError(Exception):
+        pass
+
+    class FailsInReset(Base):
+        def reset(self, **_):
+            raise SimulatorError("no licence\\nfor the simulator")
+
+    class FailsInStep(Base):
+        def step(self, action):
+            raise SimulatorError("the car left the planet")
+
+    class WrongShape(Base):
+        def see(self):
+            return numpy.zeros(3, numpy.float32)
+
+    class NotANumber(Base):
+        def step(self, action):
+            return super().step(action)[0] * numpy.nan, 1.0, False, False, {}
+
+    class InfiniteReward(Base):
+        def step(self, action):
+            return self.see(), float("inf"), False, False, {}
+
+    class DictObservation(Base):
+        observation_space = spaces.Dict({"a": Base.observation_space})
+        def see(self):
+            return {"a": super().see()}
+
+    class Nested(DictObservation):
+        observation_space = spaces.Dict({"a": DictObservation.observation_space})
+        def see(self):
+            return {"a": super().see()}
+
+    class Unbounded(Base):
+        action_space = spaces.Box(-numpy.inf, numpy.inf, (1,), numpy.float32)
+
+    class Image(Base):
+        observation_space = spaces.Box(0, 255, (36, 36, 3), numpy.uint8)
+        def see(self):
+            return self.np_random.integers(0, 255, (36, 36, 3)).astype(numpy.uint8)
+
+    class Locked(Base):
+        def __init__(self):
+            super().__init__()
+            self.lock = threading.Lock()
+
+    class Noisy(Locked):
+        def see(self):
+            return numpy.random.uniform(-1, 1, 2).astype(numpy.float32)
+
+    class ReadsVariable(Base):
+        def __init__(self):
+            super().__init__()
+            self.size = int(os.environ["SIZE_OF_THE_TRACK"])
+
+    for name, kind in list(globals().items()):
+        if isinstance(kind, type) and issubclass(kind, Base):
+            gymnasium.register(f"{name}-v0", entry_point=kind)
+
+    class Wrapper(gymnasium.Wrapper):
+        pass
+
+    class WrapperWithArguments(gymnasium.Wrapper):
+        def __init__(self, env, scale):
+            super().__init__(env)
+
+    class Quiet(BaseCallback):
+        def _on_step(self):
+            return True
+
+    class Needy(Quiet):
+        def __init__(self, path):
+            super().__init__()
+
+    class Loud(Quiet):
+        def _on_step(self):
+            raise SimulatorError("no such callback")
+
+    class Holder(Quiet):
+        def __init__(self):
+            super().__init__()
+            self.held = {"lock": threading.Lock()}
+
+    class Plain:
+        pass
+
+    def main():
+        raise AssertionError("a script is not run to check it")
+
+    number = 3
+"""
+
+
+@pytest.fixture(scope="module")
+def code(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("code")
+    (folder / "own.py").write_text(textwrap.dedent(CODE))
+    (folder / "broken.py").write_text("import own\nown.nothing\n")
+    registered = set(gym.registry)
+    yield folder
+    for name in set(gym.registry) - registered:
+        del gym.registry[name]
+    for name in ("own", "broken"):
+        sys.modules.pop(name, None)
+
+
+def try_out(code: Path, **changed: Any) -> CheckReport:
+    values: dict[str, Any] = {
+        "run_id": "check",
+        "algorithm": "sac",
+        "device": "cpu",
+        "total_timesteps": 1000,
+        "save_frequency": 100,
+        "environment": {"id": "Pendulum-v1", **changed.pop("environment", {})},
+        "hyperparameters": {"policy_kwargs": {"net_arch": [8]}, **changed.pop("hyperparameters", {})},
+        "code": {"folder": str(code)},
+        **changed,
+    }
+    if "entry_point" in values:
+        for name in ("algorithm", "environment", "hyperparameters"):
+            del values[name]
+    return check(parse_run_file(values))
+
+
+def own(name: str) -> dict[str, str]:
+    return {"id": f"{name}-v0", "module": "own"}
+
+
+#: (what is changed, the field that must be named, what must be said)
+BAD: list[tuple[dict[str, Any], str, str]] = [
+    # environment
+    ({"environment": {"id": "Pendulm-v1"}}, "environment.id", "Did you mean: `Pendulum`"),
+    ({"environment": {"id": "Pendulum-v99"}}, "environment.id", "v99"),
+    ({"environment": {"id": "Base-v1", "module": "own"}}, "environment.id", "`v1`"),
+    ({"environment": {"id": "nowhere:Base-v0"}}, "environment.id", "No module named 'nowhere'"),
+    ({"environment": {"id": "Ghost-v0"}}, "environment.id", "environment.module"),
+    ({"environment": {**own("Base"), "module": "owm"}}, "environment.module", "there is no module owm"),
+    ({"environment": {**own("Base"), "module": "broken"}}, "environment.module", "AttributeError"),
+    ({"environment": {"kwargs": {"gravity": 1}}}, "environment.kwargs.gravity", "gravity"),
+    ({"environment": {**own("Base"), "kwargs": {"size": 0}}}, "environment.kwargs.size", "must be positive"),
+    ({"environment": own("FailsInReset")}, "environment.id", "SimulatorError: no licence for the simulator (own.py"),
+    ({"environment": {**own("FailsInReset"), "state": "episode"}}, "environment.id", "no licence"),
+    ({"environment": own("FailsInStep")}, "environment.id", "the car left the planet"),
+    ({"environment": {**own("FailsInStep"), "state": "episode"}}, "environment.id", "the car left the planet"),
+    ({"environment": own("WrongShape")}, "environment.id", "shape"),
+    ({"environment": own("NotANumber")}, "environment.id", "it must be finite"),
+    ({"environment": own("InfiniteReward")}, "environment.id", "rewards must be finite"),
+    ({"environment": own("Nested")}, "environment.id", "Nested observation spaces"),
+    ({"environment": own("ReadsVariable")}, "environment.id", "'SIZE_OF_THE_TRACK' (own.py, line"),
+    ({"environment": {"wrappers": ["own:Wraper"]}}, "environment.wrappers", "did you mean"),
+    ({"environment": {"wrappers": ["own:Plain"]}}, "environment.wrappers", "takes no arguments"),
+    ({"environment": {"wrappers": ["own:Quiet"]}}, "environment.wrappers", "subclass of gymnasium.Wrapper"),
+    ({"environment": {"wrappers": ["own:number"]}}, "environment.wrappers", "not callable"),
+    ({"environment": {"wrappers": ["own:Wrapper", "own:WrapperWithArguments"]}}, "environment.wrappers", "'scale'"),
+    ({"environment": {"normalize": {"clip_obs": "much"}}}, "environment.normalize.clip_obs", "above 0"),
+    ({"environment": {"normalize": {"norm_obs_keys": ["a"]}}}, "environment.normalize", "norm_obs_keys"),
+    ({"environment": {**own("Locked"), "state": "pickle"}}, "environment.state", "cannot pickle"),
+    ({"environment": {"state": "own"}}, "environment.state", "get_state"),
+    # algorithm and policy
+    ({"environment": {"id": "CartPole-v1"}}, "algorithm", "Discrete(2)"),
+    ({"environment": own("Unbounded")}, "algorithm", "finite lower and upper bound"),
+    ({"algorithm": "own:Plain"}, "algorithm", "BaseAlgorithm"),
+    ({"algorithm": "own:Sac"}, "algorithm", "own has no Sac"),
+    ({"algorithm": "nowhere:SAC"}, "algorithm", "there is no module nowhere"),
+    ({"policy": "MlpPolcy"}, "policy", "use MlpPolicy"),
+    ({"policy": "mlppolicy"}, "policy", "use MlpPolicy"),
+    ({"policy": "LstmPolicy"}, "policy", "MlpPolicy, CnnPolicy, MultiInputPolicy"),
+    ({"policy": "own:Quiet"}, "policy", "BasePolicy"),
+    ({"policy": "CnnPolicy"}, "policy", "use MlpPolicy"),
+    ({"environment": own("DictObservation")}, "policy", "use MultiInputPolicy"),
+    ({"policy": "MultiInputPolicy"}, "policy", "use MlpPolicy"),
+    ({"device": "cuda:7"}, "device", "use auto or cpu"),
+    # callbacks and scripts
+    ({"callbacks": ["own:Wrapper"]}, "callbacks", "BaseCallback"),
+    ({"callbacks": ["own:Needy"]}, "callbacks", "'path'"),
+    ({"callbacks": ["own:Quiet", "own:Loud"]}, "callbacks", "no such callback"),
+    ({"callbacks": ["own:Holder"]}, "callbacks", "cannot pickle"),
+    ({"callbacks": ["own:Nobody"]}, "callbacks", "own has no Nobody"),
+    ({"entry_point": "own:mein"}, "entry_point", "did you mean main?"),
+    ({"entry_point": "own:number"}, "entry_point", "name a function"),
+    ({"entry_point": "broken:main"}, "entry_point", "broken.py, line 2"),
+]
+
+BAD_HYPERPARAMETERS: list[tuple[str, Any, str]] = [
+    ("learning_rat", 1e-3, "did you mean learning_rate?"),
+    ("n_epochs", 10, "SAC has no such argument"),
+    ("learning_rate", -1e-3, "above 0"),
+    ("learning_rate", 0, "above 0"),
+    ("learning_rate", [1e-3], "above 0"),
+    ("learning_rate", True, "above 0"),
+    ("batch_size", 0, "at least 1"),
+    ("batch_size", -5, "at least 1"),
+    ("batch_size", 2.5, "whole number"),
+    ("batch_size", "64", "whole number"),
+    ("buffer_size", 0, "at least 1"),
+    ("buffer_size", 1.5, "whole number"),
+    ("learning_starts", -1, "at least 0"),
+    ("tau", 0, "above 0"),
+    ("tau", 1.5, "at most 1"),
+    ("gamma", 1.01, "from 0 to 1"),
+    ("gamma", "high", "from 0 to 1"),
+    ("train_freq", 0, "at least 1"),
+    ("train_freq", [1, "epoch"], "[number, episode]"),
+    ("train_freq", [0, "step"], "at least 1"),
+    ("train_freq", "episode", "[number, episode]"),
+    ("gradient_steps", 0, "-1"),
+    ("gradient_steps", -2, "-1"),
+    ("n_steps", 0, "at least 1"),
+    ("target_update_interval", 0, "at least 1"),
+    ("ent_coef", -0.1, "at least 0"),
+    ("ent_coef", "automatic", "auto_<start value>"),
+    ("ent_coef", "auto_x", "could not convert"),
+    ("ent_coef", "auto_0", "greater than 0"),
+    ("target_entropy", "low", "or auto"),
+    ("use_sde", "yes", "true or false"),
+    ("sde_sample_freq", 0, "-1"),
+    ("stats_window_size", 0, "at least 1"),
+    ("action_noise", 0.1, "normal, ornstein-uhlenbeck"),
+    ("action_noise", {"gaussian": 0.1}, "normal, ornstein-uhlenbeck"),
+    ("replay_buffer_class", "HerReplayBuffer", "module:Class"),
+    ("replay_buffer_class", "own:Plain", "SAC refuses it"),
+    ("replay_buffer_kwargs", {"size": 3}, "size"),
+    ("optimize_memory_usage", True, "simultaneously"),
+    ("policy_kwargs", [64, 64], "give a map"),
+]
+
+BAD_POLICY_ARGUMENTS: list[tuple[str, Any, str]] = [
+    ("net_arh", [64], "net_arh"),
+    ("net_arch", "big", "layer widths"),
+    ("net_arch", [64, 0], "layer widths"),
+    ("net_arch", [64, "64"], "layer widths"),
+    ("net_arch", 64, "layer widths"),
+    ("net_arch", {"pi": [64]}, "qf"),
+    ("activation_fn", "tanhh", "tanh"),
+    ("activation_fn", "torch.nn:Tanhh", "did you mean"),
+    ("activation_fn", "torch.nn.functional:tanh", "torch.nn.modules.module.Module"),
+    ("optimizer_class", "adamm", "adam"),
+    ("features_extractor_class", "CNN", "module:Class"),
+    ("n_critics", 0, "SAC refuses it"),
+    ("optimizer_kwargs", {"momentum": 0.9}, "momentum"),
+]
+
+
+@pytest.mark.parametrize(("changed", "field", "told"), BAD)
+def test_refused(code: Path, changed: dict[str, Any], field: str, told: str) -> None:
+    with pytest.raises(InputError) as caught:
+        try_out(code, **{name: dict(value) if isinstance(value, dict) else value for name, value in changed.items()})
+    assert caught.value.field == field, caught.value
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "value", "told"), BAD_HYPERPARAMETERS)
+def test_refused_hyperparameter(code: Path, name: str, value: Any, told: str) -> None:
+    with pytest.raises(InputError) as caught:
+        try_out(code, hyperparameters={name: value})
+    assert caught.value.field in (f"hyperparameters.{name}", f"hyperparameters.{name}.size"), caught.value
+    assert told in str(caught.value)
+    assert caught.value.value == value
+
+
+@pytest.mark.parametrize(("name", "value", "told"), BAD_POLICY_ARGUMENTS)
+def test_refused_policy_argument(code: Path, name: str, value: Any, told: str) -> None:
+    with pytest.raises(InputError) as caught:
+        try_out(code, hyperparameters={"policy_kwargs": {"share_features_extractor": False, name: value}})
+    assert caught.value.field == f"hyperparameters.policy_kwargs.{name}", caught.value
+    assert told in str(caught.value)
+    assert caught.value.value == value
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"environment": own("DictObservation"), "policy": "MultiInputPolicy"},
+        {"environment": own("Image"), "policy": "CnnPolicy"},
+        {"environment": {"n_envs": 4, "normalize": True}},
+        {"environment": {"n_envs": 8, "vectorization": "subproc"}},
+        {"environment": {**own("ReadsVariable"), "wrappers": ["own:Wrapper"]}, "env": {"SIZE_OF_THE_TRACK": "4"}},
+        {"callbacks": ["own:Quiet"]},
+        {"hyperparameters": {"buffer_size": 1e6, "batch_size": 4096.0}},
+        {"hyperparameters": {"train_freq": [3, "episode"], "gradient_steps": -1, "learning_starts": 1e9}},
+        {"hyperparameters": {"use_sde": True, "sde_sample_freq": 4, "ent_coef": "auto_0.1", "n_steps": 3}},
+        {"hyperparameters": {"policy_kwargs": {"net_arch": {"pi": [4], "qf": [8]}}, "action_noise": {"normal": 0.1}}},
+        {"hyperparameters": {"learning_rate": "lin_1e-3", "target_entropy": -2, "gamma": 1, "tau": 1}},
+        {"algorithm": "stable_baselines3:TD3"},
+        {"algorithm": "stable_baselines3:PPO"},
+    ],
+)
+def test_accepted(code: Path, changed: dict[str, Any]) -> None:
+    report = try_out(code, **{name: dict(v) if isinstance(v, dict) else v for name, v in changed.items()})
+    assert report.choice is not None
+    assert report.choice.exact, report.choice.because
+
+
+def test_what_is_reported(code: Path) -> None:
+    report = try_out(code, hyperparameters={"buffer_size": 1000})
+    assert report.choice is not None
+    assert (report.choice.provider, report.choice.exact) == ("pickle", True)
+    assert report.observation_space == gym.make("Pendulum-v1").observation_space
+    assert report.action_space == gym.spaces.Box(-2, 2, (1,), np.float32)
+    # two observations of 3 float32, an action, a reward, done and timeout
+    assert report.buffer_bytes == 1000 * 4 * (3 + 3 + 1 + 1 + 1 + 1)
+
+
+def test_a_state_that_will_be_lost_is_reported(code: Path) -> None:
+    report = try_out(code, environment=own("Noisy"))
+    assert report.choice is not None
+    assert (report.choice.provider, report.choice.exact) == ("episode", False)
+    assert "global generator" in report.choice.because
+
+
+def test_a_script_is_found_and_not_run(code: Path) -> None:
+    assert try_out(code, entry_point="own:main") == CheckReport()
+
+
+@pytest.mark.parametrize("changed", [{}, {"hyperparameters": {"ent_coef": "auto_x"}}, {"environment": own("Noisy")}])
+def test_nothing_is_left_behind(
+    code: Path, changed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    path, variables = sys.path.copy(), dict(os.environ)
+    random.seed(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    expected = (random.random(), np.random.random(), torch.rand(1).item())
+    random.seed(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    try:
+        try_out(code, env={"SIZE_OF_THE_TRACK": "4"}, **{name: dict(value) for name, value in changed.items()})
+    except TrainCloudError:
+        assert "hyperparameters" in changed
+    assert (random.random(), np.random.random(), torch.rand(1).item()) == expected
+    assert (sys.path, dict(os.environ)) == (path, variables)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,166 @@
+"""Build what a run file describes, step it, train it once and capture it once: a refusal comes here, before anything is
+created. Leaves generators, module path and environment variables as they were, and no files."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+
+from train_cloud.config import RunFile
+from train_cloud.envs.state import Choice
+from train_cloud.errors import InputError, TrainCloudError
+from train_cloud.learn.build import (
+    arguments_of,
+    buffer_bytes,
+    build_callbacks,
+    check_device,
+    choose_state,
+    explaining,
+    load_algorithm,
+    load_object,
+    load_policy,
+    make_vec_env,
+    refusing,
+)
+from train_cloud.learn.capture import Capture, get_generators, set_generators
+
+_STEPS = 2
+_ENVIRONMENTS = 2
+_ROWS = 16
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What the trial found out.
+
+    :ivar choice: how the environments' state is saved, and whether a resume is exact; None for a script of one's own,
+        which decides that itself
+    :ivar buffer_bytes: memory that the full replay buffer will take; 0 without one
+    """
+
+    choice: Choice | None = None
+    observation_space: spaces.Space[Any] | None = None
+    action_space: spaces.Space[Any] | None = None
+    buffer_bytes: int = 0
+
+
+def check(run_file: RunFile) -> CheckReport:
+    """Try a run file out.
+
+    :raises InputError: naming the field that Gymnasium, SB3, torch or the user's own code refuses
+    """
+    with _undisturbed(run_file):
+        if run_file.entry_point is not None:
+            if not callable(load_object(run_file.entry_point, "entry_point")):
+                raise InputError("entry_point", run_file.entry_point, "name a function")
+            return CheckReport()
+        return _check(run_file)
+
+
+def _check(run_file: RunFile) -> CheckReport:
+    assert run_file.environment is not None
+    check_device(run_file.device)
+    algorithm, policy = load_algorithm(run_file), load_policy(run_file)
+    callbacks = build_callbacks(run_file)
+    choice = choose_state(run_file)
+    few = {"n_envs": min(run_file.environment.n_envs, _ENVIRONMENTS), "vectorization": "dummy"}
+    env = make_vec_env(run_file.environment.model_copy(update=few), run_file.seed, choice.provider)
+    try:
+        _step(env, run_file.environment.id)
+        arguments = arguments_of(run_file, algorithm, env.action_space)
+
+        def attempt(policy: Any, arguments: Mapping[str, Any], callbacks: Sequence[BaseCallback] = ()) -> BaseAlgorithm:
+            small = copy.deepcopy(_small(algorithm, arguments, env.num_envs))
+            model = algorithm(policy=policy, env=env, seed=run_file.seed, device=run_file.device, **small)
+            model.set_logger(Logger(None, []))
+            root = CallbackList([*callbacks])
+            model.learn(_STEPS * env.num_envs, callback=root, log_interval=1)
+            _capture(model, root, choice, run_file)
+            return model
+
+        with explaining(run_file, algorithm, policy, arguments, attempt):
+            model = attempt(policy, arguments)
+        if callbacks:
+            names = ", ".join(run_file.callbacks)
+            with refusing("callbacks", names, "training with it raises"):
+                attempt(policy, arguments, callbacks)
+        parameters = inspect.signature(algorithm.__init__).parameters
+        rows = arguments.get("buffer_size", parameters["buffer_size"].default) if "buffer_size" in parameters else 0
+        return CheckReport(choice, env.observation_space, env.action_space, buffer_bytes(model, rows))
+    finally:
+        env.close()
+
+
+def _step(env: VecEnv, name: str) -> None:
+    """Two steps as SB3 makes them: shapes that differ from the spaces, NaN and infinity show here."""
+    with refusing("environment.id", name, "stepping it raises"):
+        env.seed(0)
+        seen = [env.reset()]
+        space = env.action_space
+        for _ in range(_STEPS):
+            observation, rewards, _, _ = env.step(np.stack([space.sample() for _ in range(env.num_envs)]))
+            seen.append(observation)
+            if not np.isfinite(rewards).all():
+                raise InputError("environment.id", name, f"it gives the reward {rewards}: rewards must be finite")
+    for observation in seen:
+        for part in observation.values() if isinstance(observation, dict) else [observation]:
+            if np.issubdtype(np.asarray(part).dtype, np.floating) and not np.isfinite(part).all():
+                raise InputError("environment.id", name, f"it gives the observation {part}: it must be finite")
+
+
+def _small(algorithm: type[BaseAlgorithm], arguments: Mapping[str, Any], n_envs: int) -> dict[str, Any]:
+    """The same arguments, but little memory, and an update after each step."""
+    known = inspect.signature(algorithm.__init__).parameters
+    if issubclass(algorithm, OnPolicyAlgorithm):
+        small: dict[str, Any] = {"n_steps": _STEPS, "batch_size": _STEPS * n_envs, "n_epochs": 1}
+    else:
+        batch = min(arguments.get("batch_size", 256), 1024)
+        small = {"buffer_size": _ROWS * n_envs, "learning_starts": 0, "train_freq": 1, "gradient_steps": 1}
+        small["batch_size"] = batch
+    return {**arguments, **{name: value for name, value in small.items() if name in known}}
+
+
+def _capture(model: BaseAlgorithm, root: BaseCallback, choice: Choice, run_file: RunFile) -> None:
+    try:
+        capture = Capture(model, root, None, lambda env: choice.provider)
+        rows = getattr(getattr(model, "replay_buffer", None), "pos", 0)
+        capture.snapshot(rows)
+        capture.rows(0, rows)
+    except InputError:
+        raise
+    except TrainCloudError as error:
+        field = "callbacks" if run_file.callbacks else "algorithm"
+        raise InputError(field, ", ".join(run_file.callbacks) or run_file.algorithm, str(error)) from error
+
+
+@contextlib.contextmanager
+def _undisturbed(run_file: RunFile) -> Iterator[None]:
+    """The user's code importable and its variables set, for the duration; all else put back too."""
+    generators, path, variables = get_generators(), sys.path.copy(), dict(os.environ)
+    deterministic, benchmark = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    if run_file.code.folder is not None:
+        sys.path.insert(0, str(run_file.code.folder))
+    os.environ.update(run_file.env)
+    try:
+        yield
+    finally:
+        set_generators(generators)
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = deterministic, benchmark
+        sys.path[:] = path
+        os.environ.clear()
+        os.environ.update(variables)
