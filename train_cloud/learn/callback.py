@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import multiprocessing
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -19,7 +21,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.logger import KVWriter
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from train_cloud.envs.state import Choice, Env, StatefulEnv, choose
+from train_cloud.envs.state import Choice, Env, StatefulEnv, choose_for
 from train_cloud.errors import InputError
 from train_cloud.learn.capture import Capture
 from train_cloud.snapshot import Snapshot
@@ -253,7 +255,7 @@ class Checkpoints(BaseCallback):
             return env.train_cloud_provider
         kind = str(env.spec) if env.spec is not None else type(env.unwrapped).__qualname__
         if kind not in self._choices:
-            self._choices[kind] = _choose_for(env)
+            self._choices[kind] = choose_for(env)
         return self._choices[kind].provider
 
     def _exactness(self) -> tuple[bool, str]:
@@ -290,17 +292,8 @@ def stateful(env: Env) -> StatefulEnv:
 
     ``make_vec_env("Pendulum-v1", 4, vec_env_cls=SubprocVecEnv, wrapper_class=train_cloud.stateful)``
     """
-    return StatefulEnv(env, _choose_for(env).provider)
-
-
-def _choose_for(env: Env) -> Choice:
-    """The provider for an environment that a script made. Its twin for the trial comes from its specification."""
-    spec = env.spec
-    if spec is None:
-        has_own = callable(getattr(env.unwrapped, "get_state", None))
-        return Choice(
-            "own" if has_own else "pickle",
-            False,
-            f"{type(env.unwrapped).__qualname__} was not made by gymnasium.make, so saving it could not be tried",
-        )
-    return choose(lambda: gymnasium.make(spec), recorded=False)
+    if multiprocessing.parent_process() is not None:
+        # Ctrl-C reaches the whole process group; the trainer decides when its environments end. SIGTERM still ends this
+        # process: multiprocessing sends it at exit, and waits.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return StatefulEnv(env, choose_for(env, recorded=True).provider)
