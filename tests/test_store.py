@@ -461,7 +461,7 @@ def test_a_body_that_breaks_off(s3_root: str, proxy: Proxy) -> None:
     store = open_store(s3_root, patience=2)
     body = random.Random(1).randbytes(40 * MIB)
     store.put("part", body)
-    broken = []
+    broken: list[Request] = []
 
     def cut(request: Request, forward: Callable[[], Reply]) -> Reply | None:
         if request.headers.get("range") == f"bytes={16 * MIB}-{32 * MIB - 1}" and not broken:
@@ -484,10 +484,8 @@ def test_a_403_is_never_taken_for_missing(s3_root: str, proxy: Proxy) -> None:
         store.get("not-there")
     # Nothing may be said of a key that cannot be listed, be the answer 403 or 404.
     for status, code in ((403, "AccessDenied"), (404, "NoSuchKey")):
-        reply = refusal(status, code)
-        proxy.rule = lambda request, forward, reply=reply: (
-            refusal(403, "AccessDenied") if "list-type=2" in request.path else reply
-        )
+        replies = {True: refusal(403, "AccessDenied"), False: refusal(status, code)}
+        proxy.rule = lambda request, forward, replies=replies: replies["list-type=2" in request.path]  # type: ignore[misc]
         with pytest.raises(StoreForbidden):
             store.get("not-there")
 
@@ -686,7 +684,7 @@ def test_credentials_that_cannot_be_had(
 
 def test_credentials_of_an_instance_are_renewed(s3_root: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on EC2. They are about to expire, so that botocore fetches new ones as often as it is asked."""
-    granted = []
+    granted: list[str] = []
 
     def grant() -> dict[str, str]:
         granted.append(f"TOKEN{len(granted)}")
