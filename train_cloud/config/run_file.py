@@ -179,7 +179,11 @@ class Code(Section):
     @model_validator(mode="after")
     def _check(self) -> Code:
         if self.requirements is not None:
-            raise NotYet("code.requirements", str(self.requirements), "not in this version: leave it null")
+            raise NotYet(
+                "code.requirements",
+                str(self.requirements),
+                "not in this version: leave it null, and put requirements.txt at the top of code.folder",
+            )
         if self.system_packages:
             raise NotYet("code.system_packages", list(self.system_packages), "not in this version: leave it empty")
         return self
