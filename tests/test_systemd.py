@@ -33,7 +33,7 @@ FAMILY = """
 import os, signal, subprocess, sys, time
 who = sys.argv[1]
 def handle(number, frame):
-    os.write(1, f"{who} {signal.Signals(number).name}\n".encode())
+    os.write(1, f"{who} {signal.Signals(number).name}\\n".encode())
     if who == "parent" and number == signal.SIGTERM:
         os._exit(75)
 for number in (signal.SIGTERM, signal.SIGUSR1):
