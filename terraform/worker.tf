@@ -3,7 +3,7 @@
 locals {
   name       = "${var.project_name}-${local.run_id}"
   hook       = "final-commit"
-  image_id   = coalesce(var.ami_id, nonsensitive(data.aws_ssm_parameter.image.value))
+  image_id   = coalesce(var.ami_id, data.aws_ssm_parameter.image.insecure_value)
   outer_stop = timeadd(terraform_data.launched.output, "${ceil(var.max_runtime_hours * 60) + 30}m")
 
   # The whole of /etc/train-cloud/worker.env. No value needs quoting: the variables' validations see to it.

@@ -29,6 +29,7 @@ MIRROR_DEPTH = 3
 LIMIT = 600.0
 
 _IGNORED = shutil.ignore_patterns("__pycache__", "tests", ".terraform*", "*.tfstate*", "*.tfvars", "*.tfvars.json")
+_VARIABLES = "rehearsal.auto.tfvars.json"
 _SERVICES = ("autoscaling", "ec2", "iam", "s3", "ssm", "sts")
 _LIFECYCLE = """
 # The provider watches a new lifecycle rule for 55 s (10 s, then ten looks 5 s apart), whatever it is answered: the
@@ -61,50 +62,22 @@ class Terraform:
         self._on_event = on_event or (lambda address, done: None)
         self._folder = folder.absolute()
         self._module = self._folder / "terraform"
-        for name in COPIED:
-            source, target = repository / name, self._folder / name
-            if source.is_dir():
-                shutil.copytree(source, target, ignore=_IGNORED, dirs_exist_ok=True)
-            elif source.exists():
-                shutil.copy2(source, target)
+        _copy(repository, self._folder)
         override = _override(aws) + ("" if lifecycle_rule else _LIFECYCLE)
         (self._module / "rehearsal_override.tf").write_text(override)
-        self._environment = self._make_environment(repository, aws)
+        self._environment = {**_environment(repository, self._folder), **aws.environment()}
         self._initialised = False
-
-    def _make_environment(self, repository: Path, aws: EmbeddedAws) -> dict[str, str]:
-        inherited = {
-            name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "TF_VAR_", "TF_CLI_ARGS"))
-        }
-        cache = repository / ".tools" / "terraform-plugins"
-        cache.mkdir(parents=True, exist_ok=True)
-        ours = {
-            "TF_IN_AUTOMATION": "1",
-            "TF_INPUT": "0",
-            "CHECKPOINT_DISABLE": "1",
-            "TF_DATA_DIR": str(self._folder / ".terraform"),
-            "TF_PLUGIN_CACHE_DIR": str(cache),
-            # The working folder is new each time and has no lock file that a cached provider could contradict.
-            "TF_PLUGIN_CACHE_MAY_BREAK_DEPENDENCY_LOCK_FILE": "1",
-        }
-        mirror = find_mirror(repository)
-        if mirror is not None:
-            configuration = self._folder / "terraform.rc"
-            configuration.write_text(_cli_configuration(mirror))
-            ours["TF_CLI_CONFIG_FILE"] = str(configuration)
-            del ours["TF_PLUGIN_CACHE_DIR"]
-        elif not Path(os.environ.get("TF_CLI_CONFIG_FILE", os.devnull)).exists():
-            inherited.pop("TF_CLI_CONFIG_FILE", None)
-        return {**inherited, **aws.environment(), **ours}
 
     def apply(self, variables: Mapping[str, object]) -> dict[str, str]:
         """Create or change the stack; the variables are kept for the other verbs.
 
+        :param variables: by the names of ``terraform/variables.tf``; ``run_file`` relative to the current folder
         :return: the outputs
         :raises InputError: a variable's validation refused it
         :raises TrainCloudError: Terraform failed; the message is its own
         """
-        (self._module / "rehearsal.auto.tfvars.json").write_text(json.dumps(variables, indent=1, default=str))
+        given = {**variables, "run_file": str(Path(str(variables["run_file"])).absolute())}
+        (self._module / _VARIABLES).write_text(json.dumps(given, indent=1, default=str))
         self._run("apply", "-auto-approve")
         return self.outputs()
 
@@ -139,7 +112,7 @@ class Terraform:
                 events = list(self._events(process))
             except KeyboardInterrupt:
                 # The same Ctrl-C has reached Terraform, which finishes what it is at and saves its state.
-                process.wait(LIMIT)
+                process.communicate(timeout=LIMIT)
                 raise
             finally:
                 alarm.cancel()
@@ -177,10 +150,38 @@ class Terraform:
             if error["summary"] == "Invalid value for variable":
                 # Our own messages begin with the variable's name.
                 field, _, fix = error["detail"].partition("\n\nThis was checked by")[0].partition(": ")
-                given = json.loads((self._module / "rehearsal.auto.tfvars.json").read_text())
+                given = json.loads((self._module / _VARIABLES).read_text())
                 return InputError(field, given.get(field), " ".join(fix.split()).rstrip("."))
-        texts = [f"{error['summary']}: {error.get('detail', '')}".strip(": \n") for error in errors] or [complaint]
+        texts = [
+            ": ".join(filter(None, (error.get("address"), error["summary"], error.get("detail")))) for error in errors
+        ] or [complaint]
         return TrainCloudError(f"terraform {verb} failed: " + "; ".join(" ".join(text.split()) for text in texts))
+
+
+def worker_environment(user_data: str) -> dict[str, str]:
+    """The variables that user-data writes to ``/etc/train-cloud/worker.env``."""
+    _, _, rest = user_data.partition("<<'WORKER_ENV'\n")
+    lines, end, _ = rest.partition("\nWORKER_ENV\n")
+    if not end:
+        raise TrainCloudError("this user-data writes no worker.env")
+    return dict(line.split("=", 1) for line in lines.splitlines() if "=" in line)
+
+
+def check_module(folder: Path) -> None:
+    """``fmt``, ``validate`` and ``test`` of a copy of the module in ``folder``, without any AWS.
+
+    :raises TrainCloudError: with what Terraform said
+    """
+    repository, folder = repository_root(), folder.absolute()
+    _copy(repository, folder)
+    executable, environment = _executable(repository), _environment(repository, folder)
+    shutil.copytree(repository / "terraform" / "tests", folder / "terraform" / "tests", dirs_exist_ok=True)
+    for verb in ("fmt -check -diff -recursive", "init -backend=false", "validate", "test"):
+        command = [str(executable), f"-chdir={folder / 'terraform'}", *verb.split(), "-no-color"]
+        command = command[:-1] if verb.startswith("fmt") else command
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT)
+        if done.returncode:
+            raise TrainCloudError(f"terraform {verb}:\n{done.stdout}{done.stderr}")
 
 
 def repository_root() -> Path:
@@ -220,6 +221,37 @@ def _executable(repository: Path) -> Path:
     if found is None:
         raise InputError("terraform", None, "install Terraform 1.9 or later, or run scripts/get_terraform.sh")
     return Path(found)
+
+
+def _copy(repository: Path, folder: Path) -> None:
+    for name in COPIED:
+        source, target = repository / name, folder / name
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=_IGNORED, dirs_exist_ok=True)
+        elif source.exists():
+            shutil.copy2(source, target)
+
+
+def _environment(repository: Path, folder: Path) -> dict[str, str]:
+    """Terraform's own settings: nothing of the user's account, the provider from disk where it lies there."""
+    foreign = ("AWS_", "TF_VAR_", "TF_CLI_ARGS")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    environment |= {
+        "TF_IN_AUTOMATION": "1",
+        "TF_INPUT": "0",
+        "CHECKPOINT_DISABLE": "1",
+        "TF_DATA_DIR": str(folder / ".terraform"),
+    }
+    mirror = find_mirror(repository)
+    if mirror is not None:
+        configuration = folder / "terraform.rc"
+        configuration.write_text(_cli_configuration(mirror))
+        return {**environment, "TF_CLI_CONFIG_FILE": str(configuration)}
+    # The provider has 700 MB. The working folder is new each time and has no lock file for the cache to break.
+    cache = repository / ".tools" / "terraform-plugins"
+    cache.mkdir(parents=True, exist_ok=True)
+    environment |= {"TF_PLUGIN_CACHE_DIR": str(cache), "TF_PLUGIN_CACHE_MAY_BREAK_DEPENDENCY_LOCK_FILE": "1"}
+    return environment
 
 
 def _override(aws: EmbeddedAws) -> str:

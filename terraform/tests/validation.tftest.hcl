@@ -1,0 +1,253 @@
+# Each validation refuses what its message says.
+
+mock_provider "aws" {
+  source = "./tests/mocks"
+}
+
+variables {
+  run_file = "tests/run.yaml"
+}
+
+run "run_file_missing" {
+  command         = plan
+  expect_failures = [var.run_file]
+  variables {
+    run_file = "tests/none.yaml"
+  }
+}
+
+run "run_file_bad_run_id" {
+  command         = plan
+  expect_failures = [var.run_file]
+  variables {
+    run_file = "tests/bad_run_id.yaml"
+  }
+}
+
+run "training_type" {
+  command         = plan
+  expect_failures = [var.training_type]
+  variables {
+    training_type = "my algorithm"
+  }
+}
+
+run "total_timesteps_zero" {
+  command         = plan
+  expect_failures = [var.total_timesteps]
+  variables {
+    total_timesteps = 0
+  }
+}
+
+run "total_timesteps_fraction" {
+  command         = plan
+  expect_failures = [var.total_timesteps]
+  variables {
+    total_timesteps = 1.5
+  }
+}
+
+run "save_frequency_zero" {
+  command         = plan
+  expect_failures = [var.save_frequency]
+  variables {
+    save_frequency = 0
+  }
+}
+
+run "save_frequency_above_total" {
+  command         = plan
+  expect_failures = [var.save_frequency]
+  variables {
+    save_frequency  = 11
+    total_timesteps = 10
+  }
+}
+
+run "project_name" {
+  command         = plan
+  expect_failures = [var.project_name]
+  variables {
+    project_name = "Mine"
+  }
+}
+
+run "project_name_too_long" {
+  command         = plan
+  expect_failures = [var.project_name]
+  variables {
+    project_name = "abcdefghijklmnopqrstu"
+  }
+}
+
+run "aws_region" {
+  command         = plan
+  expect_failures = [var.aws_region]
+  variables {
+    aws_region = "virginia"
+  }
+}
+
+run "availability_zones" {
+  command         = plan
+  expect_failures = [var.availability_zones]
+  variables {
+    availability_zones = ["eu-west-1a"]
+  }
+}
+
+run "subnet_ids" {
+  command         = plan
+  expect_failures = [var.subnet_ids]
+  variables {
+    subnet_ids = ["my-subnet"]
+  }
+}
+
+run "subnet_ids_and_zones" {
+  command         = plan
+  expect_failures = [var.subnet_ids]
+  variables {
+    subnet_ids         = ["subnet-0123456789abcdef0"]
+    availability_zones = ["us-east-1a"]
+  }
+}
+
+run "instance_types_none" {
+  command         = plan
+  expect_failures = [var.instance_types]
+  variables {
+    instance_types = []
+  }
+}
+
+run "instance_types_twice" {
+  command         = plan
+  expect_failures = [var.instance_types]
+  variables {
+    instance_types = ["g5.xlarge", "g5.xlarge"]
+  }
+}
+
+run "instance_types_form" {
+  command         = plan
+  expect_failures = [var.instance_types]
+  variables {
+    instance_types = ["g5"]
+  }
+}
+
+run "instance_types_graviton" {
+  command         = plan
+  expect_failures = [var.instance_types]
+  variables {
+    instance_types = ["g5.xlarge", "g5g.xlarge"]
+  }
+}
+
+run "ami_id" {
+  command         = plan
+  expect_failures = [var.ami_id]
+  variables {
+    ami_id = "ubuntu"
+  }
+}
+
+run "root_volume_gb" {
+  command         = plan
+  expect_failures = [var.root_volume_gb]
+  variables {
+    root_volume_gb = 49
+  }
+}
+
+run "max_runtime_hours_zero" {
+  command         = plan
+  expect_failures = [var.max_runtime_hours]
+  variables {
+    max_runtime_hours = 0
+  }
+}
+
+run "max_runtime_hours_above" {
+  command         = plan
+  expect_failures = [var.max_runtime_hours]
+  variables {
+    max_runtime_hours = 721
+  }
+}
+
+run "max_attempts" {
+  command         = plan
+  expect_failures = [var.max_attempts]
+  variables {
+    max_attempts = 0
+  }
+}
+
+run "s3_bucket_name" {
+  command         = plan
+  expect_failures = [var.s3_bucket_name]
+  variables {
+    s3_bucket_name = "My.Bucket"
+  }
+}
+
+run "existing_bucket_without_name" {
+  command         = plan
+  expect_failures = [var.existing_bucket]
+  variables {
+    existing_bucket = true
+  }
+}
+
+run "prefix" {
+  command         = plan
+  expect_failures = [var.prefix]
+  variables {
+    prefix = "/runs/"
+  }
+}
+
+run "delete_of_an_existing_bucket" {
+  command         = plan
+  expect_failures = [var.delete_artifacts_on_destroy]
+  variables {
+    delete_artifacts_on_destroy = true
+    existing_bucket             = true
+    s3_bucket_name              = "some-bucket"
+  }
+}
+
+run "key_pair_name" {
+  command         = plan
+  expect_failures = [var.key_pair_name]
+  variables {
+    key_pair_name = "my key"
+  }
+}
+
+run "allowed_cidrs" {
+  command         = plan
+  expect_failures = [var.allowed_cidrs]
+  variables {
+    allowed_cidrs = ["203.0.113.7"]
+  }
+}
+
+run "allowed_cidrs_open" {
+  command         = plan
+  expect_failures = [var.allowed_cidrs]
+  variables {
+    allowed_cidrs = ["0.0.0.0/0"]
+  }
+}
+
+run "allowed_cidrs_half_open" {
+  command         = plan
+  expect_failures = [var.allowed_cidrs]
+  variables {
+    allowed_cidrs = ["128.0.0.0/1"]
+  }
+}
