@@ -12,7 +12,7 @@
     │   ├── ObjectMissing              1   a LIST shows that the key does not exist
     │   ├── ConditionFailed            1   create: the key exists; swap: the object is not the one that was read
     │   ├── StoreForbidden             1   the credentials may not do this
-    │   ├── BucketMissing              1   the bucket (or local folder's parent) does not exist
+    │   ├── BucketMissing              1   there is no such bucket; a file stands where the local folder should be
     │   └── StoreUnavailable           1   network, time-out, 5xx, throttling: worth another try
     └── CloudError                     1   the metadata service, Auto Scaling or systemd refused
         ├── CloudForbidden             1   the role or credentials may not do this

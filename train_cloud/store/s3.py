@@ -267,7 +267,8 @@ class BucketStore:
             raise StoreError(f"{where}: S3 refuses the request: {status} {code}: {text}") from error
         cause = re.search(r'(?:message|error): "([^"]+)"|TimedOut', str(error)) if status is None else None
         why = (cause[1] or "time-out") if cause else f"{status} {code}" if status else text
-        raise StoreUnavailable(f"{where}: S3 does not answer: {why}") from error
+        at = f" at {self._endpoint}" if self._endpoint else ""
+        raise StoreUnavailable(f"{where}: S3{at} does not answer: {why}") from error
 
 
 def _status(error: Exception) -> int | None:
