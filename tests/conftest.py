@@ -12,6 +12,8 @@ from pathlib import Path
 import boto3
 import pytest
 
+pytest_plugins = ("sessions",)
+
 # Ends with its standard input, so that no server outlives a test session that was killed. The lock makes check and
 # write one step, as they are in S3: moto looks at If-Match and stores the object in two.
 SERVER = """

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 from typing import Any
 
 import gymnasium
@@ -35,12 +37,20 @@ class Wind(gymnasium.Wrapper[Any, Any, Any, Any]):
         return observation, float(reward) + self.force, terminated, truncated, info
 
 
+class Slow(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """A step takes 20 ms."""
+
+    def step(self, action: Any) -> Any:
+        time.sleep(0.02)
+        return self.env.step(action)
+
+
 class Unpicklable(PendulumEnv):
     """Cannot be pickled, so that only a replay can bring its episode back."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.open = open(os.devnull)  # noqa: SIM115
+        self.lock = threading.Lock()
 
 
 gymnasium.register("Unpicklable-v0", Unpicklable, max_episode_steps=200)

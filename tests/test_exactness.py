@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ruamel.yaml import YAML
+from sessions import Rehearsed
 
-from train_cloud.artifacts.tensorboard import read_scalars
-from train_cloud.checkpoint import read_manifest, restore
 from train_cloud.learn.compare import differences
-from train_cloud.run import layout
-from train_cloud.run.head import read_head
 from train_cloud.run.session import read_sessions
-from train_cloud.snapshot import Snapshot
-from train_cloud.store import open_store
-from train_cloud.worker.machine import pin_instructions
 
 pytestmark = pytest.mark.slow
 
@@ -40,6 +29,17 @@ def sac(total: int = 700, save: int = 150, environment: dict[str, Any] | None = 
     }
 
 
+def other(algorithm: str, environment: dict[str, Any], total: int, save: int, **hyperparameters: Any) -> Any:
+    return {
+        **sac(total, save),
+        "algorithm": algorithm,
+        "environment": environment,
+        "hyperparameters": {"policy_kwargs": {"net_arch": [16, 16]}, **hyperparameters},
+    }
+
+
+OFF = {name: SMALL[name] for name in ("learning_starts", "batch_size", "buffer_size")}
+
 RUNS: dict[str, dict[str, Any]] = {
     "plain": sac(),
     "ring laps": sac(total=900, buffer_size=200),
@@ -53,73 +53,15 @@ RUNS: dict[str, dict[str, Any]] = {
     "action noise": sac(action_noise={"ornstein-uhlenbeck": 0.2}),
     "wrapper with a state": sac(environment={"wrappers": ["interrupting:Wind"]}),
     "replayed environment": sac(environment={"id": "Unpicklable-v0", "module": "interrupting"}),
+    "td3": other("stable_baselines3:TD3", PENDULUM, 700, 150, **OFF, action_noise={"normal": 0.1}),
+    "dqn": other("stable_baselines3:DQN", {"id": "CartPole-v1"}, 700, 150, **OFF, target_update_interval=130),
+    "ppo": other(
+        "stable_baselines3:PPO", {**PENDULUM, "n_envs": 2, "normalize": {}}, 768, 128, n_steps=64, batch_size=32
+    ),
+    "a2c": other("stable_baselines3:A2C", {"id": "CartPole-v1"}, 700, 150),
+    "ppo, gSDE": other("stable_baselines3:PPO", PENDULUM, 768, 128, n_steps=64, batch_size=32, use_sde=True),
     "processes": sac(total=600, environment={"n_envs": 2, "vectorization": "subproc"}),
 }
-
-
-def _train(arguments: list[str], environment: dict[str, str], log: str) -> None:
-    """In a child of a warm process: exactly what the command does."""
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.environ.update(environment)
-    from train_cloud.cli import main
-
-    sys.exit(main(arguments))
-
-
-@pytest.fixture(scope="module")
-def warm() -> Iterator[Any]:
-    """A process that has imported everything, from which each session is forked: two seconds saved a session."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("ATEN_CPU_CAPABILITY", "MKL_CBWR", "ONEDNN_MAX_CPU_ISA"):
-            patch.setenv(name, os.environ.get(name, ""))
-            patch.delenv(name)
-        pin_instructions()
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(
-            ["torch", "stable_baselines3", "tensorboard", "train_cloud.worker.train", "train_cloud.learn.callback"]
-        )
-        yield context
-
-
-class Rehearsed:
-    """One run in one folder store."""
-
-    def __init__(self, context: Any, folder: Path, run: dict[str, Any]) -> None:
-        self.context, self.folder = context, folder
-        folder.mkdir(exist_ok=True)
-        self.run_file = folder / "run.yaml"
-        YAML().dump({"run_id": "a-run", **run}, self.run_file)
-        self.store = open_store(layout.run_url(str(folder / "store"), "a-run"))
-
-    def session(self, interrupt: str = "", **environment: str) -> int:
-        arguments = ["train", str(self.run_file), "--store", str(self.folder / "store")]
-        arguments += ["--state-dir", str(self.folder / "state")]
-        log = self.folder / "log.txt"
-        environment = {"INTERRUPT": interrupt, "TRAIN_CLOUD_THREADS": "1", **environment}
-        process = self.context.Process(target=_train, args=(arguments, environment, str(log)))
-        process.start()
-        process.join(120)
-        if process.exitcode is None:
-            process.kill()
-            process.join()
-            pytest.fail(f"the session did not end: {log.read_text()[-3000:]}")
-        return int(process.exitcode)
-
-    def log(self) -> str:
-        return (self.folder / "log.txt").read_text()
-
-    def final(self) -> Snapshot:
-        read = read_head(self.store)
-        assert read is not None and read[0].manifest is not None, self.log()
-        assert read[0].outcome == "completed", self.log()
-        return restore(self.store, read_manifest(self.store, read[0].manifest))
-
-    def scalars(self) -> dict[str, list[tuple[int, float]]]:
-        found = read_scalars(self.folder / "store/runs/a-run/artifacts/tensorboard")
-        return {tag: points for tag, points in found.items() if not tag.startswith("time/")}
 
 
 @pytest.fixture(scope="module")
@@ -151,3 +93,20 @@ def test_interrupted_twice_it_ends_where_the_uninterrupted_run_ends(
     assert [session.end and session.end["ended_by"] for session in sessions] == ["signal", None, "completed"]
     assert sessions[0].end is not None
     assert sessions[0].end["last_timestep"] == sessions[0].end["committed_timesteps"], "a stop repeats nothing"
+
+
+def test_out_of_time_the_rollout_is_computed_again_exactly(warm: Any, tmp_path: Path) -> None:
+    environment = {**PENDULUM, "wrappers": ["interrupting:Slow"]}
+    slow = other("stable_baselines3:PPO", environment, 320, 64, n_steps=64, batch_size=32)
+    twin = Rehearsed(warm, tmp_path / "twin", slow)
+    assert twin.session() == 0, twin.log()
+    run = Rehearsed(warm, tmp_path / "run", slow)
+    assert run.session("SIGTERM@150", TRAIN_CLOUD_STOP_SECONDS="0") == 75, run.log()
+    end = read_sessions(run.store)[0].end
+    assert end is not None and (end["last_timestep"], end["committed_timesteps"]) == (150, 128)
+    assert run.session("SIGTERM@170", TRAIN_CLOUD_STOP_SECONDS="60") == 75, run.log()
+    end = read_sessions(run.store)[1].end
+    assert end is not None and (end["last_timestep"], end["committed_timesteps"]) == (192, 192), "there was time"
+    assert run.session() == 0, run.log()
+    assert differences(run.final(), twin.final()) == []
+    assert run.scalars() == twin.scalars()

@@ -98,14 +98,13 @@ class Committer:
     def wait(self, deadline: float = float("inf")) -> None:
         """Wait until the commit in flight, if any, is over.
 
-        :param deadline: on ``time.monotonic()``; from then on an unreachable store is no longer tried again
-        :raises StoreUnavailable: the deadline passed; the former head stands
+        :param deadline: on ``time.monotonic()``; from then on an unreachable store is not tried again. A write that is
+            under way goes on: there is nothing better to do with the time that is left.
+        :raises StoreUnavailable: the store could not be reached until the deadline; the former head stands
         """
         self._deadline = deadline
         if self._thread is not None:
-            self._thread.join(timeout=None if deadline == float("inf") else max(0.0, deadline - time.monotonic()))
-            if self._thread.is_alive():
-                raise StoreUnavailable(f"{self._store.url}: the commit in flight did not end before the deadline")
+            self._thread.join()
         self._raise()
 
     def _raise(self) -> None:

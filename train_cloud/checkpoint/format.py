@@ -57,7 +57,7 @@ def pack(part: Part) -> memoryview:
             target = out[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
             np.copyto(target, array)
     out[base + offset :] = np.frombuffer(part.blob, np.uint8)
-    return memoryview(out)
+    return memoryview(out.data)
 
 
 def unpack(body: memoryview, name: str) -> Part:

@@ -181,6 +181,7 @@ class Checkpoints(BaseCallback):
         self._rows = self._submitted_rows = capture.restore(snapshot)
         self._submitted_timesteps = snapshot.timesteps
         self._first_rollout = snapshot.facts["rollouts"]
+        self._rollout_seconds = snapshot.facts["rollout_seconds"] or float("inf")
         self._host.restored = None
 
     def _submit(self, snapshot: Snapshot, rows: int) -> None:
@@ -208,6 +209,7 @@ class Checkpoints(BaseCallback):
         facts = {
             **snapshot.facts,
             "rollouts": self._first_rollout + self._rollouts - 1,
+            "rollout_seconds": self._rollout_seconds if self._rollout_seconds < float("inf") else None,
             "exact": exact,
             "exact_because": because,
         }

@@ -308,9 +308,8 @@ def _is_state(value: object) -> bool:
         return True
     if isinstance(value, type | torch.nn.Module | torch.optim.Optimizer | torch.Tensor | VecEnv) or callable(value):
         return False  # configuration, or captured as tensors
-    if type(value) is list and value and all(isinstance(item, torch.Tensor) for item in value):
-        return False  # aliases of a module's buffers (batch norm)
-    return True
+    aliases = type(value) is list and value and all(isinstance(item, torch.Tensor) for item in value)
+    return not aliases  # of a module's buffers (batch norm)
 
 
 def _tensors(model: BaseAlgorithm) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

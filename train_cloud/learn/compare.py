@@ -64,6 +64,12 @@ def _whole(rows: Rows) -> dict[str, Any]:
     return {"last": rows.last, **{name: np.concatenate(parts) for name, parts in columns.items()}}
 
 
+def _generator_state(generator: np.random.Generator | np.random.RandomState) -> Any:
+    if isinstance(generator, np.random.RandomState):
+        return generator.get_state(legacy=False)
+    return generator.bit_generator.state
+
+
 def _compare(where: str, left: Any, right: Any) -> list[str]:
     return list(_walk(where, left, right, set()))
 
@@ -88,8 +94,7 @@ def _walk(where: str, left: Any, right: Any, seen: set[tuple[int, int]]) -> Iter
         if left.tobytes() != right.tobytes():
             yield f"{where}: {left!r} and {right!r}"
     elif isinstance(left, np.random.Generator | np.random.RandomState):
-        bits = [getattr(x, "bit_generator", getattr(x, "_bit_generator", None)).state for x in (left, right)]
-        yield from _walk(where, *bits, seen)
+        yield from _walk(where, _generator_state(left), _generator_state(right), seen)
     elif isinstance(left, Mapping):
         for key in sorted({*left, *right}, key=repr):
             if key in _CLOCKS:
@@ -103,7 +108,8 @@ def _walk(where: str, left: Any, right: Any, seen: set[tuple[int, int]]) -> Iter
             yield f"{where}: {left!r} and {right!r}"
     elif isinstance(left, bytes) and left[:1] == right[:1] == pickle.PROTO:
         # an environment's state from its own process, or what a replay begins with: it may hold clocks
-        yield from _walk(where, *(loads(blob, _AnyEnvironment()) for blob in (left, right)), seen)
+        one, other = (loads(blob, _AnyEnvironment()) for blob in (left, right))
+        yield from _walk(where, one, other, seen)
     elif isinstance(left, str | bytes | int | type(None)) or callable(left):
         if left != right and not callable(left):
             yield f"{where}: {left!r} and {right!r}"

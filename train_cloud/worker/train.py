@@ -237,12 +237,12 @@ class _Session:
 
     def _stopped(self) -> int:
         self._push_events()
-        if self._stop.reason == "limit":
-            self._lease.conclude("stopped", self._stop.limit)
-            self._end("limit")
-            log.info("stopped at %d timesteps: %s", self._lease.head.timesteps, self._stop.limit)
-            return EXIT_COMPLETED
-        self._interrupted()
+        if self._stop.reason != "limit":
+            self._interrupted()
+        self._lease.conclude("stopped", self._stop.limit)
+        self._end("limit")
+        log.info("stopped at %d timesteps: %s", self._lease.head.timesteps, self._stop.limit)
+        return EXIT_COMPLETED
 
     def _interrupted(self) -> NoReturn:
         self._end(self._stop.reason or "signal")
@@ -292,8 +292,7 @@ class _Session:
             deadline = self._stop.deadline()
             if deadline is not None:
                 self._committer.wait(deadline)
-            else:
-                time.sleep(0.01)
+            time.sleep(0.005)
             self._pulse.alive()
 
     def submit(self, snapshot: Snapshot) -> None:
@@ -302,6 +301,7 @@ class _Session:
     def finish(self, snapshot: Snapshot) -> None:
         snapshot = self._complete(snapshot)
         self._upload_final(snapshot)
+        self._push_events()
         outcome: Outcome | None = "completed" if self._config.entry_point is None else None
         if (
             snapshot.timesteps == self._lease.head.timesteps
@@ -385,7 +385,7 @@ class _Session:
         """
         shutil.rmtree(self._events, ignore_errors=True)
         self._events.mkdir(parents=True)
-        tensorboard.pull(self._store, self._events)
+        self._sent_events = tensorboard.pull(self._store, self._events)
         tensorboard.cut(self._events, self._first_timestep)
 
     def _push_events(self) -> None:

@@ -1,0 +1,91 @@
+"""Sessions of a run as real processes, forked from one that has imported everything."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from train_cloud.artifacts.tensorboard import read_scalars
+from train_cloud.checkpoint import read_manifest, restore
+from train_cloud.run import layout
+from train_cloud.run.head import Head, read_head
+from train_cloud.snapshot import Snapshot
+from train_cloud.store import open_store
+from train_cloud.worker.machine import PINNED, pin_instructions
+
+
+def _train(arguments: list[str], environment: dict[str, str], log: str) -> None:
+    """In a child of a warm process: exactly what the command does."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.environ.update(environment)
+    from train_cloud.cli import main
+
+    sys.exit(main(arguments))
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Any]:
+    """A process that has imported everything, from which each session is forked: seconds saved at each."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in PINNED:
+            patch.setenv(name, "")  # so that it is as it was afterwards
+            patch.delenv(name)
+        pin_instructions()
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(
+            ["torch", "stable_baselines3", "tensorboard", "train_cloud.worker.train", "train_cloud.learn.callback"]
+        )
+        yield context
+
+
+class Rehearsed:
+    """One run in one folder store."""
+
+    def __init__(self, context: Any, folder: Path, run: dict[str, Any]) -> None:
+        self.context, self.folder = context, folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.run_file = folder / "run.yaml"
+        YAML().dump({"run_id": "a-run", **run}, self.run_file)
+        self.store = open_store(layout.run_url(str(folder / "store"), "a-run"))
+
+    def session(self, interrupt: str = "", *, options: tuple[str, ...] = (), **environment: str) -> int:
+        """Train until it ends; the exit code, negative for a signal."""
+        arguments = ["train", str(self.run_file), "--store", str(self.folder / "store"), *options]
+        arguments += ["--state-dir", str(self.folder / "state")]
+        log = self.folder / "log.txt"
+        environment = {"INTERRUPT": interrupt, "TRAIN_CLOUD_THREADS": "1", **environment}
+        process = self.context.Process(target=_train, args=(arguments, environment, str(log)))
+        process.start()
+        process.join(120)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            pytest.fail(f"the session did not end: {log.read_text()[-3000:]}")
+        return int(process.exitcode)
+
+    def log(self) -> str:
+        return (self.folder / "log.txt").read_text()
+
+    def head(self) -> Head:
+        read = read_head(self.store)
+        assert read is not None, self.log()
+        return read[0]
+
+    def final(self) -> Snapshot:
+        head = self.head()
+        assert head.outcome == "completed" and head.manifest is not None, self.log()
+        return restore(self.store, read_manifest(self.store, head.manifest))
+
+    def scalars(self) -> dict[str, list[tuple[int, float]]]:
+        found = read_scalars(self.folder / "store/runs/a-run/artifacts/tensorboard")
+        return {tag: points for tag, points in found.items() if not tag.startswith("time/")}

@@ -1,0 +1,182 @@
+"""One instance of the rehearsal: what EC2, user-data and the bootstrap do on a machine, done with local processes.
+
+It reads the same launch template, fetches the same objects by the same digest, and runs the units' own command lines,
+with their environment and credentials from a metadata service over real HTTP. The real machine is another vehicle.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from train_cloud.errors import TrainCloudError
+from train_cloud.rehearsal.aws import EmbeddedAws
+from train_cloud.rehearsal.metadata import MetadataService
+from train_cloud.rehearsal.systemd import Line, Machine
+from train_cloud.rehearsal.terraform import worker_environment
+from train_cloud.worker.pulse import read_timesteps
+
+TRAIN, WATCH = "train-cloud-train.service", "train-cloud-watch.service"
+
+
+class Instance:
+    """A running instance of the Auto Scaling group.
+
+    :param folder: its disk
+    :param environment: set for every process besides the units' own
+    :param on_line: called with each line of the journal, from another thread
+    """
+
+    def __init__(
+        self,
+        aws: EmbeddedAws,
+        group: str,
+        instance_id: str,
+        folder: Path,
+        *,
+        environment: dict[str, str],
+        on_line: Callable[[Line], None],
+    ) -> None:
+        self.instance_id = instance_id
+        self.gone = False
+        self._aws = aws
+        template = _launch_template(aws, group)
+        user_data = base64.b64decode(template["UserData"])
+        variables = worker_environment(user_data.decode())
+        self._root = folder
+        self.state_dir = self._on_disk(variables["TRAIN_CLOUD_STATE_DIR"])
+        self._write(variables)
+        package = self._fetch(variables)
+        described = aws.client("ec2").describe_instances(InstanceIds=[instance_id])["Reservations"][0]["Instances"][0]
+        profile = template["IamInstanceProfile"]
+        name = profile.get("Name") or profile["Arn"].rsplit("/", 1)[1]
+        role = aws.client("iam").get_instance_profile(InstanceProfileName=name)["InstanceProfile"]["Roles"][0]
+        self._credentials: dict[str, str] | None = None
+        self._lock = threading.Lock()
+        self.metadata = MetadataService(
+            instance_id,
+            instance_type=described["InstanceType"],
+            availability_zone=described["Placement"]["AvailabilityZone"],
+            role=role["RoleName"],
+            credentials=lambda: self._assume(role["RoleName"]),
+            user_data=user_data,
+        )
+        self.machine = Machine(
+            package / "systemd",
+            folder / "run",
+            paths={
+                "/opt/train-cloud/venv/bin": str(Path(sys.executable).parent),
+                **{path: str(self._on_disk(path)) for path in ("/etc/train-cloud", "/var/lib/train-cloud")},
+            },
+            environment={
+                **environment,
+                "PYTHONPATH": str(package),
+                "AWS_ENDPOINT_URL": aws.endpoint,
+                "AWS_EC2_METADATA_SERVICE_ENDPOINT": self.metadata.endpoint,
+            },
+            on_line=on_line,
+        )
+        for unit in (WATCH, TRAIN):
+            self.machine.start(unit)
+
+    @property
+    def timesteps(self) -> int:
+        """How far the training process got, to the step."""
+        try:
+            return read_timesteps(self.state_dir)
+        except FileNotFoundError:
+            return 0
+
+    def power_off(self, grace: float) -> None:
+        """What EC2 does when the announced time has come: the operating system is told, then it is over."""
+        self.machine.power_off(grace)
+        self.close()
+
+    def plug_pulled(self) -> None:
+        """Every process is gone at this instant."""
+        self.machine.plug_pulled()
+        self.close()
+
+    def close(self) -> None:
+        if not self.gone:
+            self.gone = True
+            self.machine.close()
+            self.metadata.close()
+
+    def _on_disk(self, path: str) -> Path:
+        return self._root / path.lstrip("/")
+
+    def _write(self, variables: dict[str, str]) -> None:
+        """user-data's first half: worker.env, with the paths of this disk."""
+        for name, value in variables.items():
+            if value.startswith(("/etc/", "/var/", "/opt/")):
+                variables[name] = str(self._on_disk(value))
+        etc = self._on_disk("/etc/train-cloud")
+        etc.mkdir(parents=True)
+        self.state_dir.mkdir(parents=True)
+        Path(variables["TRAIN_CLOUD_CODE"]).mkdir(parents=True)
+        (etc / "worker.env").write_text("".join(f"{name}={value}\n" for name, value in variables.items()))
+
+    def _fetch(self, variables: dict[str, str]) -> Path:
+        """user-data's second half: run file and code from the bucket, the code verified against its digest.
+
+        :return: the package's folder
+        """
+        bucket, _, prefix = variables["TRAIN_CLOUD_STORE"].removeprefix("s3://").partition("/")
+        prefix = f"{prefix}/" if prefix else ""
+        s3 = self._aws.client("s3")
+        run = f"{prefix}runs/{variables['TRAIN_CLOUD_RUN_ID']}/"
+        overrides = [entry["Key"] for entry in _objects(s3, bucket, run + "overrides-")]
+        for key, path in (
+            (run + "run.yaml", variables["TRAIN_CLOUD_RUN_FILE"]),
+            (max(overrides, key=lambda key: (len(key), key)), variables["TRAIN_CLOUD_OVERRIDES"]),
+        ):
+            Path(path).write_bytes(s3.get_object(Bucket=bucket, Key=key)["Body"].read())
+        code = f"{prefix}code/{variables['TRAIN_CLOUD_CODE_DIGEST']}/"
+        target = self._on_disk("/opt/train-cloud/code")
+        for entry in _objects(s3, bucket, code):
+            path = target / entry["Key"].removeprefix(code)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(s3.get_object(Bucket=bucket, Key=entry["Key"])["Body"].read())
+        _verify(target, variables["TRAIN_CLOUD_CODE_DIGEST"])
+        return target / "package"
+
+    def _assume(self, role: str) -> dict[str, str]:
+        with self._lock:
+            if self._credentials is None:
+                given = self._aws.assume(role, self.instance_id)
+                self._credentials = {**given, "Token": given["SessionToken"]}
+            return self._credentials
+
+
+def _verify(folder: Path, digest: str) -> None:
+    sums = (folder / "SHA256SUMS").read_bytes()
+    lines = (line.split("  ", 1) for line in sums.decode().splitlines())
+    listed = {path: named for named, path in lines}
+    found = {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "SHA256SUMS"
+    }
+    if hashlib.sha256(sums).hexdigest() != digest or found != listed:
+        raise TrainCloudError(f"the code in the bucket is not what the digest {digest} names")
+
+
+def _launch_template(aws: EmbeddedAws, group: str) -> dict[str, Any]:
+    found = aws.client("autoscaling").describe_auto_scaling_groups(AutoScalingGroupNames=[group])["AutoScalingGroups"]
+    named = found[0]["MixedInstancesPolicy"]["LaunchTemplate"]["LaunchTemplateSpecification"]
+    versions = aws.client("ec2").describe_launch_template_versions(
+        LaunchTemplateId=named["LaunchTemplateId"], Versions=[named["Version"]]
+    )["LaunchTemplateVersions"]
+    data: dict[str, Any] = versions[0]["LaunchTemplateData"]
+    return data
+
+
+def _objects(s3: Any, bucket: str, prefix: str) -> list[dict[str, Any]]:
+    pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+    return [entry for page in pages for entry in page.get("Contents", ())]

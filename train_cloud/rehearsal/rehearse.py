@@ -1,0 +1,395 @@
+"""The whole life of a run on one machine: launched, interrupted, killed, resumed, finished, cleaned up.
+
+What is real: Terraform and the module, user-data and units, metadata over HTTP, S3 over HTTP, processes and signals,
+the trainer, watch and finish. What is played: AWS (moto), the instances (local processes), the interruptions.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from train_cloud.artifacts import tensorboard
+from train_cloud.checkpoint import read_manifest, restore
+from train_cloud.config import RunFile, load_run_file
+from train_cloud.errors import TrainCloudError
+from train_cloud.rehearsal.aws import EmbeddedAws
+from train_cloud.rehearsal.instance import TRAIN, Instance
+from train_cloud.rehearsal.learning_curve import draw
+from train_cloud.rehearsal.systemd import Line
+from train_cloud.rehearsal.terraform import Terraform
+from train_cloud.rehearsal.timeline import Timeline
+from train_cloud.run import layout
+from train_cloud.run.head import Head, read_head
+from train_cloud.run.session import read_sessions
+from train_cloud.snapshot import Snapshot
+from train_cloud.store import ObjectStore, open_store
+
+#: Shares of the run at which it is interrupted and killed, and the share of a save interval beyond, so that neither
+#: falls on a checkpoint.
+_NOTICE_AT, _KILL_AT, _BEYOND = 0.3, 0.65, 0.6
+_PROJECT = "rehearsal"
+_STEP_LIMIT = 600.0
+_CURVES = ("rollout/ep_rew_mean", "eval/mean_reward", "train/loss", "train/critic_loss")
+
+
+def rehearse(run_file: Path, *, overrides: Sequence[str] = (), output: Path = Path("rehearsal")) -> int:
+    """Rehearse ``run_file`` and leave ``<output>/<run_id>/`` with report, learning curve, TensorBoard logs and model.
+
+    :return: 0 if the run completed as promised, 1 if a promise was broken; the report says which
+    :raises InputError: bad run file, no Terraform, not Linux
+    """
+    config = load_run_file(run_file, overrides)
+    folder = (output / config.run_id).absolute()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    timeline = Timeline()
+    timeline.title(f"Rehearsal of {config.run_id}: {config.total_timesteps:,} timesteps, two interruptions, no AWS")
+    launched = _as_launched(run_file, config, overrides, folder)
+    with EmbeddedAws(log=folder / "aws.log") as aws, _Twin(launched, folder / "twin", timeline) as twin:
+        terraform = Terraform(
+            folder / "stack", aws, on_event=lambda address, done: timeline.add("terraform", f"{address} {done}")
+        )
+        outputs = terraform.apply({"run_file": launched, "project_name": _PROJECT, "delete_artifacts_on_destroy": True})
+        life = _Life(aws, outputs["autoscaling_group_name"], config, folder, timeline)
+        try:
+            life.live()
+            report = _Report(life, twin, config, folder, timeline)
+            report.collect()
+        finally:
+            life.close()
+        timeline.title("Cleaning up")
+        terraform.destroy()
+        return report.write(aws.resources_left())
+
+
+def _as_launched(run_file: Path, config: RunFile, overrides: Sequence[str], folder: Path) -> Path:
+    """The file itself; with ``--set``, one with what was set, since Terraform knows only three of the fields."""
+    if not overrides:
+        return run_file.absolute()
+    from ruamel.yaml import YAML
+
+    path = folder / "run.yaml"
+    with path.open("w") as file:
+        YAML().dump(config.model_dump(mode="json", exclude_unset=True), file)
+    return path
+
+
+class _Twin:
+    """The same run file, trained without an interruption at the same time, as anybody would on a laptop."""
+
+    def __init__(self, run_file: Path, folder: Path, timeline: Timeline) -> None:
+        self._run_file, self._folder, self._timeline = run_file, folder, timeline
+        self._process: subprocess.Popen[bytes] | None = None
+        self.root = str(folder / "store")
+
+    def __enter__(self) -> _Twin:
+        self._folder.mkdir()
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("TRAIN_CLOUD_")}
+        with (self._folder / "log.txt").open("wb") as log:
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "train_cloud", "train", str(self._run_file)),
+                    *("--store", self.root, "--state-dir", str(self._folder / "state")),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**environment, **_threads()},
+            )
+        self._timeline.add("twin", "starts: the same run file, never interrupted")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process is not None
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+    def wait(self) -> None:
+        """:raises TrainCloudError: it did not complete"""
+        assert self._process is not None
+        if self._process.wait(_STEP_LIMIT) != 0:
+            log = (self._folder / "log.txt").read_text()[-2000:]
+            raise TrainCloudError(f"the uninterrupted twin ended with {self._process.returncode}: {log}")
+
+
+class _Life:
+    """Plays EC2 and Auto Scaling: an instance for each that the group wants, and what befalls it."""
+
+    def __init__(self, aws: EmbeddedAws, group: str, config: RunFile, folder: Path, timeline: Timeline) -> None:
+        self.aws, self.group, self.config = aws, group, config
+        self._folder, self._timeline = folder, timeline
+        self._instance: Instance | None = None
+        self.reached: dict[str, int] = {}
+        """Instance id → the last step that its process took."""
+        self.ended_by: dict[str, str] = {}
+        self.moments: dict[str, float] = {}
+        """When things happened, in seconds since the rehearsal's start."""
+
+    def live(self) -> None:
+        save = self.config.save_frequency
+        notice, kill = (
+            int(share * self.config.total_timesteps) // save * save + int(_BEYOND * save)
+            for share in (_NOTICE_AT, _KILL_AT)
+        )
+        first = self._boot("The first machine")
+        self._until(first, f"{notice:,} timesteps", lambda: first.timesteps >= notice)
+        first.metadata.interrupt(seconds=120)
+        self._timeline.add("aws", f"spot interruption notice for {first.instance_id}: two minutes left")
+        self._until(first, "the trainer has left", lambda: first.machine.state(TRAIN).active in ("inactive", "failed"))
+        self._gone(first, "notice", lambda: first.power_off(30), "the announced time has come; powered off")
+
+        second = self._boot("The second machine")
+        self._until(second, f"{kill:,} timesteps", lambda: second.timesteps >= kill)
+        self._gone(second, "kill", second.plug_pulled, "gone without a notice")
+
+        third = self._boot("The third machine")
+        self._until(third, "capacity 0", lambda: self.desired_capacity() == 0)
+        self._timeline.add("group", "desired capacity is 0")
+        self._until(third, "instance terminated", lambda: self._state(third) in ("terminated", "shutting-down"))
+        self._gone(third, "completed", lambda: third.power_off(30), "terminated, powered off")
+
+    def close(self) -> None:
+        if self._instance is not None:
+            self._instance.close()
+
+    def desired_capacity(self) -> int:
+        return int(self._group()["DesiredCapacity"])
+
+    def _boot(self, title: str) -> Instance:
+        """Wait for the group to launch an instance that is not there yet, and boot it."""
+        instance_id = ""
+
+        def launched() -> bool:
+            nonlocal instance_id
+            found = [
+                item["InstanceId"] for item in self._group()["Instances"] if item["InstanceId"] not in self.reached
+            ]
+            instance_id = found[0] if found else ""
+            return bool(found)
+
+        self._until(None, "an instance", launched)
+        self._timeline.title(title)
+        self._timeline.add("group", f"launched {instance_id}")
+        self._instance = Instance(
+            self.aws,
+            self.group,
+            instance_id,
+            self._folder / "machines" / instance_id,
+            environment=_threads(),
+            on_line=self._on_line,
+        )
+        self._timeline.add("aws", f"{instance_id} booted: run file and code fetched, digest verified, units started")
+        return self._instance
+
+    def _gone(self, instance: Instance, ended_by: str, end: Callable[[], None], what: str) -> None:
+        end()
+        self.reached[instance.instance_id] = instance.timesteps
+        self.ended_by[instance.instance_id] = ended_by
+        self._timeline.add("aws", f"{instance.instance_id} at {instance.timesteps:,} timesteps: {what}")
+        self.aws.client("ec2").terminate_instances(InstanceIds=[instance.instance_id])
+
+    def _until(self, instance: Instance | None, what: str, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + _STEP_LIMIT
+        shown = 0
+        while not condition():
+            if time.monotonic() > deadline:
+                raise TrainCloudError(f"waited {_STEP_LIMIT:.0f} s for: {what}")
+            if instance is not None:
+                state = instance.machine.state(TRAIN)
+                if state.active == "failed" and what != "capacity 0":
+                    raise TrainCloudError(f"the training failed: {self._last_words(instance)}")
+                tenth = 10 * instance.timesteps // self.config.total_timesteps
+                if tenth > shown:
+                    shown = tenth
+                    self._timeline.add("train", f"at {instance.timesteps:,} timesteps")
+            time.sleep(0.1)
+
+    def _last_words(self, instance: Instance) -> str:
+        return " / ".join(line.text for line in instance.machine.journal(TRAIN)[-15:])
+
+    def _group(self) -> dict[str, Any]:
+        client = self.aws.client("autoscaling")
+        group: dict[str, Any] = client.describe_auto_scaling_groups(AutoScalingGroupNames=[self.group])[
+            "AutoScalingGroups"
+        ][0]
+        return group
+
+    def _state(self, instance: Instance) -> str:
+        found = self.aws.client("ec2").describe_instances(InstanceIds=[instance.instance_id])
+        return str(found["Reservations"][0]["Instances"][0]["State"]["Name"])
+
+    def _on_line(self, line: Line) -> None:
+        unit = line.unit.removeprefix("train-cloud-").removesuffix(".service")
+        self._timeline.add(unit, line.text)
+
+
+class _Report:
+    """Compares what came of the run with its twin, and writes it down."""
+
+    def __init__(self, life: _Life, twin: _Twin, config: RunFile, folder: Path, timeline: Timeline) -> None:
+        self._life, self._twin, self._config = life, twin, config
+        self._folder, self._timeline = folder, timeline
+        self._content: dict[str, Any] = {}
+
+    def collect(self) -> None:
+        """Everything that must be read before the bucket goes."""
+        from train_cloud.learn.compare import differences
+        from train_cloud.worker.export import export
+
+        self._timeline.title("Comparing with the uninterrupted twin")
+        self._twin.wait()
+        run_id = self._config.run_id
+        bucket = next(b["Name"] for b in self._life.aws.client("s3").list_buckets()["Buckets"])
+        with _environment(self._life.aws.environment()):
+            root = f"s3://{bucket}"
+            store, twin = (open_store(layout.run_url(base, run_id)) for base in (root, self._twin.root))
+            head = _head(store)
+            scalars = self._scalars(store, "tensorboard"), self._scalars(twin, "twin/tensorboard")
+            found = differences(_snapshot(store, head), _snapshot(twin, _head(twin)))
+            found += [
+                f"scalar {tag}"
+                for tag in sorted({*scalars[0], *scalars[1]})
+                if not tag.startswith("time/") and scalars[0].get(tag) != scalars[1].get(tag)
+            ]
+            export(root, run_id, out=self._folder / "model")
+            sessions = self._sessions(store)
+        for difference in found[:10]:
+            self._timeline.add("result", f"differs: {difference}")
+        self._content = {
+            "run_id": run_id,
+            "outcome": head.outcome,
+            "timesteps": head.timesteps,
+            "sessions": sessions,
+            "timesteps_repeated_after_notice": self._repeated(sessions, "notice"),
+            "timesteps_repeated_after_kill": self._repeated(sessions, "kill"),
+            "bound": self._bound(store),
+            "bit_identical_to_uninterrupted": not found,
+            "differences": found,
+            "final_desired_capacity": self._life.desired_capacity(),
+        }
+        tag = next((tag for tag in _CURVES if tag in scalars[0]), None)
+        if tag is not None:
+            title = f"{run_id}: interrupted {len(sessions) - 1} times"
+            title += ", bit for bit the same" if not found else ", NOT the same"
+            path = self._folder / "learning_curve.png"
+            draw(path, title, scalars[0][tag], scalars[1].get(tag, []), sessions, tag)
+
+    def write(self, left: list[str]) -> int:
+        content = self._content
+        content["resources_left_after_destroy"] = left
+        content["timeline"] = [
+            {"seconds": round(seconds, 1), "who": who, "what": what} for seconds, who, what in self._timeline.events
+        ]
+        (self._folder / "report.json").write_text(json.dumps(content, indent=1) + "\n")
+        say = self._timeline.add
+        self._timeline.title("Result")
+        kept = {
+            "outcome completed": content["outcome"] == "completed",
+            f"{len(content['sessions'])} sessions": len(content["sessions"]) == 3,
+            f"{content['timesteps_repeated_after_notice']} steps repeated after the notice": (
+                content["timesteps_repeated_after_notice"] == 0
+            ),
+            f"{content['timesteps_repeated_after_kill']} steps repeated after the kill, bound {content['bound']}": (
+                content["timesteps_repeated_after_kill"] <= content["bound"]
+            ),
+            "bit for bit where the uninterrupted run ended": content["bit_identical_to_uninterrupted"],
+            f"capacity {content['final_desired_capacity']}": content["final_desired_capacity"] == 0,
+            f"{len(left)} resources left after destroy": not left,
+        }
+        for what, true in kept.items():
+            say("result", f"{'✓' if true else '✗'} {what}")
+        say("result", f"report, learning curve, TensorBoard logs and model in {_shown(self._folder)}")
+        return 0 if all(kept.values()) else 1
+
+    def _scalars(self, store: ObjectStore, name: str) -> dict[str, list[tuple[int, float]]]:
+        folder = self._folder / name
+        folder.mkdir(parents=True)
+        tensorboard.pull(store, folder)
+        return tensorboard.read_scalars(folder)
+
+    def _sessions(self, store: ObjectStore) -> list[dict[str, Any]]:
+        sessions = []
+        for record in read_sessions(store):
+            known = {**(record.progress or {}), **(record.end or {})}
+            instance = record.start["instance_id"]
+            sessions.append(
+                {
+                    "session": record.number,
+                    "instance_id": instance,
+                    "instance_type": record.start.get("instance_type"),
+                    "first_timestep": known["first_timestep"],
+                    "last_timestep": self._life.reached[instance],
+                    "committed_timesteps": known["committed_timesteps"],
+                    "ended_by": self._life.ended_by[instance],
+                    "notices": record.notices,
+                }
+            )
+        return sessions
+
+    def _repeated(self, sessions: list[dict[str, Any]], ended_by: str) -> int:
+        return sum(
+            before["last_timestep"] - after["first_timestep"]
+            for before, after in itertools.pairwise(sessions)
+            if before["ended_by"] == ended_by
+        )
+
+    def _bound(self, store: ObjectStore) -> int:
+        """One save interval, and the steps taken during one commit, at the rates that were measured."""
+        during = 0.0
+        for record in read_sessions(store):
+            progress = record.progress or {}
+            during = max(during, (progress.get("steps_per_second") or 0.0) * progress.get("commit_seconds", 0.0))
+        return self._config.save_frequency + math.ceil(during)
+
+
+class _environment:
+    """Sets variables within a block, and puts back what was there."""
+
+    def __init__(self, variables: dict[str, str]) -> None:
+        self._variables = variables
+
+    def __enter__(self) -> None:
+        self._before = {name: os.environ.get(name) for name in self._variables}
+        os.environ.update(self._variables)
+
+    def __exit__(self, *_: object) -> None:
+        for name, value in self._before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _threads() -> dict[str, str]:
+    """Run and twin share this machine: half of its cores each. The same number for both, since results depend on it."""
+    threads = str(max(1, (psutil.cpu_count() or 2) // 2))
+    return {"TRAIN_CLOUD_THREADS": threads, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+
+
+def _head(store: ObjectStore) -> Head:
+    read = read_head(store)
+    if read is None or read[0].manifest is None:
+        raise TrainCloudError(f"{store.url} has no checkpoint")
+    return read[0]
+
+
+def _snapshot(store: ObjectStore, head: Head) -> Snapshot:
+    assert head.manifest is not None
+    return restore(store, read_manifest(store, head.manifest))
+
+
+def _shown(folder: Path) -> str:
+    return str(folder.relative_to(Path.cwd())) if folder.is_relative_to(Path.cwd()) else str(folder)
