@@ -6,15 +6,14 @@ import itertools
 import re
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs
 from xml.sax.saxutils import escape
 
-import boto3
 import pytest
+from groups import machines, make_group
 
 from train_cloud.errors import CloudError, CloudForbidden, CloudUnavailable, StoreUnavailable
 from train_cloud.instance.group import TERMINATING_HOOK, Group, find_groups, until_it_holds
@@ -49,7 +48,7 @@ class _Exchange(BaseHTTPRequestHandler):
         if refusal:
             status, code, message = refusal
             said = f"<Code>{code}</Code><Message>{escape(message)}</Message>"
-            body = f"<ErrorResponse><Error>{said}</Error></ErrorResponse>"
+            body = f"<ErrorResponse><Error>{said}</Error></ErrorResponse>" if code else message
         else:
             status, body = 200, f"<{action}Response><{action}Result/></{action}Response>"
         self.send_response(status)
@@ -75,28 +74,7 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[AutoScaling]:
 @pytest.fixture
 def group(aws_endpoint: str) -> str:
     """A group of one machine at moto's."""
-    name = f"g-{uuid.uuid4().hex[:8]}"
-    autoscaling = boto3.client("autoscaling")
-    autoscaling.create_launch_configuration(
-        LaunchConfigurationName=name, ImageId="ami-12c6146b", InstanceType="g5.xlarge"
-    )
-    autoscaling.create_auto_scaling_group(
-        AutoScalingGroupName=name,
-        LaunchConfigurationName=name,
-        MinSize=0,
-        MaxSize=1,
-        DesiredCapacity=1,
-        AvailabilityZones=["us-east-1a"],
-        Tags=[{"Key": "train-cloud:project", "Value": name, "PropagateAtLaunch": True}],
-    )
-    return name
-
-
-def machines(group: str) -> list[str]:
-    (found,) = boto3.client("autoscaling").describe_auto_scaling_groups(AutoScalingGroupNames=[group])[
-        "AutoScalingGroups"
-    ]
-    return [instance["InstanceId"] for instance in found["Instances"]]
+    return make_group()
 
 
 def test_the_capacity_goes_to_0_and_back(group: str) -> None:
@@ -120,8 +98,8 @@ def test_a_machine_leaves_with_and_without_a_successor(group: str, decrement: bo
 
 
 def test_groups_are_found_by_tag(group: str) -> None:
-    assert find_groups("train-cloud:project", group) == [group]
-    assert find_groups("train-cloud:project", "nobody's") == []
+    assert find_groups("train-cloud-run", group) == [group]
+    assert find_groups("train-cloud-run", "nobody's") == []
 
 
 def test_a_group_that_does_not_exist_has_no_capacity(aws_endpoint: str) -> None:
@@ -186,6 +164,7 @@ def test_a_hook_that_does_not_hold_the_machine_is_no_error(aws: AutoScaling) -> 
         (400, "ScalingActivityInProgress", CloudUnavailable),
         (503, "ServiceUnavailable", CloudUnavailable),
         (500, "InternalFailure", CloudUnavailable),
+        (502, "", CloudUnavailable),
         (400, "ValidationError", CloudError),
     ],
 )

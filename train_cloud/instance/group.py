@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+from botocore.parsers import ResponseParserError
 
 from train_cloud.errors import CloudError, CloudForbidden, CloudUnavailable, TrainCloudError
 
@@ -169,7 +170,7 @@ def call(client: Any, operation: str, **arguments: Any) -> Mapping[str, Any] | N
         if _absent(code, str(error)):
             return None
         raise CloudError(said) from error
-    except BotoCoreError as error:
+    except (BotoCoreError, ResponseParserError) as error:  # the second: somebody answered, but not AWS
         raise CloudUnavailable(f"{operation}: {error}") from error
     return answer
 

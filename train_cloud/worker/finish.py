@@ -1,0 +1,163 @@
+"""finish: what follows the end of a training. systemd rings it at every ending; the head says what the ending was.
+
+:func:`decide` is the whole of the judgement, a pure function of what was seen; :func:`act` carries it out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from train_cloud.errors import (
+    BucketMissing,
+    CloudError,
+    CorruptCheckpoint,
+    Fenced,
+    Interrupted,
+    StoreForbidden,
+    StoreUnavailable,
+)
+from train_cloud.instance.group import Group, until_it_holds
+from train_cloud.instance.metadata import Metadata
+from train_cloud.instance.notices import Notice, local_notice
+from train_cloud.run.head import Head, conclude, read_head
+from train_cloud.run.session import local_session
+from train_cloud.store import ObjectStore
+from train_cloud.worker.units import TRAIN, UnitState, boot_id, unit_state
+
+REFUSAL_PATIENCE_S = 120.0
+"""IAM tells all of its servers about a new role within seconds, seldom minutes; a refusal that lasts longer is one."""
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What :func:`decide` goes by."""
+
+    head: Head | None
+    """None: the run has none, or it cannot be read."""
+    unreadable: str | None
+    """Why the head cannot be read, and will not be."""
+    session: int | None
+    """This boot's; None while it has not begun one."""
+    train: UnitState
+    notice: Notice | None
+    """In force on this machine, since this boot."""
+    boot: bool
+    """Asked at boot, before the trainer is started."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is to be done, and why in words.
+
+    ``nothing``; ``close``: capacity 0 and this machine ends; ``fail``: the outcome ``failed``, then as ``close``;
+    ``replace``: this machine ends and the capacity stays.
+    """
+
+    verb: Literal["nothing", "close", "fail", "replace"]
+    why: str
+
+
+def decide(facts: Facts) -> Decision:
+    """Decision 2 of the design, line by line, the first that fits."""
+    head, train = facts.head, facts.train
+    if head is not None and head.outcome is not None:
+        return Decision("close", f"the run is over: {head.outcome}" + (f" ({head.reason})" if head.reason else ""))
+    if not train.over:
+        return Decision("nothing", f"the trainer is {train.active} ({train.sub})")
+    if facts.boot:
+        return Decision("nothing", "the run is not over: the trainer may start")
+    if train.exit_status == Fenced.exit_code:
+        return Decision("replace", "another worker has the run")
+    if facts.notice is not None:
+        return Decision("nothing", f"{facts.notice.kind} notice: the machine goes at {facts.notice.time.isoformat()}")
+    if train.exit_status == Interrupted.exit_code or (train.result == "success" and train.status != 0):
+        return Decision("nothing", "the trainer was stopped from outside, and may be started again")
+    if train.exit_status == 0 and facts.session is None:
+        return Decision("nothing", "the trainer has not run in this boot")
+    if facts.unreadable is not None:
+        return Decision("close", f"the trainer {train.in_words()}, and the head cannot be read: {facts.unreadable}")
+    if head is not None and facts.session is not None and head.session > facts.session:
+        return Decision("replace", f"the run belongs to {head.owner}, session {head.session}")
+    reason = head.reason if head is not None and head.reason else f"the trainer {train.in_words()}"
+    return Decision("fail", reason)
+
+
+def act(
+    decision: Decision, facts: Facts, *, store: ObjectStore, group: Group, instance_id: Callable[[], str]
+) -> Decision:
+    """Carry out a decision. What may be mended by waiting is tried until it holds.
+
+    :param instance_id: asked only once the capacity is 0: money does not wait for it
+    :return: the decision as it turned out: a trainer that ended the run in the meantime is left its outcome
+    :raises CloudError: Auto Scaling refuses for good
+    """
+    if decision.verb == "fail":
+        session = facts.session if facts.session is not None else facts.head.session if facts.head else 0
+        owner = platform.node()
+        try:
+            head = _patiently(lambda: conclude(store, "failed", decision.why, session=session, owner=owner))
+            decision = Decision("close", f"the run is over: {head.outcome} ({head.reason})")
+        except Fenced as error:
+            decision = Decision("replace", str(error))
+        except (CorruptCheckpoint, StoreForbidden, BucketMissing) as error:
+            decision = Decision("close", f"{decision.why}; the head could not be written: {error}")
+        _log.info("%s: %s", decision.verb, decision.why)
+    if decision.verb == "close":
+        if not group.set_capacity(0):
+            _log.info("the group %s is gone", group.name)
+        # A courtesy, asked once: at capacity 0 the group ends the machine by itself.
+        with contextlib.suppress(CloudError):
+            Group(group.name).terminate(instance_id(), decrement=False)
+    elif decision.verb == "replace":
+        group.terminate(until_it_holds(instance_id, patience_s=None), decrement=False)
+    return decision
+
+
+def finish(store: ObjectStore, state_dir: Path, metadata: Metadata, group: Group, *, boot: bool = False) -> Decision:
+    """Look, decide and act. Safe to be run any number of times, in any state.
+
+    :param store: of the run
+    :param group: the worker's; its patience is for how long the money may wait
+    :param boot: before anything is started, at each boot
+    """
+    this_boot = boot_id()
+    head, unreadable = _read(store)
+    session = local_session(state_dir, this_boot)
+    facts = Facts(
+        head=head,
+        unreadable=unreadable,
+        session=session.number if session else None,
+        notice=local_notice(state_dir, this_boot),
+        # Last, so that it is still true when we leave: a bell that rings while we run is not heard.
+        train=until_it_holds(lambda: unit_state(TRAIN), patience_s=None),
+        boot=boot,
+    )
+    decision = decide(facts)
+    _log.info("%s: %s", decision.verb, decision.why)
+    return act(decision, facts, store=store, group=group, instance_id=metadata.instance_id)
+
+
+def _read(store: ObjectStore) -> tuple[Head | None, str | None]:
+    """The head, or why it cannot be read whatever we do."""
+    try:
+        read = _patiently(lambda: read_head(store))
+    except (CorruptCheckpoint, StoreForbidden, BucketMissing) as error:
+        return None, str(error)
+    return (read[0] if read else None), None
+
+
+def _patiently(ask: Callable[[], _T]) -> _T:
+    """Wait for the store through an outage of any length, and through a refusal for two minutes."""
+    return until_it_holds(
+        lambda: until_it_holds(ask, patience_s=None, retry_on=(StoreUnavailable,)),
+        patience_s=REFUSAL_PATIENCE_S,
+        retry_on=(StoreForbidden, BucketMissing),
+    )
