@@ -16,7 +16,8 @@ import pytest
 from groups import machines, make_group
 
 from train_cloud.errors import CloudError, CloudForbidden, CloudUnavailable, StoreUnavailable
-from train_cloud.instance.group import TERMINATING_HOOK, Group, find_groups, until_it_holds
+from train_cloud.instance.api import until_it_holds
+from train_cloud.instance.group import TERMINATING_HOOK, Group, find_groups
 
 NO_GROUP = "AutoScalingGroup name not found - AutoScalingGroup g not found"
 NO_INSTANCE = "Instance Id not found - No managed instance found for instance ID: i-0abc"

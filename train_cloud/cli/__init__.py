@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from train_cloud.cli import rehearse, report, train
+from train_cloud.cli import rehearse, report, train, worker
 from train_cloud.errors import Interrupted, TrainCloudError
 
 EXIT_CODES = {
@@ -55,7 +55,7 @@ def _root(
     logging.getLogger("train_cloud").setLevel(logging.INFO)
 
 
-for module in (train, rehearse, report):
+for module in (train, rehearse, report, worker):
     module.register(app)
 
 

@@ -22,7 +22,8 @@ from train_cloud.errors import (
     StoreForbidden,
     StoreUnavailable,
 )
-from train_cloud.instance.group import Group, until_it_holds
+from train_cloud.instance.api import until_it_holds
+from train_cloud.instance.group import Group
 from train_cloud.instance.metadata import Metadata
 from train_cloud.instance.notices import Notice, local_notice
 from train_cloud.run.head import Head, conclude, read_head

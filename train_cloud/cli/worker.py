@@ -1,0 +1,107 @@
+"""``watch`` and ``finish``: called by systemd on the worker, with their options from ``worker.env``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from train_cloud.cli import options
+
+_RunId = Annotated[
+    str,
+    typer.Option("--run-id", metavar="RUN_ID", envvar="TRAIN_CLOUD_RUN_ID", help="Of the run.", show_default=False),
+]
+_StateDir = Annotated[
+    Path,
+    typer.Option(
+        "--state-dir",
+        metavar="DIR",
+        envvar="TRAIN_CLOUD_STATE_DIR",
+        help="Local folder of this machine's session.",
+        show_default=False,
+    ),
+]
+_GROUP = "The worker's Auto Scaling group."
+
+
+def register(app: typer.Typer) -> None:
+    app.command(rich_help_panel=options.WORKER)(watch)
+    app.command(rich_help_panel=options.WORKER)(finish)
+
+
+def watch(
+    store: options.Store,
+    run_id: _RunId,
+    state_dir: _StateDir,
+    group: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--group", metavar="NAME", envvar="TRAIN_CLOUD_AUTOSCALING_GROUP", help=_GROUP, show_default=False
+        ),
+    ] = None,
+    interval: Annotated[
+        float, typer.Option("--interval", metavar="SECONDS", help="From poll to poll, at most 5.")
+    ] = 2.0,
+    linger: Annotated[
+        float,
+        typer.Option(
+            "--linger",
+            metavar="SECONDS",
+            help="A machine that lives so long after the announced time was not taken, and trains again.",
+        ),
+    ] = 300.0,
+) -> None:
+    """Watch for interruption notices; stop the trainer in time and leave word of it.
+
+    Asks the instance metadata service, until SIGTERM.
+    """
+    from datetime import timedelta
+
+    from train_cloud.instance.group import Group
+    from train_cloud.instance.metadata import Metadata
+    from train_cloud.run.layout import run_url
+    from train_cloud.store import open_store
+    from train_cloud.worker.watch import watch as watch_machine
+
+    watch_machine(
+        open_store(run_url(store, run_id)),
+        state_dir,
+        Metadata(timeout_s=1.0),
+        group=Group(group) if group else None,
+        interval_s=interval,
+        linger=timedelta(seconds=linger),
+    )
+
+
+def finish(
+    store: options.Store,
+    run_id: _RunId,
+    state_dir: _StateDir,
+    group: Annotated[
+        str,
+        typer.Option(
+            "--group", metavar="NAME", envvar="TRAIN_CLOUD_AUTOSCALING_GROUP", help=_GROUP, show_default=False
+        ),
+    ],
+    boot: Annotated[
+        bool, typer.Option("--boot", help="Before anything is started; exit code 73 says that nothing is to be.")
+    ] = False,
+) -> None:
+    """Decide what follows the end of a training, and do it until it holds.
+
+    An outcome takes the group's capacity to 0; whatever is not over goes on.
+    """
+    from train_cloud.errors import Fenced
+    from train_cloud.instance.group import Group
+    from train_cloud.instance.metadata import Metadata
+    from train_cloud.run.layout import run_url
+    from train_cloud.store import open_store
+    from train_cloud.worker.finish import finish as finish_run
+
+    decision = finish_run(
+        open_store(run_url(store, run_id)), state_dir, Metadata(), Group(group, patience_s=None), boot=boot
+    )
+    if boot and decision.verb != "nothing":
+        raise typer.Exit(Fenced.exit_code)
