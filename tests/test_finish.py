@@ -25,7 +25,7 @@ from train_cloud.rehearsal.metadata import MetadataService
 from train_cloud.rehearsal.systemd import Machine
 from train_cloud.run import layout
 from train_cloud.run.head import Head, Lease, Outcome, Token, read_head
-from train_cloud.run.session import begin_session, write_local
+from train_cloud.run.session import begin_session, read_sessions, write_local
 from train_cloud.store import ObjectStore, open_store
 from train_cloud.worker import finish as module
 from train_cloud.worker.finish import Decision, Facts, decide, finish
@@ -391,3 +391,109 @@ def test_it_never_loads_torch(worker: Worker) -> None:
         check=True,
     )
     assert not {"torch", "stable_baselines3", "gymnasium"} & set(json.loads(loaded.stdout))
+
+
+# ------------------------------------------------------------------------------- the real units, with a trainer of ours
+
+TRAINER = """
+import os, signal, sys, time
+from pathlib import Path
+sys.path[:0] = {path!r}
+from train_cloud.run.head import Lease
+from train_cloud.run.layout import run_url
+from train_cloud.run.session import begin_session
+from train_cloud.store import open_store
+from train_cloud.worker.units import boot_id
+import sdnotify
+
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+signal.signal(signal.SIGUSR1, lambda *_: print("checkpoint", flush=True))
+sdnotify.SystemdNotifier().notify("READY=1")
+store = open_store(run_url(os.environ["TRAIN_CLOUD_STORE"], os.environ["TRAIN_CLOUD_RUN_ID"]))
+state_dir = Path(os.environ["TRAIN_CLOUD_STATE_DIR"])
+session = begin_session(store, state_dir, instance_id="i", boot_id=boot_id(), details={{}}, persist=True)
+lease = Lease.take(store, session.token, "i")
+print("trains", session.restart, flush=True)
+exec(Path(os.environ["PLAN"]).read_text())
+"""
+"""A trainer that does what a file says, so that its endings can be chosen."""
+
+
+class Whole:
+    """A worker's machine with all its units; only the trainer is ours."""
+
+    def __init__(self, worker: Worker, root: str, plan: str) -> None:
+        folder = worker.folder
+        bin_folder = folder / "venv"
+        bin_folder.mkdir()
+        (folder / "plan.py").write_text(plan)
+        (folder / "trainer.py").write_text(TRAINER.format(path=[path for path in sys.path if path]))
+        trainer, real = f"{sys.executable} {folder}/trainer.py", f"{sys.executable} -m train_cloud"
+        (bin_folder / "train-cloud").write_text(
+            f'#!/bin/sh\ncase "$1" in\ntrain) exec {trainer} ;;\nwatch) exec {real} watch --interval 0.2 ;;\n'
+            f'*) exec {real} "$@" ;;\nesac\n'
+        )
+        (bin_folder / "train-cloud").chmod(0o755)
+        (folder / "worker.env").write_text(
+            f"TRAIN_CLOUD_STORE={root}\nTRAIN_CLOUD_RUN_ID=r\nTRAIN_CLOUD_STATE_DIR={worker.state_dir}\n"
+            f"TRAIN_CLOUD_RUN_FILE=/none\nTRAIN_CLOUD_AUTOSCALING_GROUP={worker.group}\n"
+        )
+        worker.state_dir.mkdir()
+        aws = {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "NO_PROXY", "no_proxy"))}
+        worker.machine = self.machine = Machine(
+            Path(__file__).parents[1] / "systemd",
+            folder / "machine",
+            paths={
+                "/opt/train-cloud/venv/bin": str(bin_folder),
+                "/etc/train-cloud": str(folder),
+                "/var/lib/train-cloud": str(worker.state_dir),
+            },
+            environment={
+                **aws,
+                "AWS_EC2_METADATA_SERVICE_ENDPOINT": worker.metadata.endpoint,
+                "PLAN": str(folder / "plan.py"),
+                "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            },
+            hurry=10,
+        )
+        self.machine.start(TRAIN)
+
+    def until(self, unit: str, text: str) -> None:
+        """:raises AssertionError: a unit has not said so within a minute"""
+        found = self.machine.wait(
+            TRAIN, lambda _: any(text in line.text for line in self.machine.journal(f"train-cloud-{unit}.service")), 60
+        )
+        assert found, "\n".join(f"{line.unit} {line.text}" for line in self.machine.journal())
+
+
+@pytest.mark.slow
+def test_a_notice_ends_the_training_and_nothing_else(worker: Worker, folder_root: str) -> None:
+    whole = Whole(worker, folder_root, "time.sleep(600)")
+    whole.until("train", "trains 0")
+    worker.metadata.recommend_rebalance()
+    whole.until("train", "checkpoint")
+    worker.metadata.interrupt(seconds=60)
+    whole.until("finish", "spot notice")
+    state = whole.machine.state(TRAIN)
+    assert (state.active, state.status, state.restarts) == ("inactive", 75, 0)
+    assert (worker.capacity, machines(worker.group)) == (1, [worker.instance])
+    (session,) = read_sessions(worker.store)
+    assert [notice["kind"] for notice in session.notices] == ["rebalance", "spot"]
+    assert whole.machine.power_off(20)
+
+
+@pytest.mark.slow
+def test_failed_attempts_go_on_until_one_is_for_good(worker: Worker, folder_root: str) -> None:
+    whole = Whole(worker, folder_root, "sys.exit(1 if session.restart < 2 else 64)")
+    whole.until("finish", "close: the run is over: failed (the trainer ended with exit status 64 after 2 restarts)")
+    assert worker.capacity == 0
+    said = [line.text for line in whole.machine.journal("train-cloud-finish.service") if "nothing:" in line.text]
+    assert said and all("auto-restart" in text or "activating" in text or "active" in text for text in said)
+
+
+@pytest.mark.slow
+def test_a_completed_run_takes_its_group_to_0(worker: Worker, folder_root: str) -> None:
+    whole = Whole(worker, folder_root, "lease.conclude('completed')")
+    whole.until("finish", "close: the run is over: completed")
+    assert whole.machine.wait("train-cloud-finish", lambda state: state.over, 30)
+    assert (worker.capacity, machines(worker.group)) == (0, [])
