@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 from train_cloud.cli import options
@@ -11,7 +14,13 @@ def register(app: typer.Typer) -> None:
     app.command(rich_help_panel=options.TRAIN)(rehearse)
 
 
-def rehearse(run_file: options.RunFile, overrides: options.Overrides = None) -> None:
+def rehearse(
+    run_file: options.RunFile,
+    overrides: options.Overrides = None,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Folder for RUN_ID with the report and the rest.")
+    ] = Path("rehearsal"),
+) -> None:
     """Live the whole life of a run on this machine, without an AWS account.
 
     Real Terraform on a local AWS, a spot notice in mid-run, a sudden death, the end, destroy; beside it an
@@ -22,4 +31,4 @@ def rehearse(run_file: options.RunFile, overrides: options.Overrides = None) -> 
     """
     from train_cloud.rehearsal.rehearse import rehearse as rehearse_run
 
-    raise typer.Exit(rehearse_run(run_file, overrides=overrides or ()))
+    raise typer.Exit(rehearse_run(run_file, overrides=overrides or (), output=out))
