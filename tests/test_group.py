@@ -17,7 +17,7 @@ from groups import machines, make_group
 
 from train_cloud.errors import CloudError, CloudForbidden, CloudUnavailable, StoreUnavailable
 from train_cloud.instance.api import until_it_holds
-from train_cloud.instance.group import TERMINATING_HOOK, Group, find_groups
+from train_cloud.instance.group import RUN_TAG, TERMINATING_HOOK, Group, find_groups
 
 NO_GROUP = "AutoScalingGroup name not found - AutoScalingGroup g not found"
 NO_INSTANCE = "Instance Id not found - No managed instance found for instance ID: i-0abc"
@@ -146,8 +146,9 @@ def test_the_terminating_hook_is_completed(aws: AutoScaling) -> None:
     assert sent["InstanceId"] == "i-0abc"
 
 
-def test_the_hook_has_the_name_that_terraform_gives_it() -> None:
+def test_hook_and_tag_have_the_names_that_terraform_gives_them() -> None:
     worker = (Path(__file__).parents[1] / "terraform" / "worker.tf").read_text()
+    assert re.search(rf'^\s*key\s*=\s*"{RUN_TAG}"\n\s*value\s*=\s*local.run_id$', worker, re.MULTILINE)
     assert re.search(rf'^\s*hook\s*=\s*"{TERMINATING_HOOK}"$', worker, re.MULTILINE)
 
 

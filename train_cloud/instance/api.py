@@ -75,11 +75,15 @@ def client(service: str, region: str | None = None) -> Any:
     """
     config = Config(connect_timeout=5, read_timeout=15, retries={"mode": "standard", "total_max_attempts": 2})
     try:
-        # boto3 itself reads AWS_DEFAULT_REGION only; every other SDK and the AWS CLI know AWS_REGION.
-        region = region or os.environ.get("AWS_REGION")
-        return boto3.Session().client(service, region_name=region, config=config)  # type: ignore[call-overload]
+        session: Any = boto3.Session()
+        return session.client(service, region_name=region or region_name(), config=config)
     except BotoCoreError as error:
         raise CloudError(f"{service}: {error}") from error
+
+
+def region_name() -> str | None:
+    """The configured region. boto3 itself reads AWS_DEFAULT_REGION; every other SDK and the AWS CLI know AWS_REGION."""
+    return os.environ.get("AWS_REGION") or boto3.Session().region_name
 
 
 def call(client: Any, operation: str, **arguments: Any) -> Mapping[str, Any] | None:

@@ -6,10 +6,13 @@ Source: "Amazon EC2 Auto Scaling API Reference". "Not found" is success: what wa
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime, timezone
 from typing import Any
 
 from train_cloud.instance.api import call, client, until_it_holds
 
+RUN_TAG = "train-cloud-run"
+"""Tag of the group and its machines whose value is the run id, as ``terraform/worker.tf`` sets it."""
 TERMINATING_HOOK = "final-commit"
 """The group's lifecycle hook, as ``terraform/worker.tf`` names it: the worker's role may not ask for its name."""
 
@@ -61,6 +64,20 @@ class Group:
             LifecycleActionResult="CONTINUE",
         )
         return done is not None
+
+    def closing_time(self) -> str | None:
+        """Since when a scheduled action has been taking the capacity to 0, hour by hour; None: none does yet.
+
+        :return: ISO 8601, to the minute
+        """
+        found = self._call("describe_scheduled_actions") or {"ScheduledUpdateGroupActions": []}
+        times = [
+            action["StartTime"]
+            for action in found["ScheduledUpdateGroupActions"]
+            if action.get("DesiredCapacity") == 0 and "StartTime" in action
+        ]
+        past = [when for when in times if when <= datetime.now(timezone.utc)]
+        return min(past).isoformat(timespec="minutes") if past else None
 
     def _call(self, operation: str, *, group: bool = True, **arguments: Any) -> Mapping[str, Any] | None:
         if group:

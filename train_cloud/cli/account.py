@@ -1,0 +1,130 @@
+"""``doctor`` and ``relaunch``."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from train_cloud.cli import options
+from train_cloud.cli.report import locate
+from train_cloud.errors import CloudError, InputError
+
+if TYPE_CHECKING:
+    from train_cloud.instance.account import Finding
+
+_MARKS = {"ok": "[green]✓[/green]", "warn": "[yellow]?[/yellow]", "fail": "[red]✗[/red]"}
+
+_Region = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--region", metavar="REGION", help="AWS region.", show_default="as the AWS CLI finds it"),
+]
+
+
+def register(app: typer.Typer) -> None:
+    app.command(rich_help_panel=options.ACCOUNT)(doctor)
+    app.command(rich_help_panel=options.ACCOUNT)(relaunch)
+
+
+def doctor(
+    region: _Region = None,
+    instance_type: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            "--instance-type",
+            metavar="TYPE",
+            help="An instance type that is wanted. Repeatable.",
+            show_default="those of terraform/variables.tf",
+        ),
+    ] = None,
+    key_pair: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--key-pair", metavar="NAME", help="A key pair for SSH, if one is wanted.", show_default=False),
+    ] = None,
+) -> None:
+    """Check that an AWS account can start a worker.
+
+    Credentials, region, types per zone, spot quota (new accounts have 0), default VPC, key pair, image. Changes
+    nothing. Exit code 1 where something must be done first.
+
+    `train-cloud doctor --region us-east-1`
+    """
+    from rich.console import Console
+
+    from train_cloud.instance.account import INSTANCE_TYPES, examine
+
+    console = Console(highlight=False, soft_wrap=True)
+    failed = False
+    for finding in examine(region=region, types=instance_type or INSTANCE_TYPES, key_pair=key_pair):
+        console.print(_line(finding))
+        failed = failed or finding.verdict == "fail"
+    if failed:
+        raise typer.Exit(1)
+
+
+def _line(finding: Finding) -> str:
+    from rich.markup import escape
+
+    fix = f"\n    [bold]→ {escape(finding.fix)}[/bold]" if finding.fix else ""
+    return f"{_MARKS[finding.verdict]} {finding.subject}: {escape(finding.said)}{fix}"
+
+
+def relaunch(
+    run: options.Run,
+    store: options.OptionalStore = None,
+    group: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--group",
+            metavar="NAME",
+            help="The worker's Auto Scaling group (Terraform's output autoscaling_group_name).",
+            show_default="found by the run's tag",
+        ),
+    ] = None,
+    region: _Region = None,
+) -> None:
+    """Start a worker again for a run that was stopped, failed or taken to capacity 0.
+
+    Clears the outcome, sets the group's capacity to 1; the worker goes on from the last checkpoint.
+
+    `train-cloud relaunch s3://bucket/train-cloud/runs/pendulum-sac`
+    """
+    from train_cloud.instance.group import RUN_TAG, Group, find_groups
+    from train_cloud.run.head import read_head, reopen
+    from train_cloud.run.layout import run_url
+    from train_cloud.store import open_store
+
+    root, run_id = locate(run, store)
+    if run_id is None:
+        raise InputError("run", run, "name one run: its file, its id, or its folder's URL")
+    run_store = open_store(run_url(root, run_id))
+    read = read_head(run_store)
+    if read is not None and read[0].outcome == "completed":
+        raise InputError(
+            "run", run, "it is completed; going on with a larger total_timesteps needs a later version of train-cloud"
+        )
+    if read is None and not any(run_store.list()):
+        raise InputError("run", run, f"nothing is stored under {run_store.url}: launch it with terraform apply")
+    if group is None:
+        found = find_groups(RUN_TAG, run_id, region=region)
+        if len(found) != 1:
+            fix = f"name one of {', '.join(found)}" if found else "no group carries this run's tag: run terraform apply"
+            raise InputError("--group", group, fix)
+        group = found[0]
+    scaling = Group(group, region=region)
+    if scaling.capacity() is None:
+        raise InputError("--group", group, "there is no such group in this region: run terraform apply")
+    if read is not None and read[0].outcome is not None:
+        reopen(run_store)
+        typer.echo(f"{run_id} was {read[0].outcome}" + (f" ({read[0].reason})" if read[0].reason else ""))
+    scaling.set_capacity(1)
+    typer.echo(f"{run_id} goes on at {read[0].timesteps if read else 0:,} timesteps: {group} has desired capacity 1")
+    closing = None
+    with contextlib.suppress(CloudError):  # only a hint, and not everybody may ask
+        closing = scaling.closing_time()
+    if closing is not None:
+        typer.echo(
+            f"the group's limit was reached at {closing}: it goes to 0 again within the hour, "
+            "unless max_runtime_hours is raised and applied"
+        )
