@@ -12,15 +12,35 @@ import gymnasium
 from gymnasium.envs.classic_control import PendulumEnv
 from stable_baselines3.common.callbacks import BaseCallback
 
+from train_cloud.run.head import Lease, Token
+from train_cloud.store import open_store
+
+if os.environ.get("STOP_AT_IMPORT"):
+    os.kill(os.getpid(), signal.SIGTERM)
+
 
 class InterruptAt(BaseCallback):
-    """Sends the signal of ``INTERRUPT=<name>@<timesteps>`` to its own process, once."""
+    """Does at some step, once, what the environment says: ``INTERRUPT=<signal>@<timesteps>`` sends a signal to its own
+    process, ``RAISE_AT`` raises, ``SLEEP_AT`` sleeps three seconds, ``FENCE_AT`` lets a newer worker take the run.
+    """
 
     def _on_step(self) -> bool:
         name, _, at = os.environ.get("INTERRUPT", "").partition("@")
-        if name and self.num_timesteps >= int(at):
-            os.environ["INTERRUPT"] = ""
+        if name and self._due("INTERRUPT", at):
             os.kill(os.getpid(), getattr(signal, name))
+        if self._due("RAISE_AT"):
+            raise ArithmeticError("on purpose")
+        if self._due("SLEEP_AT"):
+            time.sleep(3)
+        if self._due("FENCE_AT"):
+            Lease.take(open_store(os.environ["FENCE_STORE"]), Token(50, 0), "i-newer")
+        return True
+
+    def _due(self, variable: str, at: str | None = None) -> bool:
+        at = at or os.environ.get(variable)
+        if not at or self.num_timesteps < int(at):
+            return False
+        os.environ[variable] = ""
         return True
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from train_cloud.run.head import Head, read_head
 from train_cloud.snapshot import Snapshot
 from train_cloud.store import open_store
 from train_cloud.worker.machine import PINNED, pin_instructions
+from train_cloud.worker.pulse import read_timesteps
 
 
 def _train(arguments: list[str], environment: dict[str, str], log: str) -> None:
@@ -58,14 +61,29 @@ class Rehearsed:
         YAML().dump({"run_id": "a-run", **run}, self.run_file)
         self.store = open_store(layout.run_url(str(folder / "store"), "a-run"))
 
-    def session(self, interrupt: str = "", *, options: tuple[str, ...] = (), **environment: str) -> int:
-        """Train until it ends; the exit code, negative for a signal."""
+    def session(
+        self, interrupt: str = "", *, outside: bool = False, options: tuple[str, ...] = (), **environment: str
+    ) -> int:
+        """Train until it ends; the exit code, negative for a signal.
+
+        :param interrupt: ``<signal>@<timesteps>``, sent by the run's own callback at that very step
+        :param outside: sent from here instead, a moment after that step
+        """
         arguments = ["train", str(self.run_file), "--store", str(self.folder / "store"), *options]
         arguments += ["--state-dir", str(self.folder / "state")]
         log = self.folder / "log.txt"
-        environment = {"INTERRUPT": interrupt, "TRAIN_CLOUD_THREADS": "1", **environment}
+        environment = {"INTERRUPT": "" if outside else interrupt, "TRAIN_CLOUD_THREADS": "1", **environment}
         process = self.context.Process(target=_train, args=(arguments, environment, str(log)))
+        state = self.folder / "state"
+        (state / "timesteps").unlink(missing_ok=True)
         process.start()
+        name, _, at = interrupt.partition("@")
+        deadline = time.monotonic() + 120
+        while outside and process.exitcode is None and time.monotonic() < deadline:
+            if (state / "timesteps").exists() and read_timesteps(state) >= int(at):
+                os.kill(process.pid, getattr(signal, name))
+                break
+            process.join(0.005)
         process.join(120)
         if process.exitcode is None:
             process.kill()

@@ -163,7 +163,7 @@ def test_the_image_parameter_names_an_image_that_is_there(aws: EmbeddedAws) -> N
 
 def test_a_tls_only_policy_leaves_loopback_alone_and_other_denials_stand(aws: EmbeddedAws) -> None:
     s3, arn = aws.client("s3"), "arn:aws:s3:::tls-only"
-    tls = {"Effect": "Deny", "Principal": "*", "Action": "s3:*", "Resource": [arn, f"{arn}/*"]}
+    tls: dict[str, Any] = {"Effect": "Deny", "Principal": "*", "Action": "s3:*", "Resource": [arn, f"{arn}/*"]}
     tls["Condition"] = {"Bool": {"aws:SecureTransport": "false"}}
     other = {"Effect": "Deny", "Principal": "*", "Action": "s3:GetObject", "Resource": f"{arn}/secret"}
     s3.create_bucket(Bucket="tls-only")

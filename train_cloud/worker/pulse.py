@@ -30,7 +30,7 @@ _COUNT = struct.Struct("<Q")
 def read_timesteps(state_dir: Path) -> int:
     """How far the training process got, to the step, even if it was killed: written to memory that the kernel keeps."""
     body = (state_dir / _STEPS_FILE).read_bytes()
-    return int(_COUNT.unpack(body[: _COUNT.size])[0])
+    return int.from_bytes(body[: _COUNT.size], "little")
 
 
 def patience() -> dict[str, float]:

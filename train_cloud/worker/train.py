@@ -18,7 +18,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from filelock import FileLock, Timeout
 
 from train_cloud.artifacts import tensorboard
-from train_cloud.checkpoint import Committer, Manifest, read_manifest, restore
+from train_cloud.checkpoint import Committer, read_manifest, restore
 from train_cloud.checkpoint.commit import Committed
 from train_cloud.config import RunFile, load_run_file
 from train_cloud.config.current import training
@@ -43,8 +43,8 @@ from train_cloud.errors import (
 from train_cloud.instance.metadata import Metadata
 from train_cloud.report.standing import check_standing
 from train_cloud.run import layout
-from train_cloud.run.head import Lease, Outcome, read_head, reopen
-from train_cloud.run.session import Session, begin_session, end_session, now, read_sessions, write_progress
+from train_cloud.run.head import Lease, Outcome, conclude, read_head, reopen
+from train_cloud.run.session import Session, begin_session, end_session, now, read_sessions, write_local, write_progress
 from train_cloud.snapshot import Part, Snapshot
 from train_cloud.store import ObjectStore, open_store
 from train_cloud.worker import machine, units
@@ -54,12 +54,16 @@ from train_cloud.worker.stop import Stop
 if TYPE_CHECKING:
     from stable_baselines3.common.logger import KVWriter
 
+    from train_cloud.learn.build import Built
+
 
 log = logging.getLogger(__name__)
 
 _GROUP = "TRAIN_CLOUD_AUTOSCALING_GROUP"
 _OVERRIDES = "TRAIN_CLOUD_OVERRIDES"
 _MAX_ATTEMPTS = "TRAIN_CLOUD_MAX_ATTEMPTS"
+_STARTS = "starts.json"
+_MAX_STARTS = 20
 _TRACEBACK_CHARACTERS = 4000
 
 
@@ -81,48 +85,23 @@ def train(run_file: Path, *, store: str, state_dir: Path | None = None, override
     boot_id = units.boot_id() if on_worker else f"process-{os.getpid()}"
     stop = Stop(state_dir, boot_id)
     run_store = open_store(layout.run_url(store, config.run_id))
-
-    read = read_head(run_store)
-    if read is not None and read[0].outcome is not None and on_worker:
-        log.info("nothing to do: the run has the outcome %s", read[0].outcome)
-        return EXIT_COMPLETED
-    check_standing(store, config)
-    if read is not None and read[0].outcome is not None:
-        log.info("the run was %s (%s); it goes on", read[0].outcome, read[0].reason)
-        reopen(run_store)
-
     with _alone(state_dir):
-        if not on_worker:
-            _write_launch(run_store, run_file, config)
-        pulse = Pulse(state_dir, config.total_timesteps, every_second=lambda: limits())
-        limits: Callable[[], None] = lambda: None  # noqa: E731
-        pulse.start()
+        session = _Session(config, run_store, state_dir, stop, run_file.read_text(), boot_id, on_worker)
+        if on_worker:
+            _refuse_endless_starts(state_dir, boot_id, run_store.url)
+            read = read_head(run_store)
+            if read is not None and read[0].outcome is not None:
+                log.info("nothing to do: the run has the outcome %s", read[0].outcome)
+                return EXIT_COMPLETED
         try:
-            instance_id = _instance_id(on_worker)
-            details = {
-                "run_file": config.model_dump(mode="json"),
-                "host": platform.node(),
-                **(_instance_facts() if on_worker else {}),
-            }
-            session = begin_session(
-                run_store, state_dir, instance_id=instance_id, boot_id=boot_id, details=details, persist=on_worker
-            )
-            lease = Lease.take(
-                run_store,
-                session.token,
-                instance_id,
-                max_attempts=int(os.environ.get(_MAX_ATTEMPTS, "5")) if on_worker else None,
-            )
-            if lease.head.outcome is not None:
-                raise TrainCloudError(f"the run has the outcome {lease.head.outcome}: {lease.head.reason}")
-            manifest = read_manifest(run_store, lease.head.manifest) if lease.head.manifest else None
-            worker = _Session(config, run_store, state_dir, session, lease, manifest, stop, pulse, run_file.read_text())
-            limits = worker.check_limits
-            return worker.run()
+            check_standing(store, config)
+            return session.run()
+        except InputError as error:
+            if on_worker:  # no restart mends it, and the reason must outlive the machine
+                conclude(run_store, "failed", str(error), session=session.number, owner=platform.node())
+            raise
         finally:
-            pulse.stop()
-            for child in multiprocessing.active_children():
-                child.kill()  # environments that ignore SIGTERM; the interpreter would wait for them for ever
+            session.close()
 
 
 class _Session:
@@ -133,12 +112,10 @@ class _Session:
         config: RunFile,
         store: ObjectStore,
         state_dir: Path,
-        session: Session,
-        lease: Lease,
-        manifest: Manifest | None,
         stop: Stop,
-        pulse: Pulse,
         run_yaml: str,
+        boot_id: str,
+        on_worker: bool,
     ) -> None:
         self.save_frequency = config.save_frequency
         self.total_timesteps = config.total_timesteps
@@ -146,62 +123,125 @@ class _Session:
         self._config = config
         self._store = store
         self._state_dir = state_dir
-        self._session = session
-        self._lease = lease
-        self._manifest = manifest
         self._stop = stop
-        self._pulse = pulse
         self._run_yaml = run_yaml
-        self._first_timestep = lease.head.timesteps
-        self._hours_before = _hours_before(store, session) if config.limits.hours is not None else 0.0
+        self._boot_id = boot_id
+        self._on_worker = on_worker
+        self._pulse = Pulse(state_dir, config.total_timesteps, every_second=self._check_limits)
         self._began = time.monotonic()
+        self._hours_before = 0.0
+        self._first_timestep = 0
         self._events = state_dir / "tensorboard"
         self._sent_events: dict[str, int] = {}
         self._commit_seconds = 5.0
         self._machine: dict[str, Any] = {}
         self._exact: tuple[bool, str] = (True, "")
         self._finished = False
-        self._committer = Committer(store, lease, manifest, before_head=self._before_head, on_commit=self._on_commit)
+        self._session: Session | None = None
+        self._pulse.start()
 
     # ------------------------------------------------------------------------------------------------- the session
 
+    @property
+    def number(self) -> int:
+        """The session's number; 0 before it has one."""
+        return self._session.number if self._session is not None else 0
+
+    def close(self) -> None:
+        self._pulse.stop()
+        for child in multiprocessing.active_children():
+            child.kill()  # environments that ignore SIGTERM; the interpreter would wait for them for ever
+
     def run(self) -> int:
         """:return: exit code"""
-        if self._stop.deadline() is not None:
-            self._interrupted()
+        if self._on_worker:
+            self._begin()  # early, so that a boot that fails later has left its start
+        with _import_path(self._config), training(self._config):
+            machine.pin_instructions()
+            built = self._build()  # before anything is taken: bad input leaves no trace
+            try:
+                if self._session is None:
+                    _write_launch(self._store, self._config, self._run_yaml)
+                    self._begin()
+                self._take()
+                return self._train(built)
+            finally:
+                if built is not None:
+                    built.close()
+
+    def _build(self) -> Built | None:
+        """Model, environments and callbacks, or None for a script, which makes its own."""
+        from train_cloud.learn.build import build_callbacks, build_model, load_object
+
+        if self._config.entry_point is not None:
+            load_object(self._config.entry_point, "entry_point")
+            return None
+        self._callbacks = build_callbacks(self._config)
+        return build_model(self._config)
+
+    def _begin(self) -> None:
+        details = {"run_file": self._config.model_dump(mode="json"), "host": platform.node()}
+        instance_id = f"{socket.gethostname()}-{os.getpid()}"
+        if self._on_worker:
+            metadata = Metadata()
+            instance_id = metadata.instance_id()
+            details["instance_type"] = metadata.instance_type()
+            details["availability_zone"] = metadata.availability_zone()
+        self._session = begin_session(
+            self._store,
+            self._state_dir,
+            instance_id=instance_id,
+            boot_id=self._boot_id,
+            details=details,
+            persist=self._on_worker,
+        )
+        if self._config.limits.hours is not None:
+            self._hours_before = _hours_before(self._store, self._session)
+
+    def _take(self) -> None:
+        """Own the run, from here on, until somebody newer does."""
+        assert self._session is not None
+        if not self._on_worker:
+            reopened = reopen(self._store)
+            if reopened is not None and reopened.outcome is not None:
+                raise TrainCloudError(f"the run has the outcome {reopened.outcome} since")
+        self._lease = Lease.take(
+            self._store,
+            self._session.token,
+            self._session.instance_id,
+            max_attempts=int(os.environ.get(_MAX_ATTEMPTS, "5")) if self._on_worker else None,
+        )
+        (self._state_dir / _STARTS).unlink(missing_ok=True)
+        head = self._lease.head
+        if head.outcome is not None:
+            raise TrainCloudError(f"the run has the outcome {head.outcome}: {head.reason}")
+        self._manifest = read_manifest(self._store, head.manifest) if head.manifest else None
+        self._first_timestep = head.timesteps
+        self._committer = Committer(
+            self._store, self._lease, self._manifest, before_head=self._before_head, on_commit=self._on_commit
+        )
+
+    def _train(self, built: Built | None) -> int:
+        from train_cloud.learn.callback import TrainingStopped
+
         try:
-            with _import_path(self._config), training(self._config):
-                return self._train()
+            if self._stop.deadline() is not None:
+                return self._stopped()
+            machine.pin_threads(self._manifest.facts["machine"] if self._manifest else None)
+            self._machine = machine.describe()
+            self._prepare_events()
+            self._restore()
+            self._run_script() if built is None else self._run_model(built)
+        except TrainingStopped:
+            return self._stopped()
         except Fenced:
             self._end("fenced")
-            raise
-        except InputError as error:
-            self._lease.record_failure(str(error))
             raise
         except Interrupted:
             raise
         except Exception:  # whatever the user's code raises: recorded for status and the attempts, and raised again
             self._lease.record_failure(traceback.format_exc()[-_TRACEBACK_CHARACTERS:])
             raise
-
-    def _train(self) -> int:
-        machine.pin_instructions()
-        from train_cloud.learn.callback import TrainingStopped
-
-        machine.pin_threads(self._manifest.facts["machine"] if self._manifest else None)
-        self._machine = machine.describe()
-        self._prepare_events()
-        if self._manifest is not None:
-            self._pulse.phase("restore")
-            self._compare_machines(self._manifest.facts["machine"])
-            self.restored = restore(self._store, self._manifest, received=self._received)
-            log.info("session %d goes on at %d timesteps", self._session.number, self.restored.timesteps)
-        else:
-            log.info("session %d begins the run", self._session.number)
-        try:
-            self._run_script() if self._config.entry_point is not None else self._run_model()
-        except TrainingStopped:
-            return self._stopped()
         if not self._finished:
             raise InputError(
                 "entry_point",
@@ -214,16 +254,24 @@ class _Session:
         log.info("completed at %d timesteps", self._lease.head.timesteps)
         return EXIT_COMPLETED
 
-    def _run_model(self) -> None:
-        from train_cloud.learn.build import build_callbacks, build_model
+    def _restore(self) -> None:
+        """Begin to read the checkpoint; its rows are read when the callback asks for them."""
+        if self._manifest is None:
+            log.info("session %d begins the run", self.number)
+            return
+        self._pulse.phase("restore")
+        differing = machine.differences(self._manifest.facts["machine"], self._machine)
+        if differing:
+            self._exact = (False, "; ".join(differing))
+            log.warning("not exact from here on: %s", self._exact[1])
+        self.restored = restore(self._store, self._manifest, received=self._received)
+        log.info("session %d goes on at %d timesteps", self.number, self.restored.timesteps)
+
+    def _run_model(self, built: Built) -> None:
         from train_cloud.learn.callback import Checkpoints
 
-        built = build_model(self._config)
-        try:
-            callbacks = [*build_callbacks(self._config), Checkpoints(self, built.choice)]
-            built.model.learn(self._config.total_timesteps, callback=callbacks)
-        finally:
-            built.close()
+        callbacks = [*self._callbacks, Checkpoints(self, built.choice)]
+        built.model.learn(self._config.total_timesteps, callback=callbacks)
 
     def _run_script(self) -> None:
         from train_cloud.config.current import training
@@ -252,6 +300,7 @@ class _Session:
         )
 
     def _end(self, ended_by: str) -> None:
+        assert self._session is not None
         end_session(
             self._store,
             self._session,
@@ -260,12 +309,6 @@ class _Session:
             last_timestep=self._pulse.timesteps,
             committed_timesteps=self._lease.head.timesteps,
         )
-
-    def _compare_machines(self, recorded: Mapping[str, Any]) -> None:
-        differing = machine.differences(recorded, self._machine)
-        if differing:
-            self._exact = (False, "; ".join(differing))
-            log.warning("not exact from here on: %s", self._exact[1])
 
     def _received(self, size: int) -> None:
         self._pulse.alive()
@@ -324,6 +367,7 @@ class _Session:
     def outputs(self) -> Sequence[KVWriter]:
         from train_cloud.learn.scalars import SessionTensorBoard
 
+        assert self._session is not None
         number = self._session.number * 10_000 + self._session.restart
         return [SessionTensorBoard(self._events, number, self._first_timestep)]
 
@@ -363,6 +407,7 @@ class _Session:
         self._write_progress(commit_seconds=committed.seconds, sent_bytes=committed.sent_bytes)
 
     def _write_progress(self, **facts: Any) -> None:
+        assert self._session is not None
         exact, because = self._exact
         try:
             write_progress(
@@ -411,7 +456,7 @@ class _Session:
     # ------------------------------------------------------------------------------------------------------------
     # limits
 
-    def check_limits(self) -> None:
+    def _check_limits(self) -> None:
         """Called once a second."""
         hours = self._config.limits.hours
         if hours is None:
@@ -443,23 +488,27 @@ def _launch_overrides() -> dict[str, Any]:
     return content
 
 
-def _write_launch(store: ObjectStore, run_file: Path, config: RunFile) -> None:
+def _write_launch(store: ObjectStore, config: RunFile, run_yaml: str) -> None:
     """On a laptop the trainer itself leaves the run file as launched; on AWS Terraform does, and the worker may not."""
-    for key, body in (
-        (layout.RUN_YAML, run_file.read_bytes()),
-        (layout.RUN_JSON, json.dumps({"run_id": config.run_id, "launched_by": "train", "launched": now()}).encode()),
-    ):
+    launch = {"run_id": config.run_id, "launched_by": "train", "launched": now()}
+    for key, body in ((layout.RUN_YAML, run_yaml), (layout.RUN_JSON, json.dumps(launch))):
         with contextlib.suppress(ConditionFailed):  # it stands as it was launched first
-            store.create(key, body)
+            store.create(key, body.encode())
 
 
-def _instance_id(on_worker: bool) -> str:
-    return Metadata().instance_id() if on_worker else f"{socket.gethostname()}-{os.getpid()}"
+def _refuse_endless_starts(state_dir: Path, boot_id: str, url: str) -> None:
+    """Before the run is taken no attempt can be counted in its head: a store that never answers must not cost for ever.
 
-
-def _instance_facts() -> dict[str, str]:
-    metadata = Metadata()
-    return {"instance_type": metadata.instance_type(), "availability_zone": metadata.availability_zone()}
+    :raises InputError: an exit code that systemd does not restart after, so that ``finish`` is asked
+    """
+    path = state_dir / _STARTS
+    starts = 1
+    if path.exists():
+        before = json.loads(path.read_text())
+        starts += before["starts"] if before["boot_id"] == boot_id else 0
+    write_local(path, {"boot_id": boot_id, "starts": starts})
+    if starts > _MAX_STARTS:
+        raise InputError("TRAIN_CLOUD_STORE", url, f"{_MAX_STARTS} starts could not take the run: see the journal")
 
 
 @contextlib.contextmanager
