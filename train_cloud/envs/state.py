@@ -57,8 +57,8 @@ _VIEWERS = ("highway_env.envs.common.graphics", "highway_env.road.graphics", "mo
 REPLAY_MAX_STEPS = 10_000
 #: Steps of the trial: to the end of a first episode, into the second, and on to the end of that one and beyond.
 _FIRST_EPISODE, _INTO_EPISODE, _COMPARED, _AFTER_END = 400, 9, 1_500, 12
-#: Seconds after which a slow environment's trial stops looking for a natural episode end, per part.
-_TRIAL_SECONDS = 3.0
+#: A slow environment's trial is cut short: seconds for each of these parts, but at least so many steps.
+_TRIAL_SECONDS, _LEAST_STEPS = 1.0, 3
 
 
 # ---------------------------------------------------------------------------------------------------- carrying it
@@ -83,7 +83,7 @@ class Pickler(pickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, gymnasium.Env) and id(obj) in self._layers:
             return _live_layer, self._layers[id(obj)]
-        module = type(obj).__module__
+        module = getattr(type(obj), "__module__", None) or ""  # SWIG's types have none
         if module.startswith(_VIEWERS):
             return type(None), ()
         if module.startswith("pygame"):
@@ -713,17 +713,24 @@ class _Played:
 def _play(env: Env, space: gymnasium.Space[Any], steps: int, *, beyond_end: bool = False) -> _Played:
     """Random actions until an episode ends, and reset it; ``beyond_end`` resets by force and goes on for a while."""
     played = _Played()
-    deadline = time.monotonic() + _TRIAL_SECONDS
-    while len(played.inputs) < steps and time.monotonic() < deadline:
+    for _ in _patiently(steps):
         if played.go(env, (space.sample(),)):
             played.ended = True
             break
     if played.ended or beyond_end:
         played.go(env, None)
-    for _ in range(_AFTER_END if beyond_end else 0):
+    for _ in _patiently(_AFTER_END if beyond_end else 0):
         if played.go(env, (space.sample(),)):
             played.go(env, None)
     return played
+
+
+def _patiently(steps: int) -> Iterator[int]:
+    deadline = time.monotonic() + _TRIAL_SECONDS
+    for step in range(steps):
+        if step >= _LEAST_STEPS and time.monotonic() > deadline:
+            return
+        yield step
 
 
 def _np_random(env: Env) -> Any:
