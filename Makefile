@@ -9,7 +9,7 @@ SHELL_SCRIPTS = $(wildcard scripts/*.sh bootstrap/*.sh .ci/run)
 
 .PHONY: demo test test-full check format clean help
 help:
-	@echo 'make demo       the whole life of a run on this machine, in about two minutes, without an AWS account'
+	@echo 'make demo       the whole life of a run on this machine, in a few minutes, without an AWS account'
 	@echo 'make test       the test suite, as CI runs it'
 	@echo 'make test-full  also what does not fit into the time that CI has'
 	@echo 'make check      format, lint, types, shell, Terraform'
