@@ -525,7 +525,7 @@ def test_a_lost_reply_shows_as_a_lost_race(s3_root: str, proxy: Proxy) -> None:
 
 def test_a_conflict_is_settled_by_reading_again(s3_root: str, proxy: Proxy) -> None:
     """409 ConditionalRequestConflict: another write was under way at the same moment."""
-    store = open_store(s3_root, patience=0.5)
+    store = open_store(s3_root, patience=1)
     conflicts = [refusal(409, "ConditionalRequestConflict")] * 2
     proxy.rule = lambda request, forward: conflicts.pop() if conflicts and request.method == "PUT" else forward()
     etag = store.create("key", b"1")

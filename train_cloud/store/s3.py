@@ -41,7 +41,9 @@ if TYPE_CHECKING:
 
 _PART = 16 << 20
 """Bytes. Larger objects travel in parts of this size, several at once."""
-_PARALLEL = 8
+_PARALLEL = 4
+"""With ``_PART``, what a line must move within half the patience: 18 Mbit/s by default. Each connection on EC2 has more
+than ten times that."""
 _KEYS_LIVE = timedelta(minutes=10)
 """obstore keeps credentials until 5 minutes before this has passed (its ``TokenCache``); boto3 renews an instance's at
 the latest 10 minutes before they expire. So none has expired when it signs, as it may with obstore's 30 minutes."""
@@ -216,22 +218,23 @@ class BucketStore:
             "unsigned_payload": True,
         }
         if self._endpoint is not None:
-            config["endpoint"] = self._endpoint
+            config["aws_endpoint_url_s3"] = self._endpoint
         return S3Store(
             self.bucket,
             config=config,
             client_options={
                 "allow_http": self._endpoint is not None and self._endpoint.startswith("http:"),
                 "connect_timeout": timedelta(seconds=min(5.0, self._patience)),
-                "timeout": timedelta(seconds=self._patience),
+                # For each attempt, so that a connection that hangs gets a second one.
+                "timeout": timedelta(seconds=self._patience / 2),
             },
             retry_config={
                 "max_retries": 1000,  # time ends them
                 "retry_timeout": timedelta(seconds=self._patience),
                 "backoff": {
                     # Below the longest: object_store panics where the two are equal.
-                    "init_backoff": timedelta(seconds=min(0.1, self._patience / 8)),
-                    "max_backoff": timedelta(seconds=min(5.0, self._patience / 4)),
+                    "init_backoff": timedelta(seconds=min(0.1, self._patience / 16)),
+                    "max_backoff": timedelta(seconds=min(5.0, self._patience / 8)),
                     "base": 2,
                 },
             },
