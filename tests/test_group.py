@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import itertools
 import re
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qs
-from xml.sax.saxutils import escape
 
 import pytest
-from groups import machines, make_group
+from groups import AutoScaling, machines, make_group, scripted_autoscaling
 
 from train_cloud.errors import CloudError, CloudForbidden, CloudUnavailable, StoreUnavailable
 from train_cloud.instance.api import until_it_holds
@@ -26,50 +22,11 @@ BELOW_MIN = "New SetDesiredCapacity value 0 is below min value 1 for the AutoSca
 IN_PROGRESS = "Scaling activity 0ea5f0da is in progress and blocks this action"
 
 
-class AutoScaling(ThreadingHTTPServer):
-    """The Query API: first the refusals in ``script``, then success."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Exchange)
-        self.script: list[tuple[int, str, str]] = []
-        self.calls: list[dict[str, str]] = []
-
-
-class _Exchange(BaseHTTPRequestHandler):
-    server: AutoScaling
-
-    def do_POST(self) -> None:
-        form = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
-        call = {name: values[0] for name, values in form.items()}
-        self.server.calls.append(call)
-        action = call["Action"]
-        refusal = self.server.script.pop(0) if self.server.script else None
-        if refusal:
-            status, code, message = refusal
-            said = f"<Code>{code}</Code><Message>{escape(message)}</Message>"
-            body = f"<ErrorResponse><Error>{said}</Error></ErrorResponse>" if code else message
-        else:
-            status, body = 200, f"<{action}Response><{action}Result/></{action}Response>"
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body.encode())
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
 @pytest.fixture
 def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[AutoScaling]:
-    with AutoScaling() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-        thread.start()
-        monkeypatch.setenv("AWS_ENDPOINT_URL_AUTO_SCALING", f"http://127.0.0.1:{server.server_port}")
+    with scripted_autoscaling() as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_AUTO_SCALING", server.url)
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture

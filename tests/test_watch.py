@@ -17,15 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from groups import AutoScaling, scripted_autoscaling
 
 from train_cloud.errors import InputError, StoreUnavailable
+from train_cloud.instance.group import Group
 from train_cloud.instance.metadata import Metadata
 from train_cloud.instance.notices import local_notice
 from train_cloud.rehearsal.metadata import MetadataService
 from train_cloud.run.layout import run_url
 from train_cloud.run.session import begin_session, local_session, read_sessions
 from train_cloud.store import ObjectStore, open_store
-from train_cloud.worker.units import TRAIN
+from train_cloud.worker.units import FINISH, TRAIN
 from train_cloud.worker.watch import Watch, watch
 
 BOOT = "b007"
@@ -55,7 +57,7 @@ class Systemd:
         (folder / "systemctl").write_text(SYSTEMCTL)
         (folder / "systemctl").chmod(0o755)
         self.is_now(ACTIVE)
-        (folder / "train-cloud-finish.service").write_text(OVER)
+        (folder / FINISH).write_text(OVER)
 
     def is_now(self, train: str) -> None:
         (self.folder / TRAIN).write_text(train)
@@ -418,6 +420,65 @@ def test_a_trainer_that_a_late_boot_starts_after_the_notice_is_stopped_too(
     watcher.poll(now())
     watcher.poll(now())
     assert systemd.asked == [STOP, STOP]
+
+
+@pytest.fixture
+def autoscaling(monkeypatch: pytest.MonkeyPatch) -> Iterator[AutoScaling]:
+    with scripted_autoscaling() as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_AUTO_SCALING", server.url)
+        yield server
+
+
+def test_auto_scaling_gets_the_machine_once_nothing_has_anything_left_to_do(
+    store: ObjectStore, state_dir: Path, service: MetadataService, systemd: Systemd, autoscaling: AutoScaling
+) -> None:
+    watcher = Watch(store, state_dir, Metadata(service.endpoint), boot_id=BOOT, group=Group("g"))
+    service.scale_in()
+    watcher.poll(now())
+    assert len(notices(store)) == 1
+    watcher.poll(now())
+    assert autoscaling.calls == []  # the trainer still commits
+    (systemd.folder / FINISH).write_text(STARTING)
+    systemd.is_now(OVER)
+    watcher.poll(now())
+    assert autoscaling.calls == []  # finish is not through
+    (systemd.folder / FINISH).write_text(OVER)
+    autoscaling.script = [(503, "ServiceUnavailable", "not now")] * 2
+    watcher.poll(now())
+    before = len(autoscaling.calls)
+    for _ in range(3):
+        watcher.poll(now())
+    (sent,) = autoscaling.calls[before:]
+    assert (sent["Action"], sent["InstanceId"]) == ("CompleteLifecycleAction", "i-0abc")
+    assert systemd.asked == [STOP]
+    watcher.close()
+
+
+def test_a_spot_notice_completes_no_lifecycle_action(
+    store: ObjectStore, state_dir: Path, service: MetadataService, systemd: Systemd, autoscaling: AutoScaling
+) -> None:
+    watcher = Watch(store, state_dir, Metadata(service.endpoint), boot_id=BOOT, group=Group("g"))
+    systemd.is_now(OVER)
+    service.interrupt()
+    for _ in range(3):
+        watcher.poll(now())
+    watcher.close()
+    assert autoscaling.calls == []
+
+
+def test_a_role_that_may_not_complete_the_action_asks_once(
+    store: ObjectStore, state_dir: Path, service: MetadataService, systemd: Systemd, autoscaling: AutoScaling
+) -> None:
+    watcher = Watch(store, state_dir, Metadata(service.endpoint), boot_id=BOOT, group=Group("g"))
+    autoscaling.script = [(403, "AccessDenied", "no")] * 9
+    systemd.is_now(OVER)
+    service.scale_in()
+    watcher.poll(now())
+    assert len(notices(store)) == 1
+    for _ in range(3):
+        watcher.poll(now(25))
+    watcher.close()
+    assert len(autoscaling.calls) == 1
 
 
 def test_a_full_disk_does_not_keep_the_trainer_running(
