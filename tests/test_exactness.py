@@ -53,13 +53,12 @@ RUNS: dict[str, dict[str, Any]] = {
     "action noise": sac(action_noise={"ornstein-uhlenbeck": 0.2}),
     "wrapper with a state": sac(environment={"wrappers": ["interrupting:Wind"]}),
     "replayed environment": sac(environment={"id": "Unpicklable-v0", "module": "interrupting"}),
-    "td3": other("stable_baselines3:TD3", PENDULUM, 700, 150, **OFF, action_noise={"normal": 0.1}),
-    "dqn": other("stable_baselines3:DQN", {"id": "CartPole-v1"}, 700, 150, **OFF, target_update_interval=130),
-    "ppo": other(
-        "stable_baselines3:PPO", {**PENDULUM, "n_envs": 2, "normalize": {}}, 768, 128, n_steps=64, batch_size=32
-    ),
-    "a2c": other("stable_baselines3:A2C", {"id": "CartPole-v1"}, 700, 150),
-    "ppo, gSDE": other("stable_baselines3:PPO", PENDULUM, 768, 128, n_steps=64, batch_size=32, use_sde=True),
+    "td3": other("td3", PENDULUM, 700, 150, **OFF, action_noise={"normal": 0.1}),
+    "ddpg": other("stable_baselines3:DDPG", PENDULUM, 700, 150, **OFF),
+    "dqn": other("dqn", {"id": "CartPole-v1"}, 700, 150, **OFF, target_update_interval=130),
+    "ppo": other("ppo", {**PENDULUM, "n_envs": 2, "normalize": {}}, 768, 128, n_steps=64, batch_size=32),
+    "a2c": other("a2c", {"id": "CartPole-v1"}, 700, 150),
+    "ppo, gSDE": other("ppo", PENDULUM, 768, 128, n_steps=64, batch_size=32, use_sde=True),
     "processes": sac(total=600, environment={"n_envs": 2, "vectorization": "subproc"}),
 }
 
@@ -97,7 +96,7 @@ def test_interrupted_twice_it_ends_where_the_uninterrupted_run_ends(
 
 def test_out_of_time_the_rollout_is_computed_again_exactly(warm: Any, tmp_path: Path) -> None:
     environment = {**PENDULUM, "wrappers": ["interrupting:Slow"]}
-    slow = other("stable_baselines3:PPO", environment, 320, 64, n_steps=64, batch_size=32)
+    slow = other("ppo", environment, 320, 64, n_steps=64, batch_size=32)
     twin = Rehearsed(warm, tmp_path / "twin", slow)
     assert twin.session() == 0, twin.log()
     run = Rehearsed(warm, tmp_path / "run", slow)
