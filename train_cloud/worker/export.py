@@ -25,7 +25,9 @@ def export(root: str, run_id: str, *, at: int | None = None, out: Path | None = 
     store = open_store(layout.run_url(root, run_id))
     read = read_head(store)
     if read is None or read[0].manifest is None:
-        raise InputError("run", run_id, f"it has no checkpoint under {root}: check the id, or wait for the first commit")
+        raise InputError(
+            "run", run_id, f"it has no checkpoint under {root}: check the id, or wait for the first commit"
+        )
     snapshot = restore(store, find(store, read[0].manifest, at), parts=_PARTS)
     folder = out or Path(f"{run_id}-{snapshot.timesteps}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
