@@ -32,7 +32,7 @@ check: $(STAMP)
 	ruff check .
 	ruff format --check .
 	mypy
-	shellcheck $(SHELL_SCRIPTS)
+	shellcheck -x $(SHELL_SCRIPTS)
 	shfmt -d $(SHELL_SCRIPTS)
 	scripts/check_terraform.sh
 

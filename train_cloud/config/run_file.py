@@ -211,7 +211,9 @@ class RunFile(Section):
         Text, _matching(_RUN_ID, "use 1 to 40 lower-case letters, digits and inner hyphens, for example pendulum-sac-1")
     ] = Field(description="Name of this training goal; never used for another. It names folders and AWS resources.")
     experiment: Any = Field(None, description="Group of runs. Not yet.")
-    algorithm: Text | None = Field(None, description="One of `a2c`, `ddpg`, `dqn`, `ppo`, `sac`, `td3`, or `module:Class` of an SB3 algorithm.")
+    algorithm: Text | None = Field(
+        None, description="One of `a2c`, `ddpg`, `dqn`, `ppo`, `sac`, `td3`, or `module:Class` of an SB3 algorithm."
+    )
     policy: Text = Field("MlpPolicy", description="SB3's policy name, or `module:Class`.")
     seed: Annotated[Whole, Field(ge=0, lt=2**32)] = Field(0, description="Seed of every generator; 0 to 4294967295.")
     device: Annotated[Text, _matching(re.compile(r"auto|cpu|cuda(:\d+)?"), "use auto, cpu, cuda or cuda:N")] = Field(
