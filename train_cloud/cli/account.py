@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _MARKS = {"ok": "[green]✓[/green]", "warn": "[yellow]?[/yellow]", "fail": "[red]✗[/red]"}
 
 _Region = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     typer.Option("--region", metavar="REGION", help="AWS region.", show_default="as the AWS CLI finds it"),
 ]
 
@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
 def doctor(
     region: _Region = None,
     instance_type: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Option(
             "--instance-type",
             metavar="TYPE",
@@ -39,7 +39,7 @@ def doctor(
         ),
     ] = None,
     key_pair: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--key-pair", metavar="NAME", help="A key pair for SSH, if one is wanted.", show_default=False),
     ] = None,
 ) -> None:
@@ -74,7 +74,7 @@ def relaunch(
     run: options.Run,
     store: options.OptionalStore = None,
     group: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(
             "--group",
             metavar="NAME",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -22,9 +22,8 @@ Store = Annotated[
         show_default=False,
     ),
 ]
-# typer evaluates annotations at run time, and Python 3.10 is supported with typer versions that know only Optional.
 OptionalStore = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     typer.Option(
         "--store",
         metavar="DIR_OR_S3_URL",
@@ -34,7 +33,7 @@ OptionalStore = Annotated[
     ),
 ]
 StateDir = Annotated[
-    Optional[Path],  # noqa: UP045
+    Path | None,
     typer.Option(
         "--state-dir",
         metavar="DIR",
@@ -44,7 +43,7 @@ StateDir = Annotated[
     ),
 ]
 Overrides = Annotated[
-    Optional[list[str]],  # noqa: UP045
+    list[str] | None,
     typer.Option(
         "--set",
         metavar="KEY=VALUE",

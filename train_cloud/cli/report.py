@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -36,7 +36,7 @@ def register(app: typer.Typer) -> None:
 
 def status(
     run: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Argument(
             metavar="[RUN]",
             help="A run file, a run id, or the URL of a run's folder; without it, all runs of the store.",
@@ -75,11 +75,11 @@ def export(
     run: options.Run,
     store: options.OptionalStore = None,
     at: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option("--at", metavar="TIMESTEPS", help="A checkpoint before the newest.", show_default="the newest"),
     ] = None,
     out: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option("--out", metavar="DIR", help="Folder to write.", show_default="./RUN_ID-TIMESTEPS"),
     ] = None,
 ) -> None:

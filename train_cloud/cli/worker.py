@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -36,7 +36,7 @@ def watch(
     run_id: _RunId,
     state_dir: _StateDir,
     group: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(
             "--group", metavar="NAME", envvar="TRAIN_CLOUD_AUTOSCALING_GROUP", help=_GROUP, show_default=False
         ),
