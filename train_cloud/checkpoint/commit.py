@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from train_cloud.checkpoint.format import crc64nvme, drop_successors, pack
 from train_cloud.checkpoint.manifest import Kept, Manifest, Segment, Stream, read_manifest
-from train_cloud.errors import StoreUnavailable, TrainCloudError
+from train_cloud.errors import StoreForbidden, StoreUnavailable, TrainCloudError
 from train_cloud.run import layout
 from train_cloud.run.head import Head, Lease, Outcome, Reference, Token
 from train_cloud.run.session import now
@@ -226,7 +226,7 @@ class Committer:
             self._store.delete(garbage)
             self._expired.clear()
             self._swept = True
-        except StoreUnavailable as error:
+        except (StoreUnavailable, StoreForbidden) as error:
             log.warning("superseded objects stay until the next commit: %s", error)
 
 

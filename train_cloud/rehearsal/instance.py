@@ -20,8 +20,9 @@ from train_cloud.rehearsal.metadata import MetadataService
 from train_cloud.rehearsal.systemd import Line, Machine
 from train_cloud.rehearsal.terraform import worker_environment
 from train_cloud.worker.pulse import read_timesteps
+from train_cloud.worker.units import TRAIN
 
-TRAIN, WATCH = "train-cloud-train.service", "train-cloud-watch.service"
+_WATCH = "train-cloud-watch.service"
 
 
 class Instance:
@@ -44,6 +45,7 @@ class Instance:
     ) -> None:
         self.instance_id = instance_id
         self.gone = False
+        self._on_line = on_line
         self._aws = aws
         template = _launch_template(aws, group)
         user_data = base64.b64decode(template["UserData"])
@@ -79,9 +81,9 @@ class Instance:
                 "AWS_ENDPOINT_URL": aws.endpoint,
                 "AWS_EC2_METADATA_SERVICE_ENDPOINT": self.metadata.endpoint,
             },
-            on_line=on_line,
+            on_line=lambda line: None if self.gone else self._on_line(line),
         )
-        for unit in (WATCH, TRAIN):
+        for unit in (_WATCH, TRAIN):
             self.machine.start(unit)
 
     @property
@@ -99,14 +101,14 @@ class Instance:
 
     def plug_pulled(self) -> None:
         """Every process is gone at this instant."""
+        self.gone = True  # and nobody is left to say so
         self.machine.plug_pulled()
         self.close()
 
     def close(self) -> None:
-        if not self.gone:
-            self.gone = True
-            self.machine.close()
-            self.metadata.close()
+        self.gone = True
+        self.machine.close()
+        self.metadata.close()
 
     def _on_disk(self, path: str) -> Path:
         return self._root / path.lstrip("/")

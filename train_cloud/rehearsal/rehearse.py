@@ -25,7 +25,7 @@ from train_cloud.checkpoint import read_manifest, restore
 from train_cloud.config import RunFile, load_run_file
 from train_cloud.errors import TrainCloudError
 from train_cloud.rehearsal.aws import EmbeddedAws
-from train_cloud.rehearsal.instance import TRAIN, Instance
+from train_cloud.rehearsal.instance import Instance
 from train_cloud.rehearsal.learning_curve import draw
 from train_cloud.rehearsal.systemd import Line
 from train_cloud.rehearsal.terraform import Terraform
@@ -35,6 +35,7 @@ from train_cloud.run.head import Head, read_head
 from train_cloud.run.session import read_sessions
 from train_cloud.snapshot import Snapshot
 from train_cloud.store import ObjectStore, open_store
+from train_cloud.worker.units import FINISH, TRAIN
 
 #: Shares of the run at which it is interrupted and killed, and the share of a save interval beyond, so that neither
 #: falls on a checkpoint.
@@ -58,19 +59,21 @@ def rehearse(run_file: Path, *, overrides: Sequence[str] = (), output: Path = Pa
     timeline.title(f"Rehearsal of {config.run_id}: {config.total_timesteps:,} timesteps, two interruptions, no AWS")
     launched = _as_launched(run_file, config, overrides, folder)
     with EmbeddedAws(log=folder / "aws.log") as aws, _Twin(launched, folder / "twin", timeline) as twin:
-        terraform = Terraform(
-            folder / "stack", aws, on_event=lambda address, done: timeline.add("terraform", f"{address} {done}")
-        )
+        tally = _Tally(timeline)
+        terraform = Terraform(folder / "stack", aws, on_event=tally)
         outputs = terraform.apply({"run_file": launched, "project_name": _PROJECT, "delete_artifacts_on_destroy": True})
+        tally.tell("created")
         life = _Life(aws, outputs["autoscaling_group_name"], config, folder, timeline)
         try:
-            life.live()
+            with aws.permissions_enforced():  # the worker may do what its role says, and nothing else
+                life.live()
             report = _Report(life, twin, config, folder, timeline)
             report.collect()
         finally:
             life.close()
         timeline.title("Cleaning up")
         terraform.destroy()
+        tally.tell("destroyed")
         return report.write(aws.resources_left())
 
 
@@ -84,6 +87,24 @@ def _as_launched(run_file: Path, config: RunFile, overrides: Sequence[str], fold
     with path.open("w") as file:
         YAML().dump(config.model_dump(mode="json", exclude_unset=True), file)
     return path
+
+
+class _Tally:
+    """Terraform's events, with the code's many objects told as one."""
+
+    def __init__(self, timeline: Timeline) -> None:
+        self._timeline = timeline
+        self._objects = 0
+
+    def __call__(self, address: str, done: str) -> None:
+        if address.startswith("aws_s3_object.code["):
+            self._objects += 1
+        else:
+            self._timeline.add("terraform", f"{address} {done}")
+
+    def tell(self, done: str) -> None:
+        self._timeline.add("terraform", f"aws_s3_object.code: {self._objects} objects {done}")
+        self._objects = 0
 
 
 class _Twin:
@@ -148,7 +169,7 @@ class _Life:
         self._until(first, f"{notice:,} timesteps", lambda: first.timesteps >= notice)
         first.metadata.interrupt(seconds=120)
         self._timeline.add("aws", f"spot interruption notice for {first.instance_id}: two minutes left")
-        self._until(first, "the trainer has left", lambda: first.machine.state(TRAIN).active in ("inactive", "failed"))
+        self._until(first, "the trainer has left", lambda: all(first.machine.state(u).over for u in (TRAIN, FINISH)))
         self._gone(first, "notice", lambda: first.power_off(30), "the announced time has come; powered off")
 
         second = self._boot("The second machine")
@@ -159,6 +180,7 @@ class _Life:
         self._until(third, "capacity 0", lambda: self.desired_capacity() == 0)
         self._timeline.add("group", "desired capacity is 0")
         self._until(third, "instance terminated", lambda: self._state(third) in ("terminated", "shutting-down"))
+        self._until(third, "finish is over", lambda: third.machine.state(FINISH).over)
         self._gone(third, "completed", lambda: third.power_off(30), "terminated, powered off")
 
     def close(self) -> None:

@@ -116,6 +116,15 @@ def write_progress(store: ObjectStore, session: Session, **facts: Any) -> None:
     store.put(layout.progress_key(session.number), body.encode())
 
 
+def read_progress(store: ObjectStore, session: Session) -> dict[str, Any] | None:
+    """What :func:`write_progress` wrote last; None before the first time."""
+    try:
+        found: dict[str, Any] = json.loads(bytes(store.get(layout.progress_key(session.number)).body))
+    except ObjectMissing:
+        return None
+    return found
+
+
 def record_notice(store: ObjectStore, session: Session, notice: Mapping[str, Any]) -> str:
     """Write a notice under the next free number and return its key. A notice that stands there already is not
     doubled.

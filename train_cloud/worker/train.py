@@ -44,7 +44,16 @@ from train_cloud.instance.metadata import Metadata
 from train_cloud.report.standing import check_standing
 from train_cloud.run import layout
 from train_cloud.run.head import Lease, Outcome, conclude, read_head, reopen
-from train_cloud.run.session import Session, begin_session, end_session, now, read_sessions, write_local, write_progress
+from train_cloud.run.session import (
+    Session,
+    begin_session,
+    end_session,
+    now,
+    read_progress,
+    read_sessions,
+    write_local,
+    write_progress,
+)
 from train_cloud.snapshot import Part, Snapshot
 from train_cloud.store import ObjectStore, open_store
 from train_cloud.worker import machine, units
@@ -130,7 +139,7 @@ class _Session:
         self._pulse = Pulse(state_dir, config.total_timesteps, every_second=self._check_limits)
         self._began = time.monotonic()
         self._hours_before = 0.0
-        self._first_timestep = 0
+        self._first_timestep = self._resumed_at = 0
         self._events = state_dir / "tensorboard"
         self._sent_events: dict[str, int] = {}
         self._commit_seconds = 5.0
@@ -216,7 +225,10 @@ class _Session:
         if head.outcome is not None:
             raise TrainCloudError(f"the run has the outcome {head.outcome}: {head.reason}")
         self._manifest = read_manifest(self._store, head.manifest) if head.manifest else None
-        self._first_timestep = head.timesteps
+        self._resumed_at = self._first_timestep = head.timesteps
+        if self._session.restart:  # the session began before this process did
+            before = read_progress(self._store, self._session)
+            self._first_timestep = before["first_timestep"] if before else head.timesteps
         self._committer = Committer(
             self._store, self._lease, self._manifest, before_head=self._before_head, on_commit=self._on_commit
         )
@@ -369,7 +381,7 @@ class _Session:
 
         assert self._session is not None
         number = self._session.number * 10_000 + self._session.restart
-        return [SessionTensorBoard(self._events, number, self._first_timestep)]
+        return [SessionTensorBoard(self._events, number, self._resumed_at)]
 
     def exactness(self, exact: bool, because: str) -> None:
         if not exact and self._exact[0]:
@@ -431,7 +443,7 @@ class _Session:
         shutil.rmtree(self._events, ignore_errors=True)
         self._events.mkdir(parents=True)
         self._sent_events = tensorboard.pull(self._store, self._events)
-        tensorboard.cut(self._events, self._first_timestep)
+        tensorboard.cut(self._events, self._resumed_at)
 
     def _push_events(self) -> None:
         tensorboard.push(self._store, self._events, sent=self._sent_events)
