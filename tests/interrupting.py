@@ -73,4 +73,4 @@ class Unpicklable(PendulumEnv):
         self.lock = threading.Lock()
 
 
-gymnasium.register("Unpicklable-v0", Unpicklable, max_episode_steps=200)
+gymnasium.register("Unpicklable-v0", "interrupting:Unpicklable", max_episode_steps=200)

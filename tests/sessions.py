@@ -62,17 +62,23 @@ class Rehearsed:
         self.store = open_store(layout.run_url(str(folder / "store"), "a-run"))
 
     def session(
-        self, interrupt: str = "", *, outside: bool = False, options: tuple[str, ...] = (), **environment: str
+        self,
+        interrupt: str = "",
+        *,
+        outside: bool = False,
+        options: tuple[str, ...] = (),
+        env: dict[str, str] | None = None,
     ) -> int:
         """Train until it ends; the exit code, negative for a signal.
 
         :param interrupt: ``<signal>@<timesteps>``, sent by the run's own callback at that very step
+        :param env: variables of the process
         :param outside: sent from here instead, a moment after that step
         """
         arguments = ["train", str(self.run_file), "--store", str(self.folder / "store"), *options]
         arguments += ["--state-dir", str(self.folder / "state")]
         log = self.folder / "log.txt"
-        environment = {"INTERRUPT": "" if outside else interrupt, "TRAIN_CLOUD_THREADS": "1", **environment}
+        environment = {"INTERRUPT": "" if outside else interrupt, "TRAIN_CLOUD_THREADS": "1", **(env or {})}
         process = self.context.Process(target=_train, args=(arguments, environment, str(log)))
         state = self.folder / "state"
         (state / "timesteps").unlink(missing_ok=True)

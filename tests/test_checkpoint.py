@@ -48,15 +48,16 @@ def snapshot(timesteps: int, first: int = 0) -> Snapshot:
     """At ``timesteps``, with the rows since ``first``; everything in it follows from the timesteps."""
     first = max(first, timesteps - CAPACITY)
     middle = (first + timesteps) // 2
+    chunks = [(start, columns(start, stop)) for start, stop in ((first, middle), (middle, timesteps))]
     return Snapshot(
         timesteps,
         {
             "model": Part({"weight": np.full((4, 5), timesteps, np.float32), "step": np.array(timesteps)}, b"state"),
             "lock": Part(blob=b"torch==2\n"),
         },
-        {"replay": Rows(first, timesteps, CAPACITY, [(first, columns(first, middle)), (middle, columns(middle, timesteps))], SUCCESSORS)},
+        {"replay": Rows(first, timesteps, CAPACITY, chunks, SUCCESSORS)},
         {"run_id": "a-run"},
-    )  # fmt: skip
+    )
 
 
 def check(store: ObjectStore, at: int | None = None) -> int:
@@ -325,9 +326,13 @@ def test_at_a_deadline_an_unreachable_store_is_an_error_and_the_former_head_stan
     assert check(folder) == 10
 
 
+def assert_(held: bool) -> None:
+    assert held
+
+
 def test_one_commit_at_a_time(folder: ObjectStore) -> None:
     gate = threading.Event()
-    committer = begin(folder, before_head=lambda: gate.wait(10) and None)
+    committer = begin(folder, before_head=lambda: assert_(gate.wait(10)))
     committer.submit(snapshot(10))
     assert committer.busy
     with pytest.raises(AssertionError):

@@ -100,10 +100,10 @@ def test_out_of_time_the_rollout_is_computed_again_exactly(warm: Any, tmp_path: 
     twin = Rehearsed(warm, tmp_path / "twin", slow)
     assert twin.session() == 0, twin.log()
     run = Rehearsed(warm, tmp_path / "run", slow)
-    assert run.session("SIGTERM@150", TRAIN_CLOUD_STOP_SECONDS="0") == 75, run.log()
+    assert run.session("SIGTERM@150", env={"TRAIN_CLOUD_STOP_SECONDS": "0"}) == 75, run.log()
     end = read_sessions(run.store)[0].end
     assert end is not None and (end["last_timestep"], end["committed_timesteps"]) == (150, 128)
-    assert run.session("SIGTERM@170", TRAIN_CLOUD_STOP_SECONDS="60") == 75, run.log()
+    assert run.session("SIGTERM@170", env={"TRAIN_CLOUD_STOP_SECONDS": "60"}) == 75, run.log()
     end = read_sessions(run.store)[1].end
     assert end is not None and (end["last_timestep"], end["committed_timesteps"]) == (192, 192), "there was time"
     assert run.session() == 0, run.log()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 
@@ -183,10 +184,8 @@ def test_of_many_that_take_at_once_the_newest_wins(store: ObjectStore) -> None:
 
     def take(session: int) -> None:
         barrier.wait(10)
-        try:
+        with contextlib.suppress(Fenced):
             leases.append(Lease.take(store, Token(session, 0), f"i-{session}"))
-        except Fenced:
-            pass
 
     threads = [threading.Thread(target=take, args=(session,)) for session in range(1, 7)]
     for thread in threads:

@@ -93,6 +93,7 @@ def test_an_export_loads_with_plain_sb3_and_plays(done: Rehearsed, tmp_path: Pat
     if stored is not None:
         for name, value in model.policy.state_dict().items():
             assert value.numpy().tobytes() == stored.parts["model"].arrays[f"policy|{name}"].tobytes()
+        assert model.log_ent_coef is not None
         assert model.log_ent_coef.detach().numpy() == stored.parts["model"].arrays["variable|log_ent_coef"]
     played = subprocess.run([sys.executable, folder / "play.py", "2"], capture_output=True, text=True, timeout=120)
     assert played.returncode == 0 and played.stdout.count("return") == 2, played.stderr
@@ -200,7 +201,7 @@ def test_a_newer_worker_fences_it(run: Rehearsed) -> None:
 
 
 def test_fenced_in_mid_training(run: Rehearsed) -> None:
-    assert run.session(FENCE_AT="250", FENCE_STORE=run.store.url) == 73, run.log()
+    assert run.session(env={"FENCE_AT": "250", "FENCE_STORE": run.store.url}) == 73, run.log()
     assert run.head().owner == "i-newer"
     assert run.head().timesteps == 200
     (session,) = read_sessions(run.store)
@@ -208,7 +209,7 @@ def test_fenced_in_mid_training(run: Rehearsed) -> None:
 
 
 def test_training_code_that_raises(run: Rehearsed) -> None:
-    assert run.session(RAISE_AT="250") == 1
+    assert run.session(env={"RAISE_AT": "250"}) == 1
     assert "ArithmeticError: on purpose" in run.log()
     assert run.head().outcome is None and "ArithmeticError: on purpose" in (run.head().reason or "")
     assert run.head().timesteps == 200
@@ -218,16 +219,16 @@ def test_training_code_that_raises(run: Rehearsed) -> None:
 
 def test_on_a_worker_it_fails_after_so_many_attempts(run: Rehearsed, worker: dict[str, str]) -> None:
     worker = {**worker, "TRAIN_CLOUD_MAX_ATTEMPTS": "2", "RAISE_AT": "250"}
-    assert [run.session(**worker) for _ in range(3)] == [1, 1, 1]
+    assert [run.session(env=worker) for _ in range(3)] == [1, 1, 1]
     head = run.head()
     assert head.outcome == "failed" and "ArithmeticError: on purpose" in (head.reason or "")
     assert head.session == 1, "one boot is one session, however often its trainer restarts"
-    assert run.session(**worker) == 0
+    assert run.session(env=worker) == 0
     assert "nothing to do" in run.log()
 
 
 def test_a_limit_is_the_outcome_stopped_and_a_raised_limit_goes_on(run: Rehearsed, done: Rehearsed) -> None:
-    assert run.session(options=("--set", "limits.hours=1e-6"), SLEEP_AT="100") == 0, run.log()
+    assert run.session(options=("--set", "limits.hours=1e-6"), env={"SLEEP_AT": "100"}) == 0, run.log()
     head = run.head()
     assert (head.outcome, head.reason) == ("stopped", "limits.hours: 1e-06 instance hours are used")
     assert head.timesteps < 400
@@ -243,14 +244,14 @@ def test_a_rebalance_recommendation_is_a_checkpoint_out_of_turn(run: Rehearsed) 
 def test_a_stop_before_the_training_began_leaves_the_run_as_it_is(run: Rehearsed) -> None:
     assert run.session("SIGTERM@150") == 75
     before = run.head()
-    assert run.session(STOP_AT_IMPORT="1") == 75, run.log()
+    assert run.session(env={"STOP_AT_IMPORT": "1"}) == 75, run.log()
     assert (run.head().timesteps, run.head().manifest) == (before.timesteps, before.manifest)
 
 
 def test_an_outcome_from_outside_ends_it_on_a_worker(run: Rehearsed, worker: dict[str, str]) -> None:
-    assert run.session("SIGTERM@150", **worker) == 75
+    assert run.session("SIGTERM@150", env=worker) == 75
     conclude(run.store, "stopped", "by hand", session=9, owner="somebody")
-    assert run.session(**worker) == 0
+    assert run.session(env=worker) == 0
     assert run.head().timesteps == 150
 
 

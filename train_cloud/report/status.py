@@ -146,11 +146,16 @@ def _state(
     if last is None:
         return ("starting", booted) if booted and at - booted < SETTING_UP else ("waiting", launched)
     newest = max(heard, default=None)
-    if last.end is None and not last.notices and newest is not None and at - newest < SILENCE + _patience(last):
+    if last.end is None and not _leaves(last) and newest is not None and at - newest < SILENCE + _patience(last):
         return "running", min(heard)
     if booted and newest and booted > newest and at - booted < SETTING_UP:
         return "starting", booted
     return "interrupted", newest
+
+
+def _leaves(record: SessionRecord) -> bool:
+    """Whether its machine was announced to go; a rebalance recommendation announces nothing."""
+    return any(notice.get("kind") != "rebalance" for notice in record.notices)
 
 
 def _patience(record: SessionRecord) -> timedelta:
@@ -180,7 +185,7 @@ def _session(record: SessionRecord, *, last: bool, state: State) -> SessionStatu
     told = {**record.start, **(record.progress or {}), **(record.end or {})}
     ended_by = told.get("ended_by")
     if ended_by is None and record.end is None and not (last and state == "running"):
-        ended_by = "notice" if record.notices else "lost"
+        ended_by = "notice" if _leaves(record) else "lost"
     return SessionStatus(
         session=record.number,
         instance_id=str(told.get("instance_id", "?")),

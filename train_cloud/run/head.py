@@ -81,8 +81,8 @@ def read_head(store: ObjectStore) -> tuple[Head, str] | None:
         return Head.model_validate_json(bytes(stored.body)), stored.etag
     except ValidationError as error:
         raise CorruptCheckpoint(
-            f"{store.url}/{layout.HEAD} is not a head ({error.error_count()} errors): restore an earlier version of it; "
-            "nothing was overwritten"
+            f"{store.url}/{layout.HEAD} is not a head ({error.error_count()} errors): restore an earlier version of "
+            "it; nothing was overwritten"
         ) from error
 
 
@@ -183,8 +183,9 @@ class Lease:
             standing = read_head(self._store)
             if standing is None or standing[0].token != self.head.token or standing[0].outcome is not None:
                 raise Fenced(_fenced(standing[0] if standing else None, self.head.token)) from error
-            # Ours: an earlier swap of this lease whose reply was lost, and which its caller gave up on.
-            self._etag = standing[1]
+            # Ours: an earlier swap of this lease whose reply was lost, and which its caller gave up on. What it changed
+            # stays: a failure that is recorded now must not take back the checkpoint before it.
+            self.head, self._etag = standing
             return self._write(**changes)
         self.head = head
         return head
