@@ -339,7 +339,9 @@ def test_one_commit_at_a_time(folder: ObjectStore) -> None:
         committer.submit(snapshot(20, 10))
     gate.set()
     committer.wait()
-    assert not committer.busy and check(folder) == 10
+    still: bool = committer.busy
+    assert not still
+    assert check(folder) == 10
 
 
 def test_errors_are_in_the_tree() -> None:

@@ -16,6 +16,7 @@ import platform
 import shutil
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -73,6 +74,7 @@ _OVERRIDES = "TRAIN_CLOUD_OVERRIDES"
 _MAX_ATTEMPTS = "TRAIN_CLOUD_MAX_ATTEMPTS"
 _STARTS = "starts.json"
 _MAX_STARTS = 20
+_REPORT_SECONDS = 60.0
 _TRACEBACK_CHARACTERS = 4000
 
 
@@ -136,7 +138,7 @@ class _Session:
         self._run_yaml = run_yaml
         self._boot_id = boot_id
         self._on_worker = on_worker
-        self._pulse = Pulse(state_dir, config.total_timesteps, every_second=self._check_limits)
+        self._pulse = Pulse(state_dir, config.total_timesteps, every_second=self._every_second)
         self._began = time.monotonic()
         self._hours_before = 0.0
         self._first_timestep = self._resumed_at = 0
@@ -146,6 +148,9 @@ class _Session:
         self._machine: dict[str, Any] = {}
         self._exact: tuple[bool, str] = (True, "")
         self._finished = False
+        self._reporter: threading.Thread | None = None
+        self._reported = time.monotonic()
+        self._last_commit: dict[str, Any] = {}
         self._session: Session | None = None
         self._pulse.start()
 
@@ -416,9 +421,11 @@ class _Session:
 
     def _on_commit(self, committed: Committed) -> None:
         self._commit_seconds = max(0.5 * self._commit_seconds, 1.5 * committed.seconds)
-        self._write_progress(commit_seconds=committed.seconds, sent_bytes=committed.sent_bytes)
+        self._last_commit = {"commit_seconds": committed.seconds, "sent_bytes": committed.sent_bytes}
+        self._write_progress()
 
-    def _write_progress(self, **facts: Any) -> None:
+    def _write_progress(self) -> None:
+        self._reported = time.monotonic()
         assert self._session is not None
         exact, because = self._exact
         try:
@@ -431,7 +438,7 @@ class _Session:
                 steps_per_second=self._pulse.steps_per_second(),
                 exact=exact,
                 exact_because=because,
-                **facts,
+                **self._last_commit,
             )
         except StoreUnavailable as error:
             log.warning("progress not reported: %s", error)
@@ -468,8 +475,15 @@ class _Session:
     # ------------------------------------------------------------------------------------------------------------
     # limits
 
+    def _every_second(self) -> None:
+        self._check_limits()
+        reporting = self._reporter is not None and self._reporter.is_alive()
+        if self._machine and not reporting and time.monotonic() - self._reported > _REPORT_SECONDS:
+            # in a thread of its own: the pulse must not wait for a store that does not answer
+            self._reporter = threading.Thread(target=self._write_progress, name="train-cloud-report", daemon=True)
+            self._reporter.start()
+
     def _check_limits(self) -> None:
-        """Called once a second."""
         hours = self._config.limits.hours
         if hours is None:
             return
