@@ -69,7 +69,8 @@ resource "aws_launch_template" "worker" {
   user_data                            = base64encode(local.user_data)
 
   iam_instance_profile {
-    name = aws_iam_instance_profile.worker.name
+    # By name: the provider waits seconds for each of the two, and they may wait together. The group waits for both.
+    name = local.name
   }
 
   metadata_options {
@@ -166,6 +167,7 @@ resource "aws_autoscaling_group" "worker" {
 
   # The first boot needs all of this.
   depends_on = [
+    aws_iam_instance_profile.worker,
     aws_iam_role_policy.worker,
     aws_iam_role_policy_attachment.session,
     aws_s3_object.code,

@@ -210,6 +210,22 @@ def test_of_many_conditional_writes_one_wins(aws: EmbeddedAws) -> None:
     assert sorted(round_ for round_, _ in won) == list(range(5))
 
 
+def test_a_repeated_request_gets_the_first_answer(aws: EmbeddedAws) -> None:
+    def create_user(invocation: str) -> requests.Response:
+        headers = {"amz-sdk-invocation-id": invocation, "amz-sdk-request": "attempt=2; max=2"}
+        headers["Authorization"] = (
+            "AWS4-HMAC-SHA256 Credential=AKIAREHEARSAL0000000/20260101/us-east-1/iam/aws4_request"
+        )
+        form = {"Action": "CreateUser", "Version": "2010-05-08", "UserName": "once"}
+        return requests.post(aws.endpoint, headers=headers, data=form, timeout=30)
+
+    first, repeated, another = (create_user(invocation) for invocation in ("a", "a", "b"))
+    assert first.status_code == 200
+    assert (repeated.status_code, repeated.content) == (200, first.content)
+    assert another.status_code == 409
+    aws.client("iam").delete_user(UserName="once")
+
+
 def test_a_group_keeps_its_policy_replaces_its_worker_and_leaves_no_volume(aws: EmbeddedAws) -> None:
     ebs = {"VolumeSize": 50, "VolumeType": "gp3", "Encrypted": True, "DeleteOnTermination": True}
     mapping = [{"DeviceName": "/dev/sda1", "Ebs": ebs}]

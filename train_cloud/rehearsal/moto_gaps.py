@@ -158,18 +158,40 @@ def _signature(_: Answer, self: Any) -> None:
     """Some S3 signatures are recomputed wrongly. It is the permissions that are rehearsed, not the signatures."""
 
 
+class _Application:
+    """moto as a WSGI application that answers one request at a time, and each just once."""
+
+    def __init__(self) -> None:
+        self._backend: Any = DomainDispatcherApplication(create_backend_app)
+        # S3 checks If-Match and writes in one step, moto in two.
+        self._one_at_a_time = threading.Lock()
+        self._answered: dict[str, tuple[str, list[tuple[str, str]], bytes]] = {}
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        """On a busy machine a reply is lost now and then. The SDK repeats the request under the same id, and "add this
+        role" would be answered with "there is one": a repetition gets the first answer. S3's writes are PUTs and left
+        alone: what a repeated conditional write is answered is what the store has to live with."""
+        invocation = environ.get("HTTP_AMZ_SDK_INVOCATION_ID") if environ["REQUEST_METHOD"] == "POST" else None
+        with self._one_at_a_time:
+            if invocation in self._answered:
+                logging.getLogger(__name__).warning("repeated request: %s", environ.get("HTTP_AMZ_SDK_REQUEST"))
+                status, headers, body = self._answered[invocation]
+            else:
+                reply: list[Any] = []
+                iterable = self._backend(environ, lambda status, headers, error=None: reply.extend((status, headers)))
+                body = b"".join(iterable)
+                iterable.close()
+                status, headers = reply
+                if invocation is not None and status.startswith("2"):
+                    self._answered[invocation] = (status, headers, body)
+        start_response(status, headers)
+        return [body]
+
+
 def main() -> None:
     """Serve on a free loopback port, print its number, and end with the standard input: no parent, no server."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    backend: Any = DomainDispatcherApplication(create_backend_app)
-    one_at_a_time = threading.Lock()
-
-    def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-        # S3 checks If-Match and writes in one step, moto in two.
-        with one_at_a_time:
-            return backend(environ, start_response)
-
-    server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=MotoRequestHandler)
+    server = make_server("127.0.0.1", 0, _Application(), threaded=True, request_handler=MotoRequestHandler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(server.server_port, flush=True)
     sys.stdin.read()

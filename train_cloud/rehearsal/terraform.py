@@ -167,23 +167,6 @@ def worker_environment(user_data: str) -> dict[str, str]:
     return dict(line.split("=", 1) for line in lines.splitlines() if "=" in line)
 
 
-def check_module(folder: Path) -> None:
-    """``fmt``, ``validate`` and ``test`` of a copy of the module in ``folder``, without any AWS.
-
-    :raises TrainCloudError: with what Terraform said
-    """
-    repository, folder = repository_root(), folder.absolute()
-    _copy(repository, folder)
-    executable, environment = _executable(repository), _environment(repository, folder)
-    shutil.copytree(repository / "terraform" / "tests", folder / "terraform" / "tests", dirs_exist_ok=True)
-    for verb in ("fmt -check -diff -recursive", "init -backend=false", "validate", "test"):
-        command = [str(executable), f"-chdir={folder / 'terraform'}", *verb.split(), "-no-color"]
-        command = command[:-1] if verb.startswith("fmt") else command
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT)
-        if done.returncode:
-            raise TrainCloudError(f"terraform {verb}:\n{done.stdout}{done.stderr}")
-
-
 def repository_root() -> Path:
     """The checkout with ``terraform/`` in it: the one this package was installed from, else the one around us."""
     here = Path(__file__).resolve().parents[2]

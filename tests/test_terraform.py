@@ -1,0 +1,452 @@
+"""The Terraform module: formatted and valid, every validation refuses, and one real apply that is read back from AWS.
+
+The last test destroys what the others look at.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+
+from train_cloud.config.identity import ALWAYS_EXCLUDED, code_digest
+from train_cloud.errors import InputError, TrainCloudError
+from train_cloud.rehearsal.aws import EmbeddedAws
+from train_cloud.rehearsal.terraform import Terraform, find_mirror, repository_root, worker_environment
+
+pytestmark = pytest.mark.slow
+
+REPOSITORY = Path(__file__).parents[1]
+RUN_FILE = """\
+run_id: read-back
+algorithm: sac
+total_timesteps: 1_000_000   # as people write it
+save_frequency: 1e4
+environment: {id: Mine-v0, module: mine}
+code: {folder: project, exclude: ["data/**", "notes.txt"]}
+"""
+OUTPUTS = {
+    "ssh_command",
+    "session_command",
+    "journalctl_command",
+    "tensorboard_command",
+    "tensorboard_url_command",
+    "status_command",
+    "scaling_activities_command",
+    "s3_bucket_url",
+    "autoscaling_group_name",
+}
+WRITTEN_BY_WORKER = (
+    "head.json",
+    "checkpoints/1/a",
+    "replay/a",
+    "sessions/1/start.json",
+    "boots/1-i",
+    "env/a",
+    "artifacts/a/b",
+    "logs/a",
+)
+NAME = "train-cloud-read-back"
+BUCKET = "train-cloud-123456789012-us-east-1"
+
+
+@dataclass
+class Stack:
+    """One apply, and what it made."""
+
+    aws: EmbeddedAws
+    terraform: Terraform
+    variables: dict[str, Any]
+    run_file: Path
+    outputs: dict[str, str]
+    events: list[tuple[str, str]]
+    s3: Any
+
+    def template(self) -> dict[str, Any]:
+        versions = self.aws.client("ec2").describe_launch_template_versions(LaunchTemplateName=NAME)
+        return dict(versions["LaunchTemplateVersions"][0]["LaunchTemplateData"])
+
+    def user_data(self) -> str:
+        return base64.b64decode(self.template()["UserData"]).decode()
+
+    def group(self) -> dict[str, Any]:
+        groups = self.aws.client("autoscaling").describe_auto_scaling_groups(AutoScalingGroupNames=[NAME])
+        return dict(groups["AutoScalingGroups"][0])
+
+    def body(self, key: str) -> bytes:
+        body: bytes = self.s3.get_object(Bucket=BUCKET, Key=key)["Body"].read()
+        return body
+
+    def keys(self, prefix: str) -> set[str]:
+        pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
+        return {entry["Key"].removeprefix(prefix) for page in pages for entry in page.get("Contents", [])}
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    folder = tmp_path_factory.mktemp("stack")
+    project = folder / "runs-of-mine" / "project"
+    for name, text in {
+        "mine/__init__.py": "X = 1\n",
+        "mine/__pycache__/x.pyc": "no",
+        "sub/.hidden": "yes",
+        "data/big.bin": "no",
+        "notes.txt": "no",
+        "sub/notes.txt": "yes",
+        "wéird näme.txt": "yes",
+    }.items():
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text(text)
+    run_file = folder / "runs-of-mine" / "run.yaml"
+    run_file.write_text(RUN_FILE)
+    events: list[tuple[str, str]] = []
+    with EmbeddedAws(log=folder / "aws.log") as aws:
+        terraform = Terraform(folder / "work", aws, on_event=lambda address, done: events.append((address, done)))
+        variables = {"run_file": str(run_file), "training_type": "sac", "save_frequency": 20_000, "prefix": "a/b"}
+        outputs = terraform.apply(variables)
+        yield Stack(aws, terraform, variables, run_file, outputs, events, aws.client("s3"))
+
+
+@pytest.mark.full
+def test_format_validity_and_the_modules_own_tests() -> None:
+    """`make check` runs the same script in CI."""
+    subprocess.run([REPOSITORY / "scripts" / "check_terraform.sh"], check=True)
+
+
+def test_each_validation_has_a_test_and_says_what_it_checks() -> None:
+    variables = (REPOSITORY / "terraform" / "variables.tf").read_text()
+    tests = (REPOSITORY / "terraform" / "tests" / "validation.tftest.hcl").read_text()
+    blocks = dict(re.findall(r'^variable "(\w+)" \{\n(.*?)^\}', variables, re.DOTALL | re.MULTILINE))
+    assert 18 <= len(blocks) <= 24
+    for name, block in blocks.items():
+        assert re.search(r"^  description = \".+\.\"$", block, re.MULTILINE), name
+        assert re.search(r"^  type +=", block, re.MULTILINE), name
+        messages = re.findall(r'error_message = "(.*)"$', block, re.MULTILINE)
+        assert all(message.startswith(f"{name}: ") and message.endswith(".") for message in messages), name
+        assert len(re.findall(rf"expect_failures = \[var\.{name}\]", tests)) >= len(messages), name
+        assert messages or "= bool" in block, name
+
+
+def test_the_excluded_files_are_the_packages_own_list() -> None:
+    storage = (REPOSITORY / "terraform" / "storage.tf").read_text()
+    listed = re.search(r"never_code = \[(.*?)\]", storage, re.DOTALL)
+    assert listed is not None
+    assert tuple(json.loads(f"[{listed[1].strip().rstrip(',')}]")) == ALWAYS_EXCLUDED
+
+
+def test_the_provider_is_found_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lies = tmp_path / "plugins" / "registry.terraform.io" / "hashicorp" / "aws"
+    lies.mkdir(parents=True)
+    monkeypatch.setenv("TF_PLUGIN_DIR", str(tmp_path / "plugins"))
+    assert find_mirror(REPOSITORY) == tmp_path / "plugins"
+    monkeypatch.setenv("TF_PLUGIN_DIR", str(tmp_path / "plugins" / "registry.terraform.io"))
+    assert find_mirror(REPOSITORY) == tmp_path / "plugins"
+    monkeypatch.setenv("TF_PLUGIN_DIR", str(tmp_path))
+    with pytest.raises(InputError, match="TF_PLUGIN_DIR"):
+        find_mirror(REPOSITORY)
+    monkeypatch.delenv("TF_PLUGIN_DIR")
+    monkeypatch.setattr("train_cloud.rehearsal.terraform.MIRROR_ROOTS", (str(tmp_path),))
+    monkeypatch.setenv("TF_CLI_CONFIG_FILE", str(tmp_path / "absent"))
+    (tmp_path / "checkout").mkdir()
+    assert find_mirror(tmp_path / "checkout") == tmp_path / "plugins"
+    (tmp_path / "my.rc").touch()
+    monkeypatch.setenv("TF_CLI_CONFIG_FILE", str(tmp_path / "my.rc"))
+    assert find_mirror(tmp_path / "checkout") is None
+
+
+def test_no_terraform_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if (repository_root() / ".tools" / "terraform").exists():
+        pytest.skip("this checkout has a Terraform of its own")
+    with EmbeddedAws() as aws, pytest.raises(InputError, match=r"install Terraform .* or run scripts/get_terraform.sh"):
+        Terraform(tmp_path / "work", aws)
+
+
+def test_a_second_apply_changes_nothing_and_does_not_start_an_ended_run_again(stack: Stack) -> None:
+    scaling = stack.aws.client("autoscaling")
+    scaling.set_desired_capacity(AutoScalingGroupName=NAME, DesiredCapacity=0)
+    assert stack.terraform.changes() == []
+    scaling.set_desired_capacity(AutoScalingGroupName=NAME, DesiredCapacity=1)
+
+
+def test_the_outputs_are_these_and_look_the_worker_up(stack: Stack) -> None:
+    assert set(stack.outputs) == OUTPUTS
+    assert stack.outputs["autoscaling_group_name"] == NAME
+    assert stack.outputs["s3_bucket_url"] == f"s3://{BUCKET}/a/b"
+    assert stack.outputs["status_command"] == f"train-cloud status s3://{BUCKET}/a/b/runs/read-back"
+    for name in OUTPUTS - {"autoscaling_group_name", "s3_bucket_url", "status_command"}:
+        assert subprocess.run(["bash", "-n", "-c", stack.outputs[name]]).returncode == 0, name
+    query = re.search(r"--filters (.*?) --query", stack.outputs["session_command"])
+    assert query is not None
+    filters = [dict(part.split("=", 1) for part in text.split(",")) for text in query[1].split()]
+    found = stack.aws.client("ec2").describe_instances(
+        Filters=[{"Name": entry["Name"], "Values": [entry["Values"]]} for entry in filters]
+    )
+    running = [instance["InstanceId"] for group in found["Reservations"] for instance in group["Instances"]]
+    assert running == [instance["InstanceId"] for instance in stack.group()["Instances"]]
+
+
+def test_progress_is_told(stack: Stack) -> None:
+    assert ("aws_autoscaling_group.worker", "created") in stack.events
+    assert ("aws_iam_role_policy.worker", "created") in stack.events
+    order = [address for address, _ in stack.events]
+    for needed in ("aws_iam_role_policy.worker", "aws_s3_object.run_file", "aws_s3_object.code_sums"):
+        assert order.index(needed) < order.index("aws_autoscaling_group.worker"), needed
+
+
+def test_the_group_is_one_spot_worker_that_is_replaced_and_ended(stack: Stack) -> None:
+    group, scaling = stack.group(), stack.aws.client("autoscaling")
+    assert (group["MinSize"], group["MaxSize"], group["DesiredCapacity"]) == (0, 1, 1)
+    assert [process["ProcessName"] for process in group["SuspendedProcesses"]] == ["AZRebalance"]
+    assert group["CapacityRebalance"] is False
+    policy = group["MixedInstancesPolicy"]
+    assert policy["InstancesDistribution"]["OnDemandBaseCapacity"] == 0
+    assert policy["InstancesDistribution"]["OnDemandPercentageAboveBaseCapacity"] == 0
+    assert policy["InstancesDistribution"]["SpotAllocationStrategy"] == "price-capacity-optimized"
+    types = [entry["InstanceType"] for entry in policy["LaunchTemplate"]["Overrides"]]
+    assert types == ["g6.xlarge", "g5.xlarge", "g4dn.xlarge"]
+    (hook,) = scaling.describe_lifecycle_hooks(AutoScalingGroupName=NAME)["LifecycleHooks"]
+    assert (hook["LifecycleTransition"], hook["HeartbeatTimeout"], hook["DefaultResult"]) == (
+        "autoscaling:EC2_INSTANCE_TERMINATING",
+        120,
+        "CONTINUE",
+    )
+    (action,) = scaling.describe_scheduled_actions(AutoScalingGroupName=NAME)["ScheduledUpdateGroupActions"]
+    launched = datetime.fromisoformat(worker_environment(stack.user_data())["TRAIN_CLOUD_LAUNCHED_AT"])
+    late = action["StartTime"] - launched
+    assert timedelta(hours=24, minutes=29) < late <= timedelta(hours=24, minutes=30)
+    assert action["DesiredCapacity"] == 0
+    assert action["Recurrence"] == f"{action['StartTime'].minute} * * * *"
+
+
+def test_the_template_is_locked_down_and_leaves_spot_to_the_group(stack: Stack) -> None:
+    template = stack.template()
+    assert "InstanceMarketOptions" not in template
+    assert template["MetadataOptions"]["HttpTokens"] == "required"
+    assert template["MetadataOptions"]["HttpPutResponseHopLimit"] == 1
+    (mapping,) = template["BlockDeviceMappings"]
+    assert mapping["DeviceName"] == "/dev/sda1"
+    assert mapping["Ebs"] == {
+        "DeleteOnTermination": True,
+        "Encrypted": True,
+        "Iops": 3000,
+        "Throughput": 500,
+        "VolumeSize": 150,
+        "VolumeType": "gp3",
+    }
+    (security_group,) = stack.aws.client("ec2").describe_security_groups(GroupIds=template["SecurityGroupIds"])[
+        "SecurityGroups"
+    ]
+    assert security_group["IpPermissions"] == []
+
+
+def test_the_user_data_fits_and_names_everything(stack: Stack) -> None:
+    user_data = stack.user_data()
+    assert len(user_data.encode()) < 16 * 1024
+    environment = worker_environment(user_data)
+    assert environment == {
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_REGION": "us-east-1",
+        "TRAIN_CLOUD_AUTOSCALING_GROUP": NAME,
+        "TRAIN_CLOUD_CODE": "/opt/train-cloud/code/user",
+        "TRAIN_CLOUD_CODE_DIGEST": environment["TRAIN_CLOUD_CODE_DIGEST"],
+        "TRAIN_CLOUD_LAUNCHED_AT": environment["TRAIN_CLOUD_LAUNCHED_AT"],
+        "TRAIN_CLOUD_MAX_ATTEMPTS": "5",
+        "TRAIN_CLOUD_OVERRIDES": "/etc/train-cloud/overrides.json",
+        "TRAIN_CLOUD_RUN_FILE": "/etc/train-cloud/run.yaml",
+        "TRAIN_CLOUD_RUN_ID": "read-back",
+        "TRAIN_CLOUD_STATE_DIR": "/var/lib/train-cloud",
+        "TRAIN_CLOUD_STORE": f"s3://{BUCKET}/a/b",
+    }
+    plain = re.compile(r"[A-Za-z0-9_./:+-]+")
+    assert all(plain.fullmatch(value) for value in environment.values())
+    with pytest.raises(TrainCloudError, match=r"writes no worker\.env"):
+        worker_environment("#!/bin/bash\n")
+
+
+def test_run_file_and_overrides_arrive_as_written(stack: Stack) -> None:
+    assert stack.keys("a/b/runs/read-back/") == {"run.yaml", "run.json", "overrides-0.json"}
+    assert stack.body("a/b/runs/read-back/run.yaml") == RUN_FILE.encode()
+    overrides = json.loads(stack.body("a/b/runs/read-back/overrides-0.json"))
+    assert overrides == {"algorithm": "sac", "save_frequency": 20_000}
+    launch = json.loads(stack.body("a/b/runs/read-back/run.json"))
+    assert launch == {"run_id": "read-back", "overrides": {}, "launched_by": "terraform"}
+
+
+def test_the_code_is_what_its_digest_names(stack: Stack) -> None:
+    digest = worker_environment(stack.user_data())["TRAIN_CLOUD_CODE_DIGEST"]
+    prefix = f"a/b/code/{digest}/"
+    sums = stack.body(f"{prefix}SHA256SUMS")
+    assert hashlib.sha256(sums).hexdigest() == digest
+    lines = sums.decode().splitlines()
+    paths = [line[66:] for line in lines]
+    assert paths == sorted(paths)
+    assert stack.keys(prefix) == {"SHA256SUMS", *paths}
+    for line in lines:
+        assert hashlib.sha256(stack.body(prefix + line[66:])).hexdigest() == line[:64], line
+    package = {path.removeprefix("package/") for path in paths if path.startswith("package/")}
+    assert {"pyproject.toml", "LICENSE", "bootstrap/install.sh", "systemd/train-cloud-train.service"} <= package
+    assert "train_cloud/run/head.py" in package
+    assert not [path for path in package if "__pycache__" in path or path.startswith(("terraform", "tests"))]
+
+
+def test_the_users_code_has_the_digest_that_the_run_file_knows(stack: Stack) -> None:
+    digest = worker_environment(stack.user_data())["TRAIN_CLOUD_CODE_DIGEST"]
+    lines = stack.body(f"a/b/code/{digest}/SHA256SUMS").decode().splitlines(keepends=True)
+    mine = [line[:66] + line[66:].removeprefix("user/") for line in lines if line[66:].startswith("user/")]
+    assert {line[66:-1] for line in mine} == {"mine/__init__.py", "sub/.hidden", "sub/notes.txt", "wéird näme.txt"}
+    folder = stack.run_file.parent / "project"
+    assert hashlib.sha256("".join(mine).encode()).hexdigest() == code_digest(folder, ("data/**", "notes.txt"))
+
+
+def test_the_bucket_is_private_versioned_and_encrypted(stack: Stack) -> None:
+    s3 = stack.s3
+    assert s3.get_bucket_versioning(Bucket=BUCKET)["Status"] == "Enabled"
+    blocked = s3.get_public_access_block(Bucket=BUCKET)["PublicAccessBlockConfiguration"]
+    assert len(blocked) == 4
+    assert all(blocked.values())
+    (rule,) = s3.get_bucket_encryption(Bucket=BUCKET)["ServerSideEncryptionConfiguration"]["Rules"]
+    assert rule["ApplyServerSideEncryptionByDefault"]["SSEAlgorithm"] == "AES256"
+    (statement,) = json.loads(s3.get_bucket_policy(Bucket=BUCKET)["Policy"])["Statement"]
+    assert (statement["Effect"], statement["Principal"]) == ("Deny", "*")
+    assert statement["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
+
+
+def test_the_role_may_do_this_and_no_more(stack: Stack) -> None:
+    """With permissions enforced, as the worker: each call with whether it must be allowed."""
+    run, code = "a/b/runs/read-back", f"a/b/code/{worker_environment(stack.user_data())['TRAIN_CLOUD_CODE_DIGEST']}"
+    for key in ("a/b/runs/other/head.json", "a/b/code/other/SHA256SUMS"):
+        stack.s3.put_object(Bucket=BUCKET, Key=key, Body=b"{}")
+    with stack.aws.permissions_enforced():
+        role = stack.aws.assume(NAME, "i-0123")
+        s3, scaling = stack.aws.client("s3", role), stack.aws.client("autoscaling", role)
+
+        def put(key: str) -> Any:
+            return s3.put_object(Bucket=BUCKET, Key=key, Body=b"x")
+
+        def get(key: str) -> Any:
+            return s3.get_object(Bucket=BUCKET, Key=key)
+
+        def put_get_delete(key: str) -> None:
+            put(key), get(key), s3.delete_object(Bucket=BUCKET, Key=key)
+
+        allowed: list[Callable[[], Any]] = [
+            lambda: get(f"{run}/run.yaml"),
+            lambda: get(f"{run}/run.json"),
+            lambda: get(f"{run}/overrides-0.json"),
+            lambda: get(f"{code}/SHA256SUMS"),
+            lambda: s3.list_objects_v2(Bucket=BUCKET, Prefix=f"{run}/head.json"),
+            *[partial(put_get_delete, f"{run}/{key}") for key in WRITTEN_BY_WORKER],
+            lambda: scaling.set_desired_capacity(AutoScalingGroupName=NAME, DesiredCapacity=1),
+            lambda: scaling.describe_lifecycle_hooks(AutoScalingGroupName=NAME),
+            lambda: scaling.describe_auto_scaling_groups(AutoScalingGroupNames=[NAME]),
+        ]
+        forbidden: list[Callable[[], Any]] = [
+            lambda: put(f"{run}/run.yaml"),
+            lambda: put(f"{run}/run.json"),
+            lambda: put(f"{run}/overrides-1.json"),
+            lambda: s3.delete_object(Bucket=BUCKET, Key=f"{run}/run.yaml"),
+            lambda: put(f"{run}/anything"),
+            lambda: put(f"{code}/package/train_cloud/evil.py"),
+            lambda: get("a/b/runs/other/head.json"),
+            lambda: put("a/b/runs/other/head.json"),
+            lambda: get("a/b/code/other/SHA256SUMS"),
+            lambda: s3.delete_bucket(Bucket=BUCKET),
+            lambda: scaling.delete_auto_scaling_group(AutoScalingGroupName=NAME),
+            lambda: scaling.update_auto_scaling_group(AutoScalingGroupName=NAME, MaxSize=5),
+            lambda: stack.aws.client("ec2", role).run_instances(MinCount=1, MaxCount=1),
+            lambda: stack.aws.client("iam", role).list_roles(),
+        ]
+        for number, call in enumerate(allowed):
+            try:
+                call()
+            except ClientError as error:
+                pytest.fail(f"allowed[{number}] was refused: {error}")
+        for number, call in enumerate(forbidden):
+            with pytest.raises(ClientError) as refusal:
+                call()
+            code_ = refusal.value.response["Error"]["Code"]
+            assert code_ in ("AccessDenied", "UnauthorizedOperation"), (number, code_)
+    for key in ("a/b/runs/other/head.json", "a/b/code/other/SHA256SUMS"):
+        stack.s3.delete_object(Bucket=BUCKET, Key=key)
+
+
+def test_a_bad_value_names_variable_value_and_fix_and_nothing_is_made(stack: Stack, tmp_path: Path) -> None:
+    before = stack.aws.resources_left()
+    terraform = Terraform(tmp_path / "work", stack.aws)
+    with pytest.raises(InputError, match=r"^save_frequency: 0: give a whole number of at least 1$"):
+        terraform.apply({"run_file": stack.run_file, "project_name": "bad", "save_frequency": 0})
+    with pytest.raises(TrainCloudError, match=r"data\.aws_s3_bucket\.existing.*reading S3 Bucket \(no-such-bucket\)"):
+        terraform.apply(
+            {
+                "run_file": stack.run_file,
+                "project_name": "bad",
+                "existing_bucket": True,
+                "s3_bucket_name": "no-such-bucket",
+            }
+        )
+    assert stack.aws.resources_left() == before
+
+
+def test_destroy_keeps_the_artifacts_and_deletes_them_only_once_that_was_applied(stack: Stack) -> None:
+    s3 = stack.s3
+    for body in (b"1", b"2"):
+        s3.put_object(Bucket=BUCKET, Key="a/b/runs/read-back/checkpoints/1/part", Body=body)
+    s3.put_object(Bucket=BUCKET, Key="a/b/runs/read-back/artifacts/final/model.zip", Body=b"model")
+    s3.put_object(Bucket=BUCKET, Key="a/b/runs/read-back/boots/1", Body=b"")
+    s3.delete_object(Bucket=BUCKET, Key="a/b/runs/read-back/boots/1")
+
+    with pytest.raises(TrainCloudError, match=r"deleting S3 Bucket .*BucketNotEmpty") as error:
+        stack.terraform.destroy()
+    assert str(error.value).count("operation error") == 1
+    assert stack.aws.resources_left() == [f"bucket {BUCKET}"]
+    assert stack.body("a/b/runs/read-back/artifacts/final/model.zip") == b"model"
+
+    stack.terraform.apply({**stack.variables, "delete_artifacts_on_destroy": True})
+    stack.terraform.destroy()
+    assert stack.aws.resources_left() == []
+
+
+def test_get_terraform_says_what_to_install_and_takes_no_other_file(tmp_path: Path) -> None:
+    script = tmp_path / "scripts" / "get_terraform.sh"
+    script.parent.mkdir()
+    shutil.copy(REPOSITORY / "scripts" / "get_terraform.sh", script)
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("bash", "cat", "chmod", "curl", "dirname", "mkdir", "mktemp", "python3", "rm", "uname"):
+        found = shutil.which(name)
+        assert found is not None, name
+        (tools / name).symlink_to(found)
+    wrong = tmp_path / "wrong.zip"
+    wrong.write_bytes(b"not Terraform")
+
+    def run(url: str) -> subprocess.CompletedProcess[str]:
+        environment = {"PATH": str(tools), "TERRAFORM_URL": url, "HOME": str(tmp_path)}
+        return subprocess.run([script], env=environment, capture_output=True, text=True, timeout=60)
+
+    for url, reason in (
+        (f"file://{tmp_path}/absent.zip", "cannot be reached"),
+        (f"file://{wrong}", "is not the release"),
+    ):
+        done = run(url)
+        assert done.returncode == 1
+        assert len(done.stderr.splitlines()) == 1
+        assert reason in done.stderr
+        assert "install Terraform 1.9 or later" in done.stderr
+        assert list((tmp_path / ".tools").iterdir()) == []
+    (tmp_path / ".tools" / "terraform").write_text("#!/bin/sh\n")
+    (tmp_path / ".tools" / "terraform").chmod(0o755)
+    done = run("file:///dev/null")
+    assert (done.returncode, done.stdout.strip()) == (0, str(tmp_path / ".tools" / "terraform"))
