@@ -20,6 +20,12 @@ def rehearse(
     out: Annotated[
         Path, typer.Option("--out", metavar="DIR", help="Folder for RUN_ID with the report and the rest.")
     ] = Path("rehearsal"),
+    machine: Annotated[
+        bool,
+        typer.Option(
+            "--machine", help="On real machines: containers with systemd and cloud-init. Needs Linux and root."
+        ),
+    ] = False,
 ) -> None:
     """Live the whole life of a run on this machine, without an AWS account.
 
@@ -31,4 +37,4 @@ def rehearse(
     """
     from train_cloud.rehearsal.rehearse import rehearse as rehearse_run
 
-    raise typer.Exit(rehearse_run(run_file, overrides=overrides or (), output=out))
+    raise typer.Exit(rehearse_run(run_file, overrides=overrides or (), output=out, machine=machine))

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import socket
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from train_cloud.errors import TrainCloudError
 from train_cloud.rehearsal.aws import EmbeddedAws
@@ -20,13 +21,75 @@ from train_cloud.rehearsal.metadata import MetadataService
 from train_cloud.rehearsal.systemd import Line, Machine
 from train_cloud.rehearsal.terraform import worker_environment
 from train_cloud.worker.pulse import read_timesteps
-from train_cloud.worker.units import TRAIN
+from train_cloud.worker.units import TRAIN, UnitState
 
 _WATCH = "train-cloud-watch.service"
 
 
+class Vehicle(Protocol):
+    """A running instance of the Auto Scaling group, whatever plays it."""
+
+    instance_id: str
+    metadata: MetadataService
+
+    @property
+    def timesteps(self) -> int:
+        """How far the training process got, to the step; also of an instance that is gone."""
+
+    def state(self, unit: str) -> UnitState: ...
+
+    def journal(self, unit: str) -> list[Line]: ...
+
+    def power_off(self, grace: float) -> None:
+        """What EC2 does when the announced time has come: the operating system is told, then it is over."""
+
+    def plug_pulled(self) -> None:
+        """Every process is gone at this instant."""
+
+    def close(self) -> None:
+        """Nothing of it is left but its folder."""
+
+
+class Launch:
+    """What EC2 makes of the group's launch template for one instance."""
+
+    def __init__(self, aws: EmbeddedAws, group: str, instance_id: str) -> None:
+        template = _launch_template(aws, group)
+        self.instance_id = instance_id
+        self.user_data = base64.b64decode(template["UserData"])
+        described = aws.client("ec2").describe_instances(InstanceIds=[instance_id])["Reservations"][0]["Instances"][0]
+        self.instance_type: str = described["InstanceType"]
+        self.availability_zone: str = described["Placement"]["AvailabilityZone"]
+        profile = template["IamInstanceProfile"]
+        name = profile.get("Name") or profile["Arn"].rsplit("/", 1)[1]
+        role = aws.client("iam").get_instance_profile(InstanceProfileName=name)["InstanceProfile"]["Roles"][0]
+        self.role: str = role["RoleName"]
+        self._aws = aws
+        self._credentials: dict[str, str] | None = None
+        self._lock = threading.Lock()
+
+    def metadata(self, listener: socket.socket | None = None) -> MetadataService:
+        """The instance's metadata service, with its role's credentials from STS."""
+        return MetadataService(
+            self.instance_id,
+            instance_type=self.instance_type,
+            availability_zone=self.availability_zone,
+            role=self.role,
+            credentials=self._assume,
+            user_data=self.user_data,
+            listener=listener,
+        )
+
+    def _assume(self) -> dict[str, str]:
+        with self._lock:
+            if self._credentials is None:
+                given = self._aws.assume(self.role, self.instance_id)
+                self._credentials = {**given, "Token": given["SessionToken"]}
+            return self._credentials
+
+
 class Instance:
-    """A running instance of the Auto Scaling group.
+    """An instance as local processes.
 
     :param folder: its disk
     :param environment: set for every process besides the units' own
@@ -47,27 +110,13 @@ class Instance:
         self.gone = False
         self._on_line = on_line
         self._aws = aws
-        template = _launch_template(aws, group)
-        user_data = base64.b64decode(template["UserData"])
-        variables = worker_environment(user_data.decode())
+        launch = Launch(aws, group, instance_id)
+        variables = worker_environment(launch.user_data.decode())
         self._root = folder
         self.state_dir = self._on_disk(variables["TRAIN_CLOUD_STATE_DIR"])
         self._write(variables)
         package = self._fetch(variables)
-        described = aws.client("ec2").describe_instances(InstanceIds=[instance_id])["Reservations"][0]["Instances"][0]
-        profile = template["IamInstanceProfile"]
-        name = profile.get("Name") or profile["Arn"].rsplit("/", 1)[1]
-        role = aws.client("iam").get_instance_profile(InstanceProfileName=name)["InstanceProfile"]["Roles"][0]
-        self._credentials: dict[str, str] | None = None
-        self._lock = threading.Lock()
-        self.metadata = MetadataService(
-            instance_id,
-            instance_type=described["InstanceType"],
-            availability_zone=described["Placement"]["AvailabilityZone"],
-            role=role["RoleName"],
-            credentials=lambda: self._assume(role["RoleName"]),
-            user_data=user_data,
-        )
+        self.metadata = launch.metadata()
         self.machine = Machine(
             package / "systemd",
             folder / "run",
@@ -85,6 +134,12 @@ class Instance:
         )
         for unit in (_WATCH, TRAIN):
             self.machine.start(unit)
+
+    def state(self, unit: str) -> UnitState:
+        return self.machine.state(unit)
+
+    def journal(self, unit: str) -> list[Line]:
+        return self.machine.journal(unit)
 
     @property
     def timesteps(self) -> int:
@@ -147,13 +202,6 @@ class Instance:
             path.write_bytes(s3.get_object(Bucket=bucket, Key=entry["Key"])["Body"].read())
         _verify(target, variables["TRAIN_CLOUD_CODE_DIGEST"])
         return target / "package"
-
-    def _assume(self, role: str) -> dict[str, str]:
-        with self._lock:
-            if self._credentials is None:
-                given = self._aws.assume(role, self.instance_id)
-                self._credentials = {**given, "Token": given["SessionToken"]}
-            return self._credentials
 
 
 def _verify(folder: Path, digest: str) -> None:

@@ -7,6 +7,7 @@ finds them the way it does on EC2.
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import socket
 import threading
@@ -151,7 +152,8 @@ class MetadataService:
             if self._tokens.get(headers.get(_TOKEN, ""), 0.0) < time.monotonic():
                 return 401, b"", {}
         version, _, rest = path.strip("/").partition("/")
-        body = self._entry(rest) if version == "latest" else None
+        known = version == "latest" or re.fullmatch(r"\d{4}-\d\d-\d\d", version)  # cloud-init asks by date
+        body = self._entry(rest) if known else None
         return (404, b"<h1>404 - Not Found</h1>", {}) if body is None else (200, body, {})
 
     def _grant(self, path: str, headers: Message) -> tuple[int, bytes, dict[str, str]]:

@@ -1,11 +1,13 @@
 """The whole life of a run on one machine: launched, interrupted, killed, resumed, finished, cleaned up.
 
 What is real: Terraform and the module, user-data and units, metadata over HTTP, S3 over HTTP, processes and signals,
-the trainer, watch and finish. What is played: AWS (moto), the instances (local processes), the interruptions.
+the trainer, watch and finish. What is played: AWS (moto), the interruptions, and the instances: by local processes, or
+by real machines, on which user-data, cloud-init, pip and systemd are real too.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +28,17 @@ from train_cloud.checkpoint import read_manifest, restore
 from train_cloud.config import RunFile, load_run_file
 from train_cloud.errors import TrainCloudError
 from train_cloud.rehearsal.aws import EmbeddedAws
-from train_cloud.rehearsal.instance import Instance
+from train_cloud.rehearsal.instance import Instance, Vehicle
 from train_cloud.rehearsal.learning_curve import draw
 from train_cloud.rehearsal.systemd import Line
 from train_cloud.rehearsal.terraform import Terraform
 from train_cloud.rehearsal.timeline import Timeline
 from train_cloud.run import layout
 from train_cloud.run.head import Head, read_head
-from train_cloud.run.session import read_sessions
+from train_cloud.run.session import SessionRecord, read_sessions
 from train_cloud.snapshot import Snapshot
 from train_cloud.store import ObjectStore, open_store
-from train_cloud.worker.units import FINISH, TRAIN
+from train_cloud.worker.units import FINISH, TRAIN, UnitState
 
 #: Shares of the run at which it is interrupted and killed, and the share of a save interval beyond, so that neither
 #: falls on a checkpoint.
@@ -45,13 +48,17 @@ _STEP_LIMIT = 600.0
 _CURVES = ("rollout/ep_rew_mean", "eval/mean_reward", "train/loss", "train/critic_loss")
 
 
-def rehearse(run_file: Path, *, overrides: Sequence[str] = (), output: Path = Path("rehearsal")) -> int:
+def rehearse(
+    run_file: Path, *, overrides: Sequence[str] = (), output: Path = Path("rehearsal"), machine: bool = False
+) -> int:
     """Rehearse ``run_file`` and leave ``<output>/<run_id>/`` with report, learning curve, TensorBoard logs and model.
 
+    :param machine: on machines with an operating system of their own instead of local processes
     :return: 0 if the run completed as promised, 1 if a promise was broken; the report says which
-    :raises InputError: bad run file, no Terraform, not Linux
+    :raises InputError: bad run file, no Terraform, not Linux; with ``machine``: what this computer lacks for it
     """
     config = load_run_file(run_file, overrides)
+    vehicle = _machines(config) if machine else Instance
     folder = (output / config.run_id).absolute()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -63,7 +70,7 @@ def rehearse(run_file: Path, *, overrides: Sequence[str] = (), output: Path = Pa
         terraform = Terraform(folder / "stack", aws, on_event=tally)
         outputs = terraform.apply({"run_file": launched, "project_name": _PROJECT, "delete_artifacts_on_destroy": True})
         tally.tell("created")
-        life = _Life(aws, outputs["autoscaling_group_name"], config, folder, timeline)
+        life = _Life(aws, outputs["autoscaling_group_name"], config, folder, timeline, vehicle)
         try:
             with aws.permissions_enforced():  # the worker may do what its role says, and nothing else
                 life.live()
@@ -75,6 +82,15 @@ def rehearse(run_file: Path, *, overrides: Sequence[str] = (), output: Path = Pa
         terraform.destroy()
         tally.tell("destroyed")
         return report.write(aws.resources_left())
+
+
+def _machines(config: RunFile) -> Callable[..., Vehicle]:
+    """What makes a real machine for each instance, from an image that is here once this returns."""
+    from train_cloud.rehearsal.machine import MachineInstance, prepare
+
+    own = config.code.folder / "requirements.txt" if config.code.folder is not None else None
+    image = prepare(own if own is not None and own.exists() else None, say=print)
+    return functools.partial(MachineInstance, image=image)
 
 
 def _as_launched(run_file: Path, config: RunFile, overrides: Sequence[str], folder: Path) -> Path:
@@ -149,15 +165,25 @@ class _Twin:
 class _Life:
     """Plays EC2 and Auto Scaling: an instance for each that the group wants, and what befalls it."""
 
-    def __init__(self, aws: EmbeddedAws, group: str, config: RunFile, folder: Path, timeline: Timeline) -> None:
+    def __init__(
+        self,
+        aws: EmbeddedAws,
+        group: str,
+        config: RunFile,
+        folder: Path,
+        timeline: Timeline,
+        vehicle: Callable[..., Vehicle],
+    ) -> None:
         self.aws, self.group, self.config = aws, group, config
-        self._folder, self._timeline = folder, timeline
-        self._instance: Instance | None = None
+        self._folder, self._timeline, self._vehicle = folder, timeline, vehicle
+        self._instance: Vehicle | None = None
         self.reached: dict[str, int] = {}
         """Instance id → the last step that its process took."""
         self.ended_by: dict[str, str] = {}
-        self.moments: dict[str, float] = {}
-        """When things happened, in seconds since the rehearsal's start."""
+        self.noticed: dict[str, datetime] = {}
+        """Instance id → when its interruption was announced."""
+        self.seconds: dict[str, dict[str, float]] = {}
+        """Instance id → how long things took on it."""
 
     def live(self) -> None:
         save = self.config.save_frequency
@@ -167,9 +193,10 @@ class _Life:
         )
         first = self._boot("The first machine")
         self._until(first, f"{notice:,} timesteps", lambda: first.timesteps >= notice)
+        self.noticed[first.instance_id] = datetime.now(timezone.utc)
         first.metadata.interrupt(seconds=120)
         self._timeline.add("aws", f"spot interruption notice for {first.instance_id}: two minutes left")
-        self._until(first, "the trainer has left", lambda: all(first.machine.state(u).over for u in (TRAIN, FINISH)))
+        self._until(first, "the trainer has left", lambda: all(first.state(u).over for u in (TRAIN, FINISH)))
         self._gone(first, "notice", lambda: first.power_off(30), "the announced time has come; powered off")
 
         second = self._boot("The second machine")
@@ -180,7 +207,7 @@ class _Life:
         self._until(third, "capacity 0", lambda: self.desired_capacity() == 0)
         self._timeline.add("group", "desired capacity is 0")
         self._until(third, "instance terminated", lambda: self._state(third) in ("terminated", "shutting-down"))
-        self._until(third, "finish is over", lambda: third.machine.state(FINISH).over)
+        self._until(third, "finish is over", lambda: third.state(FINISH).over)
         self._gone(third, "completed", lambda: third.power_off(30), "terminated, powered off")
 
     def close(self) -> None:
@@ -190,7 +217,7 @@ class _Life:
     def desired_capacity(self) -> int:
         return int(self._group()["DesiredCapacity"])
 
-    def _boot(self, title: str) -> Instance:
+    def _boot(self, title: str) -> Vehicle:
         """Wait for the group to launch an instance that is not there yet, and boot it."""
         instance_id = ""
 
@@ -205,7 +232,8 @@ class _Life:
         self._until(None, "an instance", launched)
         self._timeline.title(title)
         self._timeline.add("group", f"launched {instance_id}")
-        self._instance = Instance(
+        self._launched = time.monotonic()
+        self._instance = self._vehicle(
             self.aws,
             self.group,
             instance_id,
@@ -213,24 +241,28 @@ class _Life:
             environment=_threads(),
             on_line=self._on_line,
         )
-        self._timeline.add("aws", f"{instance_id} booted: run file and code fetched, digest verified, units started")
+        self.seconds[instance_id] = {}
+        self._until(self._instance, "the trainer is started", lambda: "boot_seconds" in self.seconds[instance_id])
+        took = self.seconds[instance_id]["boot_seconds"]
+        self._timeline.add("aws", f"{instance_id}: run file and code fetched and verified, trainer started, {took} s")
         return self._instance
 
-    def _gone(self, instance: Instance, ended_by: str, end: Callable[[], None], what: str) -> None:
+    def _gone(self, instance: Vehicle, ended_by: str, end: Callable[[], None], what: str) -> None:
         end()
         self.reached[instance.instance_id] = instance.timesteps
         self.ended_by[instance.instance_id] = ended_by
         self._timeline.add("aws", f"{instance.instance_id} at {instance.timesteps:,} timesteps: {what}")
         self.aws.client("ec2").terminate_instances(InstanceIds=[instance.instance_id])
 
-    def _until(self, instance: Instance | None, what: str, condition: Callable[[], bool]) -> None:
+    def _until(self, instance: Vehicle | None, what: str, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + _STEP_LIMIT
         shown = 0
         while not condition():
             if time.monotonic() > deadline:
                 raise TrainCloudError(f"waited {_STEP_LIMIT:.0f} s for: {what}")
             if instance is not None:
-                state = instance.machine.state(TRAIN)
+                state = instance.state(TRAIN)
+                self._time(instance, state)
                 if state.active == "failed" and what != "capacity 0":
                     raise TrainCloudError(f"the training failed: {self._last_words(instance)}")
                 tenth = 10 * instance.timesteps // self.config.total_timesteps
@@ -239,8 +271,16 @@ class _Life:
                     self._timeline.add("train", f"at {instance.timesteps:,} timesteps")
             time.sleep(0.1)
 
-    def _last_words(self, instance: Instance) -> str:
-        return " / ".join(line.text for line in instance.machine.journal(TRAIN)[-15:])
+    def _time(self, instance: Vehicle, train: UnitState) -> None:
+        """How long a boot took, and from there to the first new step. Both as seen from here, by looking often."""
+        seconds, since_launch = self.seconds[instance.instance_id], time.monotonic() - self._launched
+        if train.active != "inactive":
+            seconds.setdefault("boot_seconds", round(since_launch, 1))
+        if instance.timesteps > 0 and "boot_seconds" in seconds:
+            seconds.setdefault("resume_seconds", round(since_launch - seconds["boot_seconds"], 1))
+
+    def _last_words(self, instance: Vehicle) -> str:
+        return " / ".join(line.text for line in instance.journal(TRAIN)[-15:])
 
     def _group(self) -> dict[str, Any]:
         client = self.aws.client("autoscaling")
@@ -249,13 +289,13 @@ class _Life:
         ][0]
         return group
 
-    def _state(self, instance: Instance) -> str:
+    def _state(self, instance: Vehicle) -> str:
         found = self.aws.client("ec2").describe_instances(InstanceIds=[instance.instance_id])
         return str(found["Reservations"][0]["Instances"][0]["State"]["Name"])
 
     def _on_line(self, line: Line) -> None:
         unit = line.unit.removeprefix("train-cloud-").removesuffix(".service")
-        self._timeline.add(unit, line.text)
+        self._timeline.add({"cloud-final": "user-data"}.get(unit, unit), line.text)
 
 
 class _Report:
@@ -357,9 +397,18 @@ class _Report:
                     "committed_timesteps": known["committed_timesteps"],
                     "ended_by": self._life.ended_by[instance],
                     "notices": record.notices,
+                    **self._life.seconds[instance],
+                    "notice_to_commit_seconds": self._notice_to_commit(record),
                 }
             )
         return sessions
+
+    def _notice_to_commit(self, record: SessionRecord) -> float | None:
+        """From the announcement to the session's last word, which comes after its last commit."""
+        noticed = self._life.noticed.get(record.start["instance_id"])
+        if noticed is None or record.end is None:
+            return None
+        return round((datetime.fromisoformat(record.end["ended"]) - noticed).total_seconds(), 1)
 
     def _repeated(self, sessions: list[dict[str, Any]], ended_by: str) -> int:
         return sum(

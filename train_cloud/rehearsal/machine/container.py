@@ -1,0 +1,290 @@
+"""One machine of the rehearsal as a systemd-nspawn container: an own disk, an own network, systemd as PID 1.
+
+``supervise.sh`` holds it and the cloud around it. This process keeps that one's standard input open: when it closes
+it, or dies in whatever way, the kernel ends the machine and removes its mounts and networks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from train_cloud.errors import TrainCloudError
+from train_cloud.rehearsal.machine.image import Image
+from train_cloud.rehearsal.machine.network import within
+from train_cloud.rehearsal.systemd import Line
+from train_cloud.worker.units import UnitState
+
+ADDRESS, GATEWAY, METADATA = "10.0.0.10", "10.0.0.1", "169.254.169.254"
+"""The machine's, and what answers it; as in ``supervise.sh``."""
+_HERE = Path(__file__).parent
+_START_SECONDS, _END_SECONDS, _ASK_SECONDS = 60.0, 30.0, 60.0
+_POWER_OFF = signal.SIGRTMIN + 4
+"""systemd(1): starts poweroff.target."""
+_GONE = UnitState("inactive", "dead", "success", 0, 0)
+_PROPERTIES = "ActiveState,SubState,Result,ExecMainStatus,NRestarts"
+
+
+class Container:
+    """A machine that is not switched on yet. A context manager; nothing of it is left after :meth:`close` but logs.
+
+    :param folder: made; receives the machine's disk, which goes with the machine, and its logs
+    :param files: path on its disk → content, beside what the image has
+    :param environment: what every service gets
+    :param nvidia: it has a PCI device of NVIDIA's
+    :raises TrainCloudError: its network could not be made
+    """
+
+    def __init__(
+        self,
+        image: Image,
+        folder: Path,
+        *,
+        files: Mapping[str, str | bytes] | None = None,
+        environment: Mapping[str, str] | None = None,
+        nvidia: bool = False,
+    ) -> None:
+        self.folder = folder.absolute()
+        self.mac = ":".join(["0a", *(f"{byte:02x}" for byte in os.urandom(5))])
+        self._image = image
+        for part in ("disk", "work", "root"):
+            (self.folder / part).mkdir(parents=True)
+        variables = " ".join(f'"{name}={value}"' for name, value in (environment or {}).items())
+        given: dict[str, str | bytes] = {
+            "etc/rehearsal/uuid": f"ec2{str(uuid.uuid4())[3:]}\n",
+            "etc/systemd/system.conf.d/90-rehearsal.conf": f"[Manager]\nDefaultEnvironment={variables}\n",
+            **(files or {}),
+        }
+        if nvidia:
+            given["etc/rehearsal/pci/0000:00:1e.0/vendor"] = "0x10de\n"
+        (self.folder / "disk/etc/rehearsal/pci").mkdir(parents=True)
+        for path, content in given.items():
+            self.path(path).parent.mkdir(parents=True, exist_ok=True)
+            self.path(path).write_bytes(content.encode() if isinstance(content, str) else content)
+        self._leader: int | None = None
+        self._closing = threading.Lock()
+        self._closed = False
+        with (self.folder / "supervisor.log").open("wb") as log:
+            self._supervisor = subprocess.Popen(
+                [
+                    *("unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "--"),
+                    *(str(_HERE / "supervise.sh"), str(self.folder), str(image.root), self.mac),
+                    f"--bind-ro={image.wheelhouse}:/opt/wheelhouse",
+                ],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env={"PATH": os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin", "LC_ALL": "C"},
+                start_new_session=True,  # a Ctrl-C is ours to answer
+            )
+        alarm = threading.Timer(_START_SECONDS, self._supervisor.kill)
+        alarm.start()
+        try:
+            assert self._supervisor.stdout is not None
+            ready = self._supervisor.stdout.readline()
+            if not ready:
+                said = (self.folder / "supervisor.log").read_text().strip()
+                raise TrainCloudError(f"the machine's network could not be made: {said[-1000:]}")
+            # The supervisor is unshare's only child: PID 1 in there.
+            self._init = psutil.Process(self._supervisor.pid).children()[0].pid
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            alarm.cancel()
+
+    def __enter__(self) -> Container:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def listen(self, address: str, port: int) -> socket.socket:
+        """A listening socket on the cloud's side of the machine's network, which this process answers."""
+        return within(self._init, lambda: socket.create_server((address, port), backlog=128))
+
+    def connect(self, port: int, timeout_s: float = 10) -> socket.socket:
+        """A connection to a port of the machine.
+
+        :raises OSError: nobody listens there
+        """
+        return within(self._init, lambda: socket.create_connection((ADDRESS, port), timeout_s))
+
+    def boot(self) -> None:
+        """Switch it on; what answers it must listen by now."""
+        assert self._supervisor.stdin is not None
+        self._supervisor.stdin.write(b"boot\n")
+        self._supervisor.stdin.flush()
+
+    @property
+    def alive(self) -> bool:
+        return self._supervisor.poll() is None
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run a command as root in the running machine.
+
+        :raises TrainCloudError: it is not running, or the command took longer than a minute
+        """
+        leader = self._find_leader()
+        if leader is None:
+            raise TrainCloudError(f"{self.folder.name} is not running")
+        enter = ["nsenter", f"--target={leader}", "--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--"]
+        environment = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
+        try:
+            return subprocess.run(
+                [*enter, *command],
+                capture_output=True,
+                text=True,
+                errors="replace",
+                stdin=subprocess.DEVNULL,
+                timeout=_ASK_SECONDS,
+                env=environment,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise TrainCloudError(f"{command[0]} on {self.folder.name}: no answer in {_ASK_SECONDS:.0f} s") from error
+
+    def state(self, unit: str) -> UnitState:
+        """Of a systemd unit; inactive where the machine is off or does not answer yet."""
+        if self._find_leader() is None:
+            return _GONE
+        said = self.run("systemctl", "show", "-p", _PROPERTIES, unit).stdout
+        found = dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
+        if "ActiveState" not in found:
+            return _GONE
+        return UnitState(
+            active=found["ActiveState"],
+            sub=found.get("SubState", "dead"),
+            result=found.get("Result", "success"),
+            status=int(found.get("ExecMainStatus", "0")),
+            restarts=int(found.get("NRestarts", "0")),
+        )
+
+    def path(self, path: str) -> Path:
+        """Where a file that the machine wrote lies, running or not. Files of the image are not there."""
+        return self.folder / "disk" / path.lstrip("/")
+
+    def power_off(self, grace: float) -> bool:
+        """What EC2 does to end an instance: tell the system, after ``grace`` seconds pull the plug.
+
+        :return: whether it went by itself
+        """
+        leader = self._find_leader()
+        if leader is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(leader, _POWER_OFF)
+        return self.wait(grace)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether the machine is off within so many seconds."""
+        try:
+            self._supervisor.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def pull_plug(self) -> None:
+        """Every process of the machine is gone when this returns; nothing was told, nothing was written."""
+        if self._supervisor.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._init, signal.SIGKILL)
+            self._supervisor.wait(_END_SECONDS)
+
+    def close(self) -> None:
+        """Pull the plug, if need be, and remove the disk."""
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+        pipes = [pipe for pipe in (self._supervisor.stdin, self._supervisor.stdout) if pipe is not None]
+        for pipe in pipes:
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+        try:
+            self._supervisor.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._supervisor.kill()  # and with it, by --kill-child, all that it holds
+            self._supervisor.wait()
+        for part in ("disk", "work", "root"):
+            shutil.rmtree(self.folder / part, ignore_errors=True)
+
+    def _find_leader(self) -> int | None:
+        """The machine's PID 1, as a process of this computer; None while there is none."""
+        if not self.alive:
+            return None
+        if self._leader is not None and psutil.pid_exists(self._leader):
+            return self._leader
+        with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError):
+            outer = _namespace(self._init)
+            for process in psutil.Process(self._init).children(recursive=True):
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError, psutil.NoSuchProcess):
+                    # Its parent is nspawn's; and it has become systemd, whose signals mean something.
+                    if _namespace(process.pid) != outer and process.name() == "systemd":
+                        self._leader = process.pid
+                        return self._leader
+        return None
+
+
+class Journal:
+    """Reads a machine's journal as it grows, and what is left of it after the machine's end.
+
+    :param on_line: called with each line of the given units, from another thread
+    """
+
+    def __init__(self, container: Container, units: tuple[str, ...], on_line: Callable[[Line], None]) -> None:
+        self.lines: list[Line] = []
+        self._folder = container.path("/var/log/journal")
+        self._units = [f"--unit={unit}" for unit in units]
+        self._on_line = on_line
+        self._cursor = ""
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="journal", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Read what is left."""
+        self._end.set()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        while not self._end.wait(0.5):
+            self._read()
+        self._read()
+
+    def _read(self) -> None:
+        if not self._folder.exists():
+            return
+        command = ["journalctl", f"--directory={self._folder}", "--output=json", "--quiet", *self._units]
+        if self._cursor:
+            command.append(f"--after-cursor={self._cursor}")
+        done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=_ASK_SECONDS)
+        for entry in _entries(done.stdout):
+            self._cursor = entry["__CURSOR"]
+            message = entry.get("MESSAGE") or ""
+            # journalctl(1): what is not valid UTF-8 is an array of bytes.
+            text = bytes(message).decode(errors="replace") if isinstance(message, list) else message
+            unit = entry.get("UNIT") or entry.get("_SYSTEMD_UNIT") or ""
+            line = Line(int(entry["__REALTIME_TIMESTAMP"]) / 1e6, unit, text)
+            self.lines.append(line)
+            self._on_line(line)
+
+
+def _entries(output: bytes) -> Iterator[dict[str, Any]]:
+    for line in output.splitlines():
+        with contextlib.suppress(json.JSONDecodeError):  # cut short while it was being written
+            yield json.loads(line)
+
+
+def _namespace(pid: int) -> str:
+    return str(Path(f"/proc/{pid}/ns/pid").readlink())
