@@ -20,23 +20,26 @@ import gymnasium
 import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.save_util import data_to_json
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    SubprocVecEnv,
+    VecEnv,
+    VecEnvWrapper,
+    VecNormalize,
+    VecTransposeImage,
+)
 
 from train_cloud.envs.state import FAILURES, dumps, get_state, loads, set_state
-from train_cloud.errors import InputError, NotYet, TrainCloudError
-from train_cloud.snapshot import Array, Part, Rows, Snapshot
+from train_cloud.errors import InputError, TrainCloudError
+from train_cloud.learn.replay import Ring
+from train_cloud.snapshot import Part, Rows, Snapshot
 
 REPLAY = "replay"
-
-_LARGE = ("observations", "next_observations")
-_SMALL = ("actions", "rewards", "dones", "timeouts")
-_SUCCESSORS = {"next_observations": "observations"}
 
 #: Attributes of an algorithm that belong to the process or to the budget, not to the state of the learning.
 _OF_THE_PROCESS = {
@@ -78,7 +81,7 @@ class Capture:
         self.model = model
         self._provider_of = provider_of
         self._callbacks = [callback for callback in _walk(root) if callback is not own]
-        self._buffer = _replay_buffer(model)
+        self._ring = _ring(model)
         self._skeleton = _skeleton(model)
         env = model.get_env()
         assert env is not None
@@ -87,20 +90,17 @@ class Capture:
 
     @property
     def capacity(self) -> int:
-        """Rows that the replay buffer holds; 0 without one. One row has one transition of each environment."""
-        return 0 if self._buffer is None else int(self._buffer.buffer_size)
+        """Replay rows that are alive at most; 0 without a buffer. A row has one transition of each environment."""
+        return 0 if self._ring is None else self._ring.capacity
 
     def snapshot(self, last: int) -> Snapshot:
         """Everything but the replay rows: copies only. The only real cost within the training loop.
 
         :param last: number of rows that were ever added to the replay buffer
         """
-        if self._buffer is not None and last % self.capacity != self._buffer.pos:
-            raise InputError(
-                "replay_buffer",
-                type(self._buffer).__name__,
-                "rows were added outside of collect_rollouts; train without",
-            )
+        if self._ring is not None and not self._ring.at(last):
+            kind = type(self._ring.buffer).__name__
+            raise InputError("replay_buffer", kind, "rows were added outside of collect_rollouts; train without")
         tensors, rest = _tensors(self.model)
         arrays = {name: tensor.detach().to("cpu", copy=True).numpy() for name, tensor in tensors.items()}
         parts = {"model": Part(arrays, self._pickle(rest)), "skeleton": Part(blob=self._skeleton)}
@@ -117,43 +117,17 @@ class Capture:
         return Snapshot(self.model.num_timesteps, parts, {}, facts)
 
     def rows(self, first: int, last: int) -> dict[str, Rows]:
-        """Replay rows ``[first, last)``.
-
-        Observations are views: they stay put until the ring laps them. The small columns are copied, because
-        ``NStepReplayBuffer.sample`` flips ``timeouts[pos - 1]`` for a moment.
-        """
-        if self._buffer is None:
-            return {}
-        first = max(first, last - self.capacity)
-        chunks = []
-        for start, stop in _ring(first, last, self.capacity):
-            at = start % self.capacity
-            window = slice(at, at + stop - start)
-            chunks.append(
-                (
-                    start,
-                    {
-                        name: column[window] if name.split("/")[0] in _LARGE else column[window].copy()
-                        for name, column in _columns(self._buffer).items()
-                    },
-                )
-            )
-        successors = {
-            name: name.replace(after, before)
-            for name in _columns(self._buffer)
-            for after, before in _SUCCESSORS.items()
-            if name.split("/")[0] == after
-        }
-        return {REPLAY: Rows(first, last, self.capacity, chunks, successors)}
+        """Replay rows ``[first, last)``; their observations stay put until ``capacity`` more rows are added."""
+        return {} if self._ring is None else {REPLAY: self._ring.rows(first, last)}
 
     def restore(self, snapshot: Snapshot) -> int:
         """Overwrite the model, its environments, generators, logger and callbacks.
 
         :return: number of rows that were ever added to the replay buffer
         """
-        last = self._restore_rows(snapshot)
         part = snapshot.parts["model"]
         state = loads(part.blob, self._singles)
+        last = 0 if self._ring is None else self._ring.load(snapshot.streams[REPLAY], state["replay"])
         _set_tensors(self.model, {name: torch.from_numpy(a.copy()) for name, a in part.arrays.items()}, state["rest"])
         self._restore_algorithm(state["algorithm"])
         begun_anew = _set_vecenv(self._env, state["environments"])
@@ -176,6 +150,7 @@ class Capture:
     def _pickle(self, rest: Mapping[str, Any]) -> bytes:
         state = {
             "rest": rest,
+            "replay": {} if self._ring is None else self._ring.state(),
             "algorithm": _algorithm(self.model),
             "environments": _get_vecenv(self._env, self._provider_of),
             "logger": [dict(pending) for pending in _pending(self.model.logger)],
@@ -192,37 +167,29 @@ class Capture:
 
     def _begin_episodes(self, observations: Mapping[int, Any]) -> None:
         """Where an environment could not go on with its episode, the model must see the first observation of
-        the new one.
-        """
-        live = self.model._last_obs
-        assert isinstance(live, np.ndarray) and self.model._last_episode_starts is not None
-        raw = np.array(self.model._last_original_obs if self.model._last_original_obs is not None else live)
-        for index, observation in observations.items():
-            raw[index] = observation
-            self.model._last_episode_starts[index] = True
-        normalizer = self.model.get_vec_normalize_env()
-        if normalizer is None:
-            self.model._last_obs = raw
-        else:
-            self.model._last_original_obs = normalizer.old_obs = raw
-            self.model._last_obs = normalizer.normalize_obs(raw)
+        the new one, as the wrappers between them show it.
 
-    def _restore_rows(self, snapshot: Snapshot) -> int:
-        if self._buffer is None:
-            return 0
-        stream = snapshot.streams[REPLAY]
-        if stream.capacity != self.capacity:
-            raise InputError("hyperparameters.buffer_size", self.capacity, f"this run was begun with {stream.capacity}")
-        columns = _columns(self._buffer)
-        for first, chunk in stream.chunks:
-            count = len(next(iter(chunk.values())))
-            for start, stop in _ring(first, first + count, self.capacity):
-                at = start % self.capacity
-                for name, column in columns.items():
-                    column[at : at + stop - start] = chunk[name][start - first : stop - first]
-        self._buffer.pos = stream.last % self.capacity
-        self._buffer.full = stream.last >= self.capacity
-        return stream.last
+        :param observations: one environment's, by its index
+        """
+        model, wrappers = self.model, _wrappers(self._env)
+        assert model._last_episode_starts is not None
+        model._last_episode_starts[[*observations]] = True
+        if not all(isinstance(wrapper, VecNormalize | VecTransposeImage) for wrapper in wrappers):
+            model._last_obs = self._env.reset()  # type: ignore[assignment]  # nobody knows how they would show one
+            model._last_episode_starts[:] = True
+            return
+        shown: Any = None  # of all environments, once a wrapper keeps that
+        single = dict(observations)
+        for wrapper in reversed(wrappers):
+            if isinstance(wrapper, VecNormalize):
+                wrapper.old_obs = _replaced(wrapper.old_obs if shown is None else shown, single)
+                model._last_original_obs = wrapper.old_obs
+                shown = wrapper.normalize_obs(wrapper.old_obs)
+                single = {}
+            elif isinstance(wrapper, VecTransposeImage):
+                single = {index: wrapper.transpose_observations(one) for index, one in single.items()}
+                shown = None if shown is None else wrapper.transpose_observations(shown)
+        model._last_obs = _replaced(model._last_obs, single) if shown is None else shown
 
     def _restore_algorithm(self, saved: dict[str, Any]) -> None:
         for name, value in saved.items():
@@ -261,40 +228,13 @@ def set_generators(state: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state_all([torch.from_numpy(generator) for generator in state["cuda"]])
 
 
-def _replay_buffer(model: BaseAlgorithm) -> ReplayBuffer | None:
-    buffer: ReplayBuffer | None = getattr(model, "replay_buffer", None)
-    if buffer is None:
-        if not isinstance(model, OnPolicyAlgorithm):
-            raise InputError("algorithm", type(model).__name__, "it has neither a replay buffer nor a rollout buffer")
-        return None
-    if type(buffer) not in (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer):
-        raise NotYet(
-            "hyperparameters.replay_buffer_class",
-            type(buffer).__name__,
-            "not in this version: its rows are not known to be append-only; leave the default buffer",
-        )
-    if buffer.optimize_memory_usage:
-        raise NotYet("hyperparameters.optimize_memory_usage", True, "not in this version: set it to false")
-    return buffer
-
-
-def _ring(first: int, last: int, capacity: int) -> Iterator[tuple[int, int]]:
-    """Cut ``[first, last)`` where the ring wraps."""
-    while first < last:
-        stop = min(last, (first // capacity + 1) * capacity)
-        yield first, stop
-        first = stop
-
-
-def _columns(buffer: ReplayBuffer) -> dict[str, Array]:
-    columns: dict[str, Array] = {}
-    for name in _LARGE + _SMALL:
-        value = getattr(buffer, name)
-        if isinstance(value, dict):
-            columns.update({f"{name}/{key}": array for key, array in value.items()})
-        else:
-            columns[name] = value
-    return columns
+def _ring(model: BaseAlgorithm) -> Ring | None:
+    buffer = getattr(model, "replay_buffer", None)
+    if buffer is not None:
+        return Ring(buffer)
+    if not isinstance(model, OnPolicyAlgorithm):
+        raise InputError("algorithm", type(model).__name__, "it has neither a replay buffer nor a rollout buffer")
+    return None
 
 
 def _algorithm(model: BaseAlgorithm) -> dict[str, Any]:
@@ -421,6 +361,28 @@ def _set_vecenv(env: VecEnv, layers: list[dict[str, Any]]) -> dict[int, Any]:
         if isinstance(env, VecEnvWrapper):
             env = env.venv
     return begun_anew
+
+
+def _wrappers(env: VecEnv) -> list[VecEnvWrapper]:
+    """Outermost first."""
+    found = []
+    while isinstance(env, VecEnvWrapper):
+        found.append(env)
+        env = env.venv
+    return found
+
+
+def _replaced(observations: Any, single: Mapping[int, Any]) -> Any:
+    """A copy of the observations of all environments, with those of some replaced."""
+    if isinstance(observations, dict):
+        return {
+            key: _replaced(value, {index: one[key] for index, one in single.items()})
+            for key, value in observations.items()
+        }
+    copied = np.array(observations)
+    for index, one in single.items():
+        copied[index] = one
+    return copied
 
 
 def _singles(env: VecEnv) -> list[gymnasium.Env[Any, Any]]:
