@@ -17,6 +17,7 @@ from train_cloud.config import (
     Code,
     Environment,
     Limits,
+    Preservation,
     RunFile,
     code_digest,
     code_files,
@@ -219,6 +220,13 @@ BAD: list[tuple[str, str, str]] = [
     ("limits.hours=-1", "limits.hours", "above 0"),
     ("limits.hours=.inf", "limits.hours", "finite"),
     ("limits.hours=12h", "limits.hours", "without quotes"),
+    ("schedule_total=0", "schedule_total", "at least 1"),
+    ("preservation.keep=5", "preservation.keep", "use one of last, every, best"),
+    ("preservation.last=0", "preservation.last", "at least 1"),
+    ("preservation.last=1001", "preservation.last", "at most 1000"),
+    ("preservation.every=3", "preservation.every", "at least 4: at most 500 stay"),
+    ("preservation.every=4", "", ""),
+    ("preservation.best=3", "preservation.best", "true or false"),
     ("total_timesteps", "--set", "key=value"),
     ("=1", "--set", "key=value"),
     ("environment..id=1", "--set", "key.sub"),
@@ -449,6 +457,7 @@ def fields_as_markdown() -> str:
         ("environment", Environment),
         ("code", Code),
         ("limits", Limits),
+        ("preservation", Preservation),
     ]
     lines = []
     for section, model in sections:

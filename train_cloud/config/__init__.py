@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from train_cloud.config.identity import PARTS, code_digest, code_files, identity_changes
 from train_cloud.config.load import ALIASES, load_run_file, parse_run_file
-from train_cloud.config.run_file import SUPPORTED, Code, Environment, Limits, RunFile
+from train_cloud.config.run_file import SUPPORTED, Code, Environment, Limits, Preservation, RunFile
 
 __all__ = [
     "ALIASES",
@@ -13,6 +13,7 @@ __all__ = [
     "Code",
     "Environment",
     "Limits",
+    "Preservation",
     "RunFile",
     "code_digest",
     "code_files",

@@ -33,11 +33,13 @@ PARTS: Mapping[str, Literal["identity", "budget"]] = {
     "env": "identity",
     "seeds": "identity",
     "total_timesteps": "budget",
+    "schedule_total": "budget",
     "save_frequency": "budget",
     "secrets": "budget",
     "evaluation": "budget",
     "wandb": "budget",
     "limits": "budget",
+    "preservation": "budget",
 }
 
 #: Never part of the user's code: made by tools, not by people. ``code.exclude`` adds to it.

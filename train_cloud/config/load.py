@@ -14,13 +14,19 @@ from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError, SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from train_cloud.config.run_file import Code, Environment, Limits, RunFile, suggestion
+from train_cloud.config.run_file import Code, Environment, Limits, Preservation, RunFile, suggestion
 from train_cloud.errors import InputError
 
 #: Names that users of the predecessor know. ``total_timesteps`` and ``save_frequency`` are the same in both.
 ALIASES = {"training_type": "algorithm"}
 
-_SECTIONS: dict[str, type[BaseModel]] = {"": RunFile, "environment": Environment, "code": Code, "limits": Limits}
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "": RunFile,
+    "environment": Environment,
+    "code": Code,
+    "limits": Limits,
+    "preservation": Preservation,
+}
 
 
 class _Constructor(SafeConstructor):
@@ -194,9 +200,11 @@ def _finding(finding: ErrorDetails) -> InputError:
         "tuple_type": "give a list: [first, second]",
         "path_type": "give a path, as text",
         "finite_number": "give a finite number",
+        "bool_type": "give true or false",
         "literal_error": f"use {context.get('expected', '')}".replace("'", ""),
         "greater_than_equal": f"give a number of at least {context.get('ge')}",
         "greater_than": f"give a number above {context.get('gt')}",
+        "less_than_equal": f"give a number of at most {context.get('le')}",
         "less_than": f"give a number below {context.get('lt')}",
     }
     if kind == "missing":

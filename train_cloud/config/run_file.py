@@ -51,6 +51,8 @@ _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _RUN_ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 _SCHEDULE = re.compile(r"lin_[0-9.]+(e[+-]?[0-9]+)?", re.IGNORECASE)
 _DEPTH = 32
+#: Checkpoints that stay by ``preservation.every``: each manifest names them all.
+_MOST_KEPT = 500
 
 
 def _matching(pattern: re.Pattern[str], fix: str) -> AfterValidator:
@@ -204,6 +206,20 @@ class Limits(Section):
         return self
 
 
+class Preservation(Section):
+    """Which checkpoints stay. All others go as soon as a newer one is committed."""
+
+    last: Annotated[Whole, Field(ge=1, le=1000)] = Field(
+        3, description="How many of the newest stay whole: the run can go back to them, and be forked from them."
+    )
+    every: Annotated[Whole, Field(ge=1)] | None = Field(
+        None, description="Timesteps; the first checkpoint of each so many stays, without its replay buffer."
+    )
+    best: Annotated[bool, Strict()] = Field(
+        False, description="The one with the highest mean episode return stays, without its replay buffer."
+    )
+
+
 class RunFile(Section):
     """One training goal. The same file runs on a laptop, in the rehearsal and on EC2."""
 
@@ -221,6 +237,9 @@ class RunFile(Section):
     )
     total_timesteps: Annotated[Whole, Field(ge=1)] = Field(
         description="Environment steps to train for, over all sessions and environments."
+    )
+    schedule_total: Annotated[Whole, Field(ge=1)] | None = Field(
+        None, description="Timesteps over which schedules run; null for `total_timesteps`."
     )
     save_frequency: Annotated[Whole, Field(ge=1)] = Field(
         description="Timesteps between two commits; what a sudden death may cost at most, beside the commit itself."
@@ -246,6 +265,7 @@ class RunFile(Section):
     wandb: Any = Field(None, description="Weights & Biases. Not yet.")
     seeds: Any = Field(None, description="Several seeds of one run file. Not yet.")
     limits: Limits = Field(Limits(), description="Where to stop early; see below.")
+    preservation: Preservation = Field(Preservation(), description="Which checkpoints stay; see below.")
 
     @model_validator(mode="after")
     def _check(self) -> RunFile:
@@ -257,6 +277,10 @@ class RunFile(Section):
             raise InputError(
                 "save_frequency", self.save_frequency, f"give at most total_timesteps, which is {self.total_timesteps}"
             )
+        every = self.preservation.every
+        if every is not None and self.total_timesteps > _MOST_KEPT * every:
+            least = -(-self.total_timesteps // _MOST_KEPT)
+            raise InputError("preservation.every", every, f"give at least {least}: at most {_MOST_KEPT} stay")
         for name, value in self.env.items():
             if name.startswith(("TRAIN_CLOUD_", "AWS_")):
                 raise InputError(f"env.{name}", value, "the worker sets it: remove it")
@@ -308,6 +332,11 @@ class RunFile(Section):
             if field in self.model_fields_set and value not in (None, (), {}):
                 shown = value.id if isinstance(value, Environment) else value
                 raise InputError(field, shown, f"the script {self.entry_point} decides this: remove it or entry_point")
+
+    @property
+    def schedule_timesteps(self) -> int:
+        """Timesteps over which schedules run."""
+        return self.schedule_total or self.total_timesteps
 
     def identity(self) -> dict[str, Any]:
         """What never changes under one run id, as JSON values; the user's code stands in it as its digest.
