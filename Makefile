@@ -4,8 +4,8 @@ STAMP := .venv/.installed
 BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(CURDIR)/.tools:$(PATH)
 # The project's own plugin: minutes per test file, printed at the end.
-# One process per core; a file stays in one of them, so that what its tests share is made once.
-PYTEST := PYTHONPATH=tests $(BIN)/python -m pytest -p minutes -n auto --dist loadfile
+# One process per core; most files stay in one of them (tests/conftest.py).
+PYTEST := PYTHONPATH=tests $(BIN)/python -m pytest -p minutes -n auto --dist loadgroup
 SHELL_SCRIPTS = $(wildcard scripts/*.sh bootstrap/*.sh .ci/run)
 
 .PHONY: demo test test-full check format clean help

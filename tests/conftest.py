@@ -32,6 +32,18 @@ sys.stdin.read()
 """
 
 
+#: Files whose tests take long and share little: any process may run any of them.
+SPREAD = {"test_exactness", "test_train"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the other files' tests in one process each, so that what they share is made once."""
+    for item in items:
+        name = Path(str(item.path)).stem
+        if name not in SPREAD:
+            item.add_marker(pytest.mark.xdist_group(name))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def aws_environment() -> Iterator[pytest.MonkeyPatch]:
     """Nobody's account: invented credentials, no metadata service, no files of the user's, an endpoint that refuses."""
