@@ -9,7 +9,8 @@ here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 # shellcheck source=bootstrap/ending.sh
 . "$here/ending.sh"
 mkdir -p "${log%/*}"
-exec > >(tee -a "$log") 2>&1
+# The log outlives a time-out's SIGTERM, which every process of the unit gets: it has to take down what follows.
+exec > >(trap '' TERM && exec tee -a "$log") 2>&1
 guard
 
 retry 120 begin_boot
