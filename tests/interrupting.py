@@ -9,6 +9,8 @@ import time
 from typing import Any
 
 import gymnasium
+import numpy as np
+from gymnasium import spaces
 from gymnasium.envs.classic_control import PendulumEnv
 from stable_baselines3.common.callbacks import BaseCallback
 
@@ -73,4 +75,44 @@ class Unpicklable(PendulumEnv):
         self.lock = threading.Lock()
 
 
+class Walk(gymnasium.Env[Any, Any]):
+    """A walk on a line to a point, shown in the form that is asked for."""
+
+    def __init__(self, shown: str = "float64", discrete: bool = False) -> None:
+        self.shown = shown
+        self.place = self.goal = np.zeros(2)
+        self.action_space = spaces.Discrete(3) if discrete else spaces.Box(-1, 1, (1,), np.float32)
+        line = spaces.Box(-10, 10, (2,), np.float64)
+        self.observation_space = {
+            "goal": spaces.Dict({"observation": line, "achieved_goal": line, "desired_goal": line}),
+            "dict": spaces.Dict({"line": spaces.Box(-10, 10, (2,), np.float16), "far": spaces.Discrete(2)}),
+            "image": spaces.Box(0, 255, (36, 36, 1), np.uint8),
+            "float64": line,
+        }[shown]
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self.place, self.goal = self.np_random.uniform(-3, 3, 2), self.np_random.uniform(-3, 3, 2)
+        return self.see(), {}
+
+    def step(self, action: Any) -> Any:
+        push = action - 1 if isinstance(self.action_space, spaces.Discrete) else action[0]
+        self.place = np.clip(self.place + push * self.np_random.uniform(0, 1, 2), -9, 9)
+        there = bool(np.abs(self.place - self.goal).max() < 1)
+        return self.see(), float(self.compute_reward(self.place, self.goal, {})), there, False, {}
+
+    def compute_reward(self, achieved: Any, desired: Any, info: Any) -> Any:
+        return -np.abs(achieved - desired).max(axis=-1)
+
+    def see(self) -> Any:
+        if self.shown == "goal":
+            return {"observation": self.place, "achieved_goal": self.place, "desired_goal": self.goal}
+        if self.shown == "dict":
+            return {"line": (self.place - self.goal).astype(np.float16), "far": int(self.place[0] > self.goal[0])}
+        if self.shown == "image":
+            return np.full((36, 36, 1), 20 * abs(self.place - self.goal).max(), np.uint8)
+        return self.place - self.goal
+
+
+gymnasium.register("Walk-v0", "interrupting:Walk", max_episode_steps=30)
 gymnasium.register("Unpicklable-v0", "interrupting:Unpicklable", max_episode_steps=200)

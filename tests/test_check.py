@@ -25,6 +25,7 @@ torch.set_num_threads(1)
 CODE = """
     import gymnasium, numpy, os, threading
     from gymnasium import spaces
+    from stable_baselines3.common.buffers import ReplayBuffer
     from stable_baselines3.common.callbacks import BaseCallback
 
     class Base(gymnasium.Env):
@@ -84,6 +85,15 @@ CODE = """
         def see(self):
             return self.np_random.integers(0, 255, (36, 36, 3)).astype(numpy.uint8)
 
+    class Goal(Base):
+        observation_space = spaces.Dict(
+            dict.fromkeys(["observation", "achieved_goal", "desired_goal"], Base.observation_space)
+        )
+        def see(self):
+            return {name: super(Goal, self).see() for name in self.observation_space}
+        def compute_reward(self, achieved, desired, infos):
+            return -numpy.abs(achieved - desired).sum(axis=-1)
+
     class Locked(Base):
         def __init__(self):
             super().__init__()
@@ -101,6 +111,7 @@ CODE = """
     for name, kind in list(globals().items()):
         if isinstance(kind, type) and issubclass(kind, Base):
             gymnasium.register(f"{name}-v0", entry_point=kind)
+    gymnasium.register("Timed-v0", entry_point=Goal, max_episode_steps=50)
 
     class Wrapper(gymnasium.Wrapper):
         pass
@@ -120,6 +131,9 @@ CODE = """
     class Loud(Quiet):
         def _on_step(self):
             raise SimulatorError("no such callback")
+
+    class Buffer(ReplayBuffer):
+        pass
 
     class Holder(Quiet):
         def __init__(self):
@@ -171,6 +185,18 @@ def own(name: str) -> dict[str, str]:
     return {"id": f"{name}-v0", "module": "own"}
 
 
+def hindsight(name: str = "Goal-v0", n_envs: int = 1, learning_starts: int = 100, **arguments: Any) -> dict[str, Any]:
+    return {
+        "environment": {**own("Goal"), "id": name, "n_envs": n_envs},
+        "policy": "MultiInputPolicy",
+        "hyperparameters": {
+            "replay_buffer_class": "stable_baselines3:HerReplayBuffer",
+            "replay_buffer_kwargs": arguments,
+            "learning_starts": learning_starts,
+        },
+    }
+
+
 #: (what is changed, the field that must be named, what must be said)
 BAD: list[tuple[dict[str, Any], str, str]] = [
     # environment
@@ -215,6 +241,10 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"environment": own("DictObservation")}, "policy", "use MultiInputPolicy"),
     ({"policy": "MultiInputPolicy"}, "policy", "use MlpPolicy"),
     ({"device": "cuda:7"}, "device", "use auto or cpu"),
+    # buffers
+    (hindsight("Timed-v0", n_envs=3), "hyperparameters.learning_starts", "at least 150"),
+    (hindsight(copy_info_dict=True), "hyperparameters.replay_buffer_kwargs.copy_info_dict", "infos are objects"),
+    ({"hyperparameters": {"replay_buffer_class": "own:Buffer"}}, "hyperparameters.replay_buffer_class", "not known"),
     # callbacks and scripts
     ({"callbacks": ["own:Wrapper"]}, "callbacks", "BaseCallback"),
     ({"callbacks": ["own:Needy"]}, "callbacks", "'path'"),
@@ -328,6 +358,14 @@ def test_refused_policy_argument(code: Path, name: str, value: Any, told: str) -
         {"hyperparameters": {"use_sde": True, "sde_sample_freq": 4, "ent_coef": "auto_0.1", "n_steps": 3}},
         {"hyperparameters": {"policy_kwargs": {"net_arch": {"pi": [4], "qf": [8]}}, "action_noise": {"normal": 0.1}}},
         {"hyperparameters": {"learning_rate": "lin_1e-3", "target_entropy": -2, "gamma": 1, "tau": 1}},
+        hindsight(goal_selection_strategy="final"),
+        hindsight("Timed-v0", n_envs=3, learning_starts=150),
+        {
+            "hyperparameters": {
+                "optimize_memory_usage": True,
+                "replay_buffer_kwargs": {"handle_timeout_termination": False},
+            }
+        },
         {"algorithm": "stable_baselines3:TD3"},
         {"algorithm": "stable_baselines3:PPO"},
     ],
@@ -346,6 +384,10 @@ def test_what_is_reported(code: Path) -> None:
     assert report.action_space == gym.spaces.Box(-2, 2, (1,), np.float32)
     # two observations of 3 float32, an action, a reward, done and timeout
     assert report.buffer_bytes == 1000 * 4 * (3 + 3 + 1 + 1 + 1 + 1)
+    arguments = hindsight()
+    arguments["hyperparameters"]["buffer_size"] = 1000
+    # three observations and their successors of 2 float32, and an episode's start and length and an info
+    assert try_out(code, **arguments).buffer_bytes == 1000 * (4 * (6 * 2 + 1 + 1 + 1 + 1) + 3 * 8 + sys.getsizeof({}))
 
 
 def test_a_state_that_will_be_lost_is_reported(code: Path) -> None:

@@ -38,7 +38,18 @@ def other(algorithm: str, environment: dict[str, Any], total: int, save: int, **
     }
 
 
+def walk(shown: str, algorithm: str = "sac", policy: str = "MlpPolicy", n_envs: int = 1, **hyperparameters: Any) -> Any:
+    """A ring that laps, on observations of another kind."""
+    kwargs = {"shown": shown, "discrete": algorithm == "dqn"}
+    environment = {"id": "Walk-v0", "module": "interrupting", "kwargs": kwargs, "n_envs": n_envs}
+    small = {"learning_starts": 100, "batch_size": 16, "buffer_size": 300}
+    return {**other(algorithm, environment, 600, 150, **{**small, **hyperparameters}), "policy": policy}
+
+
 OFF = {name: SMALL[name] for name in ("learning_starts", "batch_size", "buffer_size")}
+
+OPTIMISED: dict[str, Any] = {"optimize_memory_usage": True, "replay_buffer_kwargs": {"handle_timeout_termination": False}}
+CNN = {"net_arch": [16], "features_extractor_kwargs": {"features_dim": 16}}
 
 RUNS: dict[str, dict[str, Any]] = {
     "plain": sac(),
@@ -59,6 +70,10 @@ RUNS: dict[str, dict[str, Any]] = {
     "ppo": other("ppo", {**PENDULUM, "n_envs": 2, "normalize": {}}, 768, 128, n_steps=64, batch_size=32),
     "a2c": other("a2c", {"id": "CartPole-v1"}, 700, 150),
     "ppo, gSDE": other("ppo", PENDULUM, 768, 128, n_steps=64, batch_size=32, use_sde=True),
+    "hindsight": walk("goal", "sac", "MultiInputPolicy", 2, replay_buffer_class="stable_baselines3:HerReplayBuffer"),
+    "dict observations of float16": walk("dict", "td3", "MultiInputPolicy"),
+    "float64, memory optimised": walk("float64", **OPTIMISED),
+    "images, memory optimised": walk("image", "dqn", "CnnPolicy", policy_kwargs=CNN, train_freq=4, **OPTIMISED),
     "processes": sac(total=600, environment={"n_envs": 2, "vectorization": "subproc"}),
 }
 

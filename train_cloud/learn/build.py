@@ -10,6 +10,7 @@ import inspect
 import multiprocessing
 import re
 import signal
+import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -305,9 +306,10 @@ def buffer_bytes(model: BaseAlgorithm, transitions: int | None = None) -> int:
         array
         for value in vars(buffer).values()
         for array in (value.values() if isinstance(value, dict) else [value])
-        if isinstance(array, np.ndarray)
+        if isinstance(array, np.ndarray) and len(array) == buffer.buffer_size
     ]
-    total = sum(array.nbytes for array in arrays)
+    infos = sum(array.size for array in arrays if array.dtype.hasobject)  # hindsight has an empty dict for each row
+    total = sum(array.nbytes for array in arrays) + infos * sys.getsizeof({})
     return total if transitions is None else total * transitions // (buffer.buffer_size * buffer.n_envs)
 
 

@@ -8,6 +8,7 @@ import copy
 import inspect
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
+from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -83,6 +86,7 @@ def _check(run_file: RunFile) -> CheckReport:
     try:
         _step(env, run_file.environment.id)
         arguments = arguments_of(run_file, algorithm, env.action_space)
+        _check_hindsight(run_file, arguments, env)
 
         def attempt(policy: Any, arguments: Mapping[str, Any], callbacks: Sequence[BaseCallback] = ()) -> BaseAlgorithm:
             small = copy.deepcopy(_small(algorithm, arguments, env.num_envs))
@@ -90,6 +94,11 @@ def _check(run_file: RunFile) -> CheckReport:
             model.set_logger(Logger(None, []))
             root = CallbackList([*callbacks])
             model.learn(_STEPS * env.num_envs, callback=root, log_interval=1)
+            if isinstance(model, OffPolicyAlgorithm) and isinstance(model.replay_buffer, HerReplayBuffer):
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    model.replay_buffer.truncate_last_trajectory()  # it samples from whole episodes
+                model.train(gradient_steps=1, batch_size=model.batch_size)
             _capture(model, root, choice, run_file)
             return model
 
@@ -132,7 +141,24 @@ def _small(algorithm: type[BaseAlgorithm], arguments: Mapping[str, Any], n_envs:
         batch = min(arguments.get("batch_size", 256), 1024)
         small = {"buffer_size": _ROWS * n_envs, "learning_starts": 0, "train_freq": 1, "gradient_steps": 1}
         small["batch_size"] = batch
+        if _is_hindsight(arguments):
+            small["learning_starts"] = _STEPS * n_envs
     return {**arguments, **{name: value for name, value in small.items() if name in known}}
+
+
+def _is_hindsight(arguments: Mapping[str, Any]) -> bool:
+    kind = arguments.get("replay_buffer_class")
+    return isinstance(kind, type) and issubclass(kind, HerReplayBuffer)
+
+
+def _check_hindsight(run_file: RunFile, arguments: Mapping[str, Any], env: VecEnv) -> None:
+    """:raises InputError: an update may come before there is an episode to learn from, and would end the training"""
+    assert run_file.environment is not None
+    longest = [spec.max_episode_steps for spec in env.get_attr("spec") if spec is not None and spec.max_episode_steps]
+    starts = arguments.get("learning_starts", 100)  # SB3's default
+    if _is_hindsight(arguments) and longest and starts < max(longest) * run_file.environment.n_envs:
+        fix = f"give at least {max(longest) * run_file.environment.n_envs}: hindsight learns from whole episodes"
+        raise InputError("hyperparameters.learning_starts", starts, fix)
 
 
 def _capture(model: BaseAlgorithm, root: BaseCallback, choice: Choice, run_file: RunFile) -> None:

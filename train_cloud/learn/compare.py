@@ -15,6 +15,9 @@ from train_cloud.snapshot import Array, Rows, Snapshot
 
 #: Readings of a clock: when something happened, which acts on nothing.
 _CLOCKS = {"t", "t_start", "episode_times", "start_time"}
+#: SB3 draws an image from the space, unseeded, to size a network. Where an environment draws from it, its observations
+#: show that.
+_DRAWN_FROM_ONCE = "observation_space"
 _DEEPEST = 40
 
 
@@ -97,9 +100,9 @@ def _walk(where: str, left: Any, right: Any, seen: set[tuple[int, int]]) -> Iter
         yield from _walk(where, _generator_state(left), _generator_state(right), seen)
     elif isinstance(left, Mapping):
         for key in sorted({*left, *right}, key=repr):
-            if key in _CLOCKS:
+            if key in _CLOCKS or key == _DRAWN_FROM_ONCE:
                 continue
-            if key not in left or key not in right:
+            if key not in {*left} & {*right}:  # "in" asks a Dict space for its members
                 yield f"{where}.{key}: only in one"
             else:
                 yield from _walk(f"{where}.{key}", left[key], right[key], seen)
