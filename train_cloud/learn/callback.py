@@ -155,8 +155,7 @@ class Checkpoints(BaseCallback):
         self._host.step(self.model.num_timesteps)
         if self._capture is not None and self._capture.capacity:
             self._rows += 1
-            if self._in_flight_from is not None and self._rows - self._in_flight_from > self._capture.capacity:
-                self._settle()  # the ring is about to overwrite rows that a commit in flight reads
+            self._keep_rows(self._capture.capacity)
         deadline = self._host.stop_deadline()
         if deadline is not None and self._held is not None:
             reach = time.monotonic() + self._until_rollout_start() + self._host.commit_seconds()
@@ -197,6 +196,19 @@ class Checkpoints(BaseCallback):
             self._submit(snapshot, rows)
             self._settle()
         raise TrainingStopped
+
+    def _keep_rows(self, capacity: int) -> None:
+        """Called where the ring is about to overwrite a row: what still needs it is committed first."""
+        if self._in_flight_from is not None and self._rows - self._in_flight_from > capacity:
+            self._settle()
+        if self._held is None:
+            return
+        snapshot, rows = self._held
+        oldest = max(self._submitted_rows, rows - capacity)
+        if snapshot.timesteps != self._submitted_timesteps and self._rows - oldest > capacity:
+            self._settle()
+            self._submit(snapshot, rows)
+            self._settle()
 
     def _settle(self) -> None:
         self._host.phase("store")

@@ -1,0 +1,136 @@
+"""The callback in one process, against a writer that reads rows as late as it is allowed to."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import SAC
+from stable_baselines3.common.logger import KVWriter
+
+from train_cloud.checkpoint.format import pack, unpack
+from train_cloud.envs.state import Choice
+from train_cloud.learn import callback
+from train_cloud.learn.callback import Checkpoints, TrainingStopped
+from train_cloud.snapshot import Array, Part, Rows, Snapshot
+
+torch.set_num_threads(1)
+
+
+class Late:
+    """A host whose commits are written only when somebody waits for them.
+
+    :param stop_at: asks to stop at once when that many timesteps are done
+    """
+
+    def __init__(self, total: int, save_frequency: int, stop_at: int | None = None) -> None:
+        self.total_timesteps, self.save_frequency, self.stop_at = total, save_frequency, stop_at
+        self.restored: Snapshot | None = None
+        self.waiting: Snapshot | None = None
+        self.written: dict[int, Snapshot] = {}
+        self.timesteps = 0
+
+    def stop_deadline(self) -> float | None:
+        return time.monotonic() if self.stop_at is not None and self.timesteps >= self.stop_at else None
+
+    def save_requested(self) -> bool:
+        return False
+
+    def busy(self) -> bool:
+        return False
+
+    def commit_seconds(self) -> float:
+        return 1.0
+
+    def settle(self) -> None:
+        if self.waiting is not None:
+            self.written[self.waiting.timesteps] = _written(self.waiting)
+        self.waiting = None
+
+    def submit(self, snapshot: Snapshot) -> None:
+        self.settle()
+        self.waiting = snapshot
+
+    finish = submit
+
+    def phase(self, name: str) -> None:
+        pass
+
+    def step(self, timesteps: int) -> None:
+        self.timesteps = timesteps
+
+    def outputs(self) -> Sequence[KVWriter]:
+        return ()
+
+    def exactness(self, exact: bool, because: str) -> None:
+        assert exact, because
+
+
+def _written(snapshot: Snapshot) -> Snapshot:
+    """As it comes out of a store: copies, through bytes."""
+    parts = {name: unpack(pack(part), name) for name, part in snapshot.parts.items()}
+    rows = snapshot.streams["replay"]
+    chunks = [(first, unpack(pack(Part(chunk)), "rows").arrays) for first, chunk in rows.chunks]
+    return Snapshot(snapshot.timesteps, parts, {"replay": Rows(rows.first, rows.last, rows.capacity, chunks)})
+
+
+def train(host: Late, buffer_size: int, **arguments: Any) -> SAC:
+    """No updates: what is looked at are rows."""
+    kwargs: dict[str, Any] = {"net_arch": [4]}
+    model = SAC(
+        "MlpPolicy", "Pendulum-v1", seed=1, device="cpu", learning_starts=10_000, buffer_size=buffer_size,
+        policy_kwargs=kwargs, **arguments,
+    )  # fmt: skip
+    with contextlib.suppress(TrainingStopped):
+        model.learn(host.total_timesteps, callback=Checkpoints(host, Choice("pickle", True, "")))
+    host.settle()
+    return model
+
+
+def truth(total: int) -> dict[str, Array]:
+    """The rows of a run whose ring never laps."""
+    buffer: Any = train(Late(total, total), 10_000).replay_buffer
+    return {name: getattr(buffer, name)[:total] for name in ("observations", "next_observations", "rewards")}
+
+
+def check(snapshot: Snapshot, expected: dict[str, Array]) -> tuple[int, int]:
+    rows = snapshot.streams["replay"]
+    for first, chunk in rows.chunks:
+        for name, column in expected.items():
+            count = len(chunk[name])
+            assert chunk[name].tobytes() == np.ascontiguousarray(column[first : first + count]).tobytes(), name
+    return rows.first, rows.last
+
+
+@pytest.mark.parametrize("arguments", [{}, {"train_freq": 7}])
+def test_a_late_writer_finds_every_row_as_it_was(arguments: dict[str, Any]) -> None:
+    expected = truth(310)  # the last rollout may go beyond the total
+    host = Late(300, 45)
+    train(host, 50, **arguments)
+    assert len(host.written) >= 6
+    at = 0
+    for timesteps, snapshot in host.written.items():
+        first, last = check(snapshot, expected)
+        assert (first, last) == (max(at, timesteps - 50), timesteps)
+        at = last
+
+
+@pytest.mark.parametrize("size", [60, 150, 250, 1000])
+def test_a_held_snapshot_keeps_its_rows(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An episode is long, time is out in the middle of it, and the ring may have lapped what the snapshot needs."""
+    monkeypatch.setattr(callback, "_LONG_ROLLOUT_SECONDS", 0.0)
+    expected = truth(500)
+    host = Late(500, 10_000, stop_at=370)
+    train(host, size, train_freq=(1, "episode"))
+    assert max(host.written) == 200, "the start of the episode that was cut"
+    covered = 0
+    for snapshot in host.written.values():
+        first, last = check(snapshot, expected)
+        assert first <= max(covered, last - size)
+        covered = last
+    assert covered == 200
