@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from train_cloud.checkpoint import Committer, find, read_manifest, restore
-from train_cloud.checkpoint.format import drop_successors, fill_successors, pack, unpack
+from train_cloud.checkpoint import Committer, Kept, find, merge, read_manifest, restore
+from train_cloud.checkpoint.format import drop_successors, fill_successors, join, pack, unpack
+from train_cloud.checkpoint.manifest import Manifest, Segment
+from train_cloud.checkpoint.preserve import preserved
+from train_cloud.config import Preservation
 from train_cloud.errors import CorruptCheckpoint, Fenced, InputError, ObjectMissing, StoreUnavailable, TrainCloudError
 from train_cloud.run import layout
-from train_cloud.run.head import Lease, Token, read_head
+from train_cloud.run.head import Lease, Reference, Token, read_head
 from train_cloud.snapshot import Array, Part, Rows, Snapshot
 from train_cloud.store import ObjectStore, open_store
 
@@ -90,9 +94,38 @@ def begin(store: ObjectStore, session: int = 1, **options: Any) -> Committer:
     return Committer(store, lease, manifest, **options)
 
 
-def commit(committer: Committer, timesteps: int, first: int) -> None:
-    committer.submit(snapshot(timesteps, first))
+def commit(committer: Committer, timesteps: int, first: int, **facts: Any) -> None:
+    made = snapshot(timesteps, first)
+    committer.submit(replace(made, facts={**made.facts, **facts}))
     committer.wait()
+
+
+def newest(store: ObjectStore) -> Manifest:
+    read = read_head(store)
+    assert read is not None and read[0].manifest is not None
+    return read_manifest(store, read[0].manifest)
+
+
+def named(store: ObjectStore) -> set[str]:
+    """Every object that the head leads to."""
+    read = read_head(store)
+    assert read is not None and read[0].manifest is not None
+    manifest = read_manifest(store, read[0].manifest)
+    found = manifest.keys() | {read[0].manifest.key, layout.HEAD}
+    for kept in manifest.kept:
+        found |= read_manifest(store, kept.manifest).keys(rows=kept.rows) | {kept.manifest.key}
+    return found
+
+
+def stored(store: ObjectStore) -> set[str]:
+    return {info.key for info in store.list("")}
+
+
+@pytest.fixture
+def merging(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Merges begin at a few segments."""
+    monkeypatch.setattr(merge, "MANY", 3)
+    monkeypatch.setattr(merge, "FAN_IN", 4)
 
 
 # ---------------------------------------------------------------------------------------------------------- the format
@@ -125,6 +158,27 @@ def test_successors_come_back_to_the_byte(rows: int, environments: int, data: st
     }
 
 
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(1, 3), st.data())
+def test_joined_segments_are_what_one_would_have_been(
+    lengths: list[int], environments: int, data: st.DataObject
+) -> None:
+    values = st.sampled_from([0.0, -0.0, 1.0, float("nan")])
+    shape = (sum(lengths), environments, 2)
+    whole = {name: data.draw(hnp.arrays(np.float32, shape, elements=values)) for name in ("before", "after")}
+    whole["reward"] = data.draw(hnp.arrays(np.float16, shape[:2], elements=values))
+    begins = np.cumsum([0, *lengths])
+    pieces = [
+        drop_successors({name: a[begin : begin + length] for name, a in whole.items()}, SUCCESSORS)
+        for begin, length in zip(begins, lengths, strict=False)
+    ]
+    assert bytes(pack(Part(join(pieces, SUCCESSORS)))) == bytes(pack(Part(drop_successors(whole, SUCCESSORS))))
+
+
+def test_segments_with_different_columns_are_not_joined() -> None:
+    with pytest.raises(ValueError, match="reward"):
+        join([{"reward": np.zeros(1)}, {}], {})
+
+
 def test_successors_halve_a_segment() -> None:
     whole = columns(0, 1000)
     stored = drop_successors(whole, SUCCESSORS)
@@ -140,7 +194,7 @@ def test_objects_are_refused() -> None:
 
 
 def test_checkpoints_build_on_each_other_and_old_ones_go(store: ObjectStore) -> None:
-    committer = begin(store, keep=3)
+    committer = begin(store, policy=Preservation(last=3))
     for timesteps in range(10, 210, 10):
         commit(committer, timesteps, timesteps - 10)
         assert check(store) == timesteps
@@ -218,6 +272,191 @@ def test_a_damaged_object_is_never_restored(store: ObjectStore, what: str, damag
     assert read_head(store) == before
 
 
+# ------------------------------------------------------------------------------------------------------ preservation
+
+
+def entry(timesteps: int, episode_return: float | None = None, *, rows: bool = True) -> Kept:
+    reference = Reference(key=str(timesteps), size=0, crc64nvme=0)
+    return Kept(timesteps=timesteps, manifest=reference, rows=rows, episode_return=episode_return)
+
+
+@pytest.mark.parametrize(
+    ("policy", "returns", "staying"),
+    [
+        # of the checkpoints at 10, 20, … with these returns, those that stay beside the last; "-": without its rows
+        ({}, [None] * 6, "50 40"),
+        ({"last": 1}, [None] * 6, ""),
+        ({"last": 9}, [None] * 4, "30 20 10"),
+        ({"last": 1, "every": 20}, [None] * 7, "-60 -40 -20"),
+        ({"last": 2, "every": 25}, [None] * 9, "80 -50 -30"),
+        ({"last": 1, "every": 1000}, [None] * 6, ""),
+        ({"last": 1, "best": True}, [None] * 3, ""),
+        ({"last": 1, "best": True}, [3, 1, 5, 2], "-30"),
+        ({"last": 1, "best": True}, [3, 1, 3, 2], "-10"),
+        ({"last": 1, "best": True}, [3, 1, 5, 6], ""),
+        ({"last": 1, "best": True}, [3, 1, 5, 5], "-30"),
+        ({"last": 1, "best": True}, [3, None, None], "-10"),
+        ({"last": 2, "best": True}, [3, 1, 2], "20 -10"),
+        ({"last": 3, "best": True}, [3, 1, 2], "20 10"),
+    ],
+)
+def test_the_policy(policy: dict[str, Any], returns: list[float | None], staying: str) -> None:
+    kept: tuple[Kept, ...] = ()
+    for number, value in enumerate(returns[:-1], start=1):
+        kept = (entry(10 * number, value), *preserved(Preservation(**policy), value, kept))
+    kept = preserved(Preservation(**policy), returns[-1], kept)
+    assert " ".join(f"{'' if k.rows else '-'}{k.timesteps}" for k in kept) == staying
+
+
+def test_rows_that_are_gone_do_not_come_back_with_a_larger_policy() -> None:
+    kept = preserved(Preservation(last=9), None, [entry(30), entry(20, rows=False)])
+    assert [k.rows for k in kept] == [True, False]
+
+
+@pytest.mark.parametrize("at", [20, 40, 30])
+def test_what_is_kept_for_long_is_kept_without_its_rows(store: ObjectStore, at: int) -> None:
+    committer = begin(store, policy=Preservation(last=1, every=20, best=True))
+    for timesteps in range(10, 210, 10):
+        commit(committer, timesteps, timesteps - 10, episode_return=9.0 if timesteps == 30 else 1.0)
+    read = read_head(store)
+    assert read is not None and read[0].manifest is not None
+    kept = {old.timesteps: old for old in newest(store).kept}
+    assert kept.keys() == {20, 30, *range(40, 200, 20)} and not any(old.rows for old in kept.values())
+    assert kept[30].episode_return == 9
+    found = restore(store, find(store, read[0].manifest, at))
+    assert found.timesteps == at and (found.parts["model"].arrays["weight"] == at).all()
+    rows = found.streams["replay"]
+    assert (rows.capacity, rows.last, list(rows.chunks)) == (CAPACITY, 0, [])
+    assert stored(store) == named(store)
+
+
+def test_500_checkpoints_stay_within_the_policys_bound(folder: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)  # thousands of files, and no power cut
+    committer = begin(folder, policy=Preservation(last=3, every=500, best=True))
+    sizes = []
+    for timesteps in range(10, 5010, 10):
+        commit(committer, timesteps, timesteps - 10, episode_return=float(timesteps % 770))
+        if timesteps % 250 == 0:
+            sizes.append([info.size for info in folder.list("")])
+    assert {old.timesteps for old in newest(folder).kept if not old.rows} == {760, *range(500, 5000, 500)}
+    assert [check(folder, at) for at in (5000, 4990, 4980)] == [5000, 4990, 4980]
+    assert stored(folder) == named(folder)
+    lean = 9 + 1
+    segments = 2 * (CAPACITY // 10 + 3)
+    assert max(map(len, sizes)) <= len(["head", "lock"]) + 2 * (3 + lean) + segments
+    assert max(map(sum, sizes)) <= sum(sizes[0]) + lean * 5000, "no rows beyond those of the newest three"
+
+
+def test_a_kept_checkpoint_that_cannot_be_read_is_named_no_longer_and_the_run_goes_on(folder: ObjectStore) -> None:
+    commit(begin(folder, 1), 10, 0)
+    (broken,) = (key for key in stored(folder) if key.endswith("manifest.json"))
+    committer = begin(folder, 2)
+    folder.put(broken, b"{}")
+    for timesteps in (20, 30, 40):
+        commit(committer, timesteps, timesteps - 10)
+        assert check(folder) == timesteps
+    assert broken not in stored(folder) and stored(folder) == named(folder)
+
+
+# ------------------------------------------------------------------------------------------------------------- merging
+
+
+def test_a_million_rows_saved_by_the_thousand_are_few_objects() -> None:
+    """The sizes alone, as the committer would go on; every row is sent again at most twice."""
+    live: list[Segment] = []
+    sent = again = 0
+    for number in range(3000):
+        first = 1000 * number
+        live = [s for s in live if s.last > first + 1000 - 1_000_000]
+        live.append(Segment(key="k", size=110_000, crc64nvme=0, first=first, last=first + 1000))
+        sent += 110_000
+        assert len(live) <= merge.MANY + 1
+        chosen = merge.due(live)
+        if chosen:
+            size = sum(s.size for s in chosen)
+            assert 1 < len(chosen) <= merge.FAN_IN and size <= merge.MERGED_BYTES
+            at = live.index(chosen[0])
+            assert live[at : at + len(chosen)] == list(chosen)
+            both = Segment(
+                key="k",
+                size=size,
+                crc64nvme=0,
+                first=chosen[0].first,
+                last=chosen[-1].last,
+                merged=chosen[0].merged + 1,
+            )
+            live[at : at + len(chosen)] = [both]
+            again += size
+    assert sum(s.last - s.first for s in live) <= 1_000_000 + merge.MERGED_BYTES / 110
+    assert again <= 2 * sent
+
+
+@pytest.mark.parametrize(("size", "amount"), [(merge.MERGED_BYTES // 2, 0), (merge.MERGED_BYTES // 2 - 1, 2), (1, 32)])
+def test_large_segments_are_left_alone(size: int, amount: int) -> None:
+    live = [Segment(key="k", size=size, crc64nvme=0, first=n, last=n + 1) for n in range(100)]
+    assert len(merge.due(live)) == amount
+    assert merge.due(live[: merge.MANY]) == ()
+
+
+@pytest.mark.usefixtures("merging")
+def test_merged_segments_hold_the_same_rows_and_what_they_replace_goes(store: ObjectStore) -> None:
+    committer = begin(store)
+    levels: set[int] = set()
+    for timesteps in range(4, 300, 4):
+        commit(committer, timesteps, timesteps - 4)
+        assert check(store) == timesteps
+        segments = newest(store).streams["replay"].segments
+        levels |= {segment.merged for segment in segments}
+        assert len(segments) <= 14, "of 26 without merging"
+    assert [check(store, at) for at in (288, 292)] == [288, 292]
+    assert {0, 1} <= levels and committer.merged_bytes > 0
+    commit(begin(store, 2, hurry=lambda: True), 300, 296)
+    assert stored(store) == named(store), "what a merge has left unnamed is swept by the next session"
+
+
+@pytest.mark.usefixtures("merging")
+def test_nothing_is_merged_while_somebody_waits(folder: ObjectStore) -> None:
+    waiting = True
+    committer = begin(folder, hurry=lambda: waiting)
+    for timesteps in range(4, 40, 4):
+        commit(committer, timesteps, timesteps - 4)
+    assert committer.merged_bytes == 0
+    waiting = False
+    committer.submit(snapshot(40, 36), outcome="completed")
+    committer.wait()
+    assert committer.merged_bytes == 0, "nobody commits after the end"
+
+
+@pytest.mark.usefixtures("merging")
+@pytest.mark.parametrize("error", ["outage", "corruption"])
+def test_a_merge_that_fails_costs_nothing(folder: ObjectStore, error: str, caplog: pytest.LogCaptureFixture) -> None:
+    class Partial:
+        """Segments cannot be read."""
+
+        url, away = folder.url, True
+
+        def __getattr__(self, verb: str) -> Callable[..., object]:
+            def get(key: str) -> object:
+                if self.away and key.startswith(layout.REPLAY):
+                    if error == "outage":
+                        raise StoreUnavailable("503")
+                    return replace(folder.get(key), body=b"other bytes")
+                return folder.get(key)
+
+            return get if verb == "get" else getattr(folder, verb)
+
+    flaky = Partial()
+    committer = begin(flaky)  # type: ignore[arg-type]
+    for timesteps in range(4, 40, 4):
+        commit(committer, timesteps, timesteps - 4)
+    assert committer.merged_bytes == 0 and check(folder) == 36
+    assert "503" in caplog.text if error == "outage" else "cannot be restored" in caplog.text
+    flaky.away = False
+    for timesteps in range(40, 80, 4):
+        commit(committer, timesteps, timesteps - 4)
+    assert committer.merged_bytes > 0 and check(folder) == 76
+
+
 # ------------------------------------------------------------------------------------------------- death and outages
 
 
@@ -247,7 +486,7 @@ class Interposed:
 
 def work(store: ObjectStore, session: int, until: int) -> Iterator[int]:
     """What a session does: go on from the head, commit every ten, with three kept."""
-    committer = begin(store, session, keep=2)
+    committer = begin(store, session, policy=Preservation(last=2))
     read = read_head(store)
     assert read is not None
     for timesteps in range(read[0].timesteps + 10, until + 1, 10):
@@ -255,11 +494,17 @@ def work(store: ObjectStore, session: int, until: int) -> Iterator[int]:
         yield timesteps
 
 
+@pytest.mark.parametrize("many", [1, 1000])
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_death_at_every_write_leaves_a_whole_checkpoint(folder: ObjectStore, when: str) -> None:
+def test_death_at_every_write_leaves_a_whole_checkpoint(
+    folder: ObjectStore, when: str, many: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Dies before or after each single write of a session in turn; the next session always goes on from a whole one."""
+    monkeypatch.setattr(merge, "FAN_IN", 2)
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
     session, deaths = 0, 0
     for fatal in range(1, 26):
+        monkeypatch.setattr(merge, "MANY", many)
         for info in list(folder.list("")):
             folder.delete([info.key])
         session = 1
@@ -285,14 +530,9 @@ def test_death_at_every_write_leaves_a_whole_checkpoint(folder: ObjectStore, whe
         if reached:
             assert check(folder) == reached
         assert list(work(folder, session + 1, 50))[-1] == 50 and check(folder) == 50
-        keys = {info.key for info in folder.list("") if info.key != layout.HEAD}
-        read = read_head(folder)
-        assert read is not None and read[0].manifest is not None
-        newest = read_manifest(folder, read[0].manifest)
-        named = newest.keys() | {read[0].manifest.key}
-        for kept in newest.kept:
-            named |= read_manifest(folder, kept.manifest).keys() | {kept.manifest.key}
-        assert keys == named, "nothing is lost and nothing is left over"
+        monkeypatch.setattr(merge, "MANY", 1000)
+        commit(begin(folder, session + 2), 60, 50)
+        assert stored(folder) == named(folder), "nothing is lost and nothing is left over"
     assert deaths > 20
 
 
@@ -307,6 +547,38 @@ def test_an_outage_delays_a_commit_and_nothing_else(folder: ObjectStore, happens
 
     for timesteps in work(Interposed(folder, act), 1, 30):  # type: ignore[arg-type]
         assert check(folder) == timesteps
+
+
+def test_a_commit_that_is_tried_again_writes_the_same_bytes(folder: ObjectStore) -> None:
+    """The swap may have happened before its reply was lost: other bytes now would spoil what the head names."""
+    lost: list[str] = []
+
+    class Deaf:
+        url = folder.url
+
+        def __getattr__(self, verb: str) -> Callable[..., object]:
+            def put(key: str, body: bytes) -> object:
+                assert key not in stored(folder) or bytes(folder.get(key).body) == bytes(body), key
+                return folder.put(key, body)
+
+            def swap(key: str, body: bytes, etag: str) -> object:
+                result = folder.swap(key, body, etag)
+                if not lost:
+                    lost.append(key)
+                    raise StoreUnavailable("reset")
+                return result
+
+            def get(key: str) -> object:
+                if lost == [layout.HEAD]:
+                    lost.append(key)
+                    raise StoreUnavailable("still away")
+                return folder.get(key)
+
+            verbs: dict[str, Callable[..., object]] = {"put": put, "swap": swap, "get": get}
+            return verbs.get(verb) or getattr(folder, verb)
+
+    commit(begin(Deaf()), 10, 0)  # type: ignore[arg-type]
+    assert lost == [layout.HEAD, layout.HEAD] and check(folder) == 10
 
 
 def test_at_a_deadline_an_unreachable_store_is_an_error_and_the_former_head_stands(folder: ObjectStore) -> None:

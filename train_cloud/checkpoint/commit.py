@@ -6,6 +6,7 @@ States of one commit, and what a kill at that instant leaves:
 2. writing the manifest — the same
 3. swapping the head — either the checkpoint before or this one, each whole
 4. deleting what expired — this checkpoint; some objects that nothing refers to, swept by the next session
+5. merging segments for the next commit — this checkpoint; at most one object that nothing refers to
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from train_cloud.checkpoint.format import crc64nvme, drop_successors, pack
-from train_cloud.checkpoint.manifest import Kept, Manifest, Segment, Stream, read_manifest
-from train_cloud.errors import StoreForbidden, StoreUnavailable, TrainCloudError
+from train_cloud.checkpoint import merge
+from train_cloud.checkpoint.format import crc64nvme, drop_successors, join, pack, unpack
+from train_cloud.checkpoint.manifest import Kept, Manifest, Segment, Stream, read_manifest, read_verified
+from train_cloud.checkpoint.preserve import preserved
+from train_cloud.config import Preservation
+from train_cloud.errors import CorruptCheckpoint, StoreForbidden, StoreUnavailable, TrainCloudError
 from train_cloud.run import layout
 from train_cloud.run.head import Head, Lease, Outcome, Reference, Token
 from train_cloud.run.session import now
@@ -48,9 +52,10 @@ class Committer:
 
     :param lease: the right to swap the head
     :param manifest: the run's newest checkpoint, which the first commit builds on
-    :param keep: how many checkpoints are preserved, the newest included
+    :param policy: which of the earlier checkpoints are preserved
     :param before_head: called in the thread when all is written, right before the head is swapped
     :param on_commit: called in the thread after the swap
+    :param hurry: whether somebody waits for the store: nothing is merged then
     """
 
     def __init__(
@@ -59,21 +64,28 @@ class Committer:
         lease: Lease,
         manifest: Manifest | None,
         *,
-        keep: int = 3,
+        policy: Preservation | None = None,
         before_head: Callable[[], None] = lambda: None,
         on_commit: Callable[[Committed], None] = lambda committed: None,
+        hurry: Callable[[], bool] = lambda: False,
     ) -> None:
         self._store = store
         self._lease = lease
         self._newest = manifest
-        self._keep = keep
+        self._policy = policy or Preservation()
         self._before_head = before_head
         self._on_commit = on_commit
+        self._hurry = hurry
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._deadline = float("inf")
-        self._expired: set[str] = set()
+        self._needs: dict[Kept, set[str]] = {}
+        self._unreadable: set[Kept] = set()
+        self._written: set[str] = set()
         self._swept = False
+        self._merged: dict[str, tuple[tuple[Segment, ...], Segment]] = {}
+        self.merged_bytes = 0
+        """Sent so far to make few segments of many; no part of any commit's ``sent_bytes``."""
 
     @property
     def busy(self) -> bool:
@@ -112,22 +124,28 @@ class Committer:
             raise self._error
 
     def _run(self, snapshot: Snapshot, outcome: Outcome | None, reason: str | None) -> None:
-        began = time.monotonic()
+        began, created = time.monotonic(), now()
         pause = 1.0
         try:
             while True:
                 try:
-                    sent = self._commit(snapshot, outcome, reason)
+                    sent = self._commit(snapshot, created, outcome, reason)
                     break
                 except StoreUnavailable as error:
-                    # An outage delays the commit and nothing else: every write below may be done again.
+                    # An outage delays the commit and nothing else: every write below may be done again, with the same
+                    # bytes, because a swap whose reply was lost may have made them the run's checkpoint.
                     if time.monotonic() + pause > self._deadline:
                         raise
                     log.warning("commit at %d delayed, next try in %.0f s: %s", snapshot.timesteps, pause, error)
                     time.sleep(pause)
                     pause = min(30.0, 2 * pause)
             self._on_commit(Committed(self._lease.head, time.monotonic() - began, sent))
-            self._collect()
+            try:
+                self._collect()
+                if outcome is None:
+                    self._merge()
+            except (StoreUnavailable, StoreForbidden) as error:
+                log.warning("superseded objects stay until the next commit: %s", error)
         except (TrainCloudError, OSError) as error:
             self._error = error
         except BaseException as error:
@@ -135,7 +153,7 @@ class Committer:
             self._error = error
             raise
 
-    def _commit(self, snapshot: Snapshot, outcome: Outcome | None, reason: str | None) -> int:
+    def _commit(self, snapshot: Snapshot, created: str, outcome: Outcome | None, reason: str | None) -> int:
         token, seq = self._lease.head.token, self._lease.head.seq + 1
         folder = layout.checkpoint_prefix(snapshot.timesteps, token, seq)
         before = self._newest
@@ -151,27 +169,31 @@ class Committer:
                 ]
                 for name, rows in snapshot.streams.items()
             }
-        known = before.keys() if before else set()
+        known = (before.keys() if before else set()) | {merged.key for _, merged in self._merged.values()}
         references = {name: future.result() for name, future in parts.items()}
-        kept = () if before is None else (Kept(timesteps=before.timesteps, manifest=self._reference()), *before.kept)
+        earlier = () if before is None else self._earlier(before)
         manifest = Manifest(
             timesteps=snapshot.timesteps,
             session=token.session,
             restart=token.restart,
-            created=now(),
+            created=created,
             parts=references,
             streams={
-                name: _stream(rows, before.streams.get(name) if before else None, [f.result() for f in streams[name]])
+                name: _stream(rows, self._before(name), [future.result() for future in streams[name]])
                 for name, rows in snapshot.streams.items()
             },
-            kept=kept[: self._keep - 1],
+            kept=(),
             facts=dict(snapshot.facts),
         )
+        manifest = manifest.model_copy(update={"kept": preserved(self._policy, manifest.episode_return, earlier)})
         reference = self._put(folder + "manifest.json", memoryview(manifest.model_dump_json().encode()))
         self._before_head()
         self._lease.commit(reference, snapshot.timesteps, outcome=outcome, reason=reason)
+        if before is not None:
+            self._needs[earlier[0]] = before.keys()
         self._newest = manifest
-        self._expired |= {old.manifest.key for old in kept[self._keep - 1 :]}
+        self._merged.clear()
+        self._written |= manifest.keys() | {reference.key}
         sizes = {part.key: part.size for part in references.values()} | {
             segment.key: segment.size for stream in manifest.streams.values() for segment in stream.segments
         }
@@ -206,28 +228,83 @@ class Committer:
         self._store.put(key, body)
         return Reference(key=key, size=len(body), crc64nvme=crc64nvme(body))
 
+    def _earlier(self, before: Manifest) -> tuple[Kept, ...]:
+        """The checkpoints so far, newest first."""
+        newest = Kept(timesteps=before.timesteps, manifest=self._reference(), episode_return=before.episode_return)
+        return (newest, *(kept for kept in before.kept if kept not in self._unreadable))
+
+    def _before(self, stream: str) -> tuple[Segment, ...]:
+        """A stream's segments so far, the merged one in the place of those that it was made from."""
+        known = self._newest.streams.get(stream) if self._newest else None
+        segments = known.segments if known else ()
+        if stream not in self._merged:
+            return segments
+        replaced, merged = self._merged[stream]
+        at = segments.index(replaced[0])
+        return (*segments[:at], merged, *segments[at + len(replaced) :])
+
     def _collect(self) -> None:
-        """Delete what no preserved checkpoint needs: by explicit key, after the head that no longer needs it stands."""
+        """Delete what no preserved checkpoint needs: by explicit key, after the head that no longer needs it stands.
+
+        Once in a session that is everything which some other worker, dead or fenced by now, has left.
+        """
         assert self._newest is not None
-        if not self._expired and self._swept:
-            return
-        try:
-            kept = [read_manifest(self._store, old.manifest) for old in self._newest.kept]
-            needed = self._newest.keys() | {self._reference().key}
-            for manifest, old in zip(kept, self._newest.kept, strict=True):
-                needed |= manifest.keys() | {old.manifest.key}
+        for kept in self._newest.kept:
+            if kept not in self._needs:
+                try:
+                    self._needs[kept] = read_manifest(self._store, kept.manifest).keys(rows=kept.rows)
+                except CorruptCheckpoint as error:
+                    log.error("the checkpoint at %d is lost, and named no longer: %s", kept.timesteps, error)
+                    self._unreadable.add(kept)
+        if not self._unreadable.isdisjoint(self._newest.kept):
+            return  # what it needs may be needed by no other, and the head names it until the next commit
+        self._needs = {kept: self._needs[kept] for kept in self._newest.kept}
+        needed = self._newest.keys() | {self._reference().key}
+        for kept, keys in self._needs.items():
+            needed |= keys | {kept.manifest.key}
+        if self._swept:
+            garbage = self._written - needed
+        else:
             token = self._lease.head.token
-            garbage = [
+            garbage = {
                 info.key
                 for prefix in (layout.CHECKPOINTS, layout.REPLAY)
                 for info in self._store.list(prefix)
                 if info.key not in needed and _token_of(info.key) <= token
-            ]
-            self._store.delete(garbage)
-            self._expired.clear()
-            self._swept = True
-        except (StoreUnavailable, StoreForbidden) as error:
-            log.warning("superseded objects stay until the next commit: %s", error)
+            }
+        if garbage:
+            self._store.delete(sorted(garbage))
+        self._written, self._swept = needed, True
+
+    def _merge(self) -> None:
+        """Send a few small neighbours once more, as one segment; the next commit names it in their place.
+
+        They are read back rather than remembered: GETs cost a thousandth of what they replace, a restarted worker needs
+        no other way, and what cannot be read is known while there is something left to save.
+        """
+        assert self._newest is not None
+        for name, stream in self._newest.streams.items():
+            segments = merge.due(stream.segments)
+            if not segments:
+                continue
+            columns = []
+            for segment in segments:
+                if self._hurry() or self._deadline < float("inf"):
+                    return
+                try:
+                    columns.append(unpack(read_verified(self._store, segment), segment.key).arrays)
+                except CorruptCheckpoint as error:
+                    log.error("the checkpoint at %d cannot be restored: %s", self._newest.timesteps, error)
+                    return
+            first, last, head = segments[0].first, segments[-1].last, self._lease.head
+            body = pack(Part(join(columns, stream.successors)))
+            key = layout.segment_key(name, first, last, head.token, head.seq)
+            self._written.add(key)
+            level = segments[0].merged + 1
+            merged = Segment(first=first, last=last, merged=level, **self._put(key, body).model_dump())
+            self._merged[name] = (segments, merged)
+            self.merged_bytes += merged.size
+            return
 
 
 def _token_of(key: str) -> Token:
@@ -250,10 +327,10 @@ def _split(rows: Rows) -> Iterator[tuple[int, Mapping[str, Array]]]:
             yield first + start, {name: column[start : start + step] for name, column in columns.items()}
 
 
-def _stream(rows: Rows, before: Stream | None, new: list[Segment]) -> Stream:
+def _stream(rows: Rows, before: tuple[Segment, ...], new: list[Segment]) -> Stream:
     """The stream's live segments: those before that still hold a live row, then the new ones, without a gap."""
     oldest = max(0, rows.last - rows.capacity)
-    old = [segment for segment in (before.segments if before else ()) if segment.last > oldest]
+    old = [segment for segment in before if segment.last > oldest]
     segments = (*old, *sorted(new, key=lambda segment: segment.first))
     at = segments[0].first if segments else rows.last
     for segment in segments:

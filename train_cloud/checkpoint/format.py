@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -113,6 +113,36 @@ def fill_successors(columns: Mapping[str, Array], successors: Mapping[str, str])
         after[: (rows - 1) * environments] = before[1:].reshape((rows - 1) * environments, *before.shape[2:])
         after[index] = exceptions
         out[name] = after.reshape(before.shape)
+    return out
+
+
+def join(segments: Sequence[Mapping[str, Array]], successors: Mapping[str, str]) -> dict[str, Array]:
+    """Segments that follow each other, each as :func:`drop_successors` made it, as if it had made them one.
+
+    :raises ValueError: their columns differ
+    """
+    names = segments[0].keys()
+    if any(segment.keys() != names for segment in segments):
+        raise ValueError(f"columns differ: {sorted({name for segment in segments for name in segment})}")
+    out = {name: np.concatenate([segment[name] for segment in segments]) for name in names}
+    for name, source in successors.items():
+        before = out[source]
+        rows, environments = before.shape[:2]
+        begins = np.cumsum([0, *(len(segment[source]) for segment in segments[:-1])])
+        index = np.concatenate(
+            [
+                segment[name + _INDEX] + np.int64(begin * environments)
+                for segment, begin in zip(segments, begins, strict=True)
+            ]
+        )
+        exceptions = out[name + _EXCEPTIONS]
+        # A segment's last row was an exception because nothing followed it.
+        kept = np.ones(len(index), dtype=bool)
+        inner = np.flatnonzero(index < (rows - 1) * environments)
+        following = before.reshape(rows * environments, *before.shape[2:])[index[inner] + environments]
+        if len(inner):
+            kept[inner] = (_as_bytes(exceptions[inner, None]) != _as_bytes(following[:, None])).any(axis=(1, 2))
+        out[name + _INDEX], out[name + _EXCEPTIONS] = index[kept].astype(np.uint32), exceptions[kept]
     return out
 
 

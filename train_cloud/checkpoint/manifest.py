@@ -19,6 +19,8 @@ class Segment(Reference):
 
     first: int
     last: int
+    merged: int = 0
+    """How often its rows were sent again to be one with their neighbours."""
 
 
 class Stream(BaseModel):
@@ -36,6 +38,9 @@ class Kept(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     timesteps: int
     manifest: Reference
+    rows: bool = True
+    """Whether its segments are preserved with it. Its own manifest names them still, and cannot know."""
+    episode_return: float | None = None
 
 
 class Manifest(BaseModel):
@@ -52,11 +57,26 @@ class Manifest(BaseModel):
     facts: dict[str, Any]
     """Identity of the run, versions and machine; figures of the algorithm."""
 
-    def keys(self) -> set[str]:
-        """Every object that this checkpoint needs, without the manifest's own key."""
+    @property
+    def episode_return(self) -> float | None:
+        """Mean return of the episodes before it; None where none had ended."""
+        found = self.facts.get("episode_return")
+        return None if found is None else float(found)
+
+    def keys(self, *, rows: bool = True) -> set[str]:
+        """Every object that this checkpoint needs, without the manifest's own key.
+
+        :param rows: with its segments
+        """
+        streams = self.streams.values() if rows else ()
         return {part.key for part in self.parts.values()} | {
-            segment.key for stream in self.streams.values() for segment in stream.segments
+            segment.key for stream in streams for segment in stream.segments
         }
+
+    def without_rows(self) -> Manifest:
+        """The same checkpoint with empty streams: what is left of it, or what a fork takes of it."""
+        empty = {name: stream.model_copy(update={"last": 0, "segments": ()}) for name, stream in self.streams.items()}
+        return self.model_copy(update={"streams": empty})
 
 
 def read_verified(store: ObjectStore, reference: Reference) -> memoryview:
@@ -90,7 +110,7 @@ def read_manifest(store: ObjectStore, reference: Reference) -> Manifest:
 
 
 def find(store: ObjectStore, newest: Reference, at: int | None = None) -> Manifest:
-    """The manifest at ``at`` timesteps, or the newest.
+    """The manifest at ``at`` timesteps, or the newest. One that is preserved without its rows has empty streams.
 
     :raises InputError: no checkpoint at these timesteps is preserved
     """
@@ -99,6 +119,7 @@ def find(store: ObjectStore, newest: Reference, at: int | None = None) -> Manife
         return manifest
     for kept in manifest.kept:
         if kept.timesteps == at:
-            return read_manifest(store, kept.manifest)
+            found = read_manifest(store, kept.manifest)
+            return found if kept.rows else found.without_rows()
     there = ", ".join(str(n) for n in sorted([manifest.timesteps, *(kept.timesteps for kept in manifest.kept)]))
     raise InputError("at", at, f"no checkpoint at these timesteps is preserved; there are: {there}")
