@@ -10,7 +10,6 @@ import base64
 import hashlib
 import socket
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -64,9 +63,9 @@ class Launch:
         name = profile.get("Name") or profile["Arn"].rsplit("/", 1)[1]
         role = aws.client("iam").get_instance_profile(InstanceProfileName=name)["InstanceProfile"]["Roles"][0]
         self.role: str = role["RoleName"]
-        self._aws = aws
-        self._credentials: dict[str, str] | None = None
-        self._lock = threading.Lock()
+        # Ahead of the first request: the AWS CLI waits one second for them.
+        given = aws.assume(self.role, instance_id)
+        self._credentials = {**given, "Token": given["SessionToken"]}
 
     def metadata(self, listener: socket.socket | None = None) -> MetadataService:
         """The instance's metadata service, with its role's credentials from STS."""
@@ -75,17 +74,10 @@ class Launch:
             instance_type=self.instance_type,
             availability_zone=self.availability_zone,
             role=self.role,
-            credentials=self._assume,
+            credentials=lambda: self._credentials,
             user_data=self.user_data,
             listener=listener,
         )
-
-    def _assume(self) -> dict[str, str]:
-        with self._lock:
-            if self._credentials is None:
-                given = self._aws.assume(self.role, self.instance_id)
-                self._credentials = {**given, "Token": given["SessionToken"]}
-            return self._credentials
 
 
 class Instance:

@@ -7,13 +7,14 @@ it, or dies in whatever way, the kernel ends the machine and removes its mounts 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -40,7 +41,7 @@ _PROPERTIES = "ActiveState,SubState,Result,ExecMainStatus,NRestarts"
 class Container:
     """A machine that is not switched on yet. A context manager; nothing of it is left after :meth:`close` but logs.
 
-    :param folder: made; receives the machine's disk, which goes with the machine, and its logs
+    :param folder: made; receives the machine's logs
     :param files: path on its disk → content, beside what the image has
     :param environment: what every service gets
     :param nvidia: it has a PCI device of NVIDIA's
@@ -59,8 +60,7 @@ class Container:
         self.folder = folder.absolute()
         self.mac = ":".join(["0a", *(f"{byte:02x}" for byte in os.urandom(5))])
         self._image = image
-        for part in ("disk", "work", "root"):
-            (self.folder / part).mkdir(parents=True)
+        (self.folder / "machine").mkdir(parents=True)
         variables = " ".join(f'"{name}={value}"' for name, value in (environment or {}).items())
         given: dict[str, str | bytes] = {
             "etc/rehearsal/uuid": f"ec2{str(uuid.uuid4())[3:]}\n",
@@ -69,13 +69,14 @@ class Container:
         }
         if nvidia:
             given["etc/rehearsal/pci/0000:00:1e.0/vendor"] = "0x10de\n"
-        (self.folder / "disk/etc/rehearsal/pci").mkdir(parents=True)
-        for path, content in given.items():
-            self.path(path).parent.mkdir(parents=True, exist_ok=True)
-            self.path(path).write_bytes(content.encode() if isinstance(content, str) else content)
         self._leader: int | None = None
+        self._disk: int | None = None
         self._closing = threading.Lock()
         self._closed = False
+        # systemd in the machine must find its own groups, not those of another machine.
+        self._groups = [folder / f"rehearsal-{uuid.uuid4().hex[:12]}" for folder in _control_groups()]
+        for group in self._groups:
+            group.mkdir()
         with (self.folder / "supervisor.log").open("wb") as log:
             self._supervisor = subprocess.Popen(
                 [
@@ -86,7 +87,11 @@ class Container:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env={"PATH": os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin", "LC_ALL": "C"},
+                env={
+                    "PATH": os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin",
+                    "LC_ALL": "C",
+                    "CGROUPS": " ".join(map(str, self._groups)),
+                },
                 start_new_session=True,  # a Ctrl-C is ours to answer
             )
         alarm = threading.Timer(_START_SECONDS, self._supervisor.kill)
@@ -99,6 +104,13 @@ class Container:
                 raise TrainCloudError(f"the machine's network could not be made: {said[-1000:]}")
             # The supervisor is unshare's only child: PID 1 in there.
             self._init = psutil.Process(self._supervisor.pid).children()[0].pid
+            # Keeps the disk, which is mounted in there only, for as long as this process wants to read it.
+            disk = f"/proc/{self._init}/root{self.folder}/machine/disk"
+            self._disk = os.open(disk, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            self.path("etc/rehearsal/pci").mkdir(parents=True)
+            for path, content in given.items():
+                self.path(path).parent.mkdir(parents=True, exist_ok=True)
+                self.path(path).write_bytes(content.encode() if isinstance(content, str) else content)
         except BaseException:
             self.close()
             raise
@@ -172,8 +184,8 @@ class Container:
         )
 
     def path(self, path: str) -> Path:
-        """Where a file that the machine wrote lies, running or not. Files of the image are not there."""
-        return self.folder / "disk" / path.lstrip("/")
+        """Where a file that the machine wrote lies, running or not, until :meth:`close`. Not the image's files."""
+        return Path(f"/proc/{os.getpid()}/fd/{self._disk}") / path.lstrip("/")
 
     def power_off(self, grace: float) -> bool:
         """What EC2 does to end an instance: tell the system, after ``grace`` seconds pull the plug.
@@ -216,8 +228,12 @@ class Container:
         except subprocess.TimeoutExpired:
             self._supervisor.kill()  # and with it, by --kill-child, all that it holds
             self._supervisor.wait()
-        for part in ("disk", "work", "root"):
-            shutil.rmtree(self.folder / part, ignore_errors=True)
+        if self._disk is not None:
+            os.close(self._disk)
+            self._disk = None
+        (self.folder / "machine").rmdir()
+        for group in self._groups:
+            _remove_group(group)
 
     def _find_leader(self) -> int | None:
         """The machine's PID 1, as a process of this computer; None while there is none."""
@@ -284,6 +300,34 @@ def _entries(output: bytes) -> Iterator[dict[str, Any]]:
     for line in output.splitlines():
         with contextlib.suppress(json.JSONDecodeError):  # cut short while it was being written
             yield json.loads(line)
+
+
+def _control_groups() -> list[Path]:
+    """The groups that this process is in, of the hierarchies that systemd uses; cgroups(7)."""
+    mounted = Path("/sys/fs/cgroup")
+    found = []
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        number, name, path = line.split(":", 2)
+        if name == "name=systemd":
+            found.append(mounted / "systemd" / path.lstrip("/"))
+        elif number == "0":
+            unified = mounted / "unified" if (mounted / "unified").is_dir() else mounted
+            found.append(unified / path.lstrip("/"))
+    return [folder for folder in found if folder.is_dir()]
+
+
+def _remove_group(group: Path) -> None:
+    """Its processes have been killed; the last may take a moment to go."""
+    deadline = time.monotonic() + _END_SECONDS
+    for folder in sorted(group.glob("**/"), reverse=True):
+        while True:
+            try:
+                folder.rmdir()
+                break
+            except OSError as error:
+                if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                    raise TrainCloudError(f"{folder} stays: {error}") from error
+            time.sleep(0.02)
 
 
 def _namespace(pid: int) -> str:
