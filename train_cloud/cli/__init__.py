@@ -35,6 +35,13 @@ app = typer.Typer(
 )
 
 
+class _ToStderr(logging.Handler):
+    """Looks ``sys.stderr`` up at each line: while the progress bar lives, it puts something else there."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
@@ -51,7 +58,7 @@ def _root(
 ) -> None:
     # systemd stamps every line itself.
     stamp = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "
-    logging.basicConfig(level=logging.WARNING, format=f"{stamp}%(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(handlers=[_ToStderr()], level=logging.WARNING, format=f"{stamp}%(message)s", datefmt="%H:%M:%S")
     logging.getLogger("train_cloud").setLevel(logging.INFO)
 
 

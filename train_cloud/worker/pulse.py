@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 #: Seconds of silence per phase, after which the watchdog is no longer fed.
 PATIENCE = {"start": 900.0, "restore": 600.0, "steps": 600.0, "update": 3600.0, "store": 3600.0}
+_DOING = {"start": "starting", "restore": "restoring", "steps": "training", "update": "training", "store": "saving"}
 _LINE_SECONDS = 30.0
 _STEPS_FILE = "timesteps"
 _COUNT = struct.Struct("<Q")
@@ -105,7 +106,7 @@ class Pulse:
             if now - self._alive < self._patience[self._phase]:
                 self._notify("WATCHDOG=1")
             if self._bar is not None and bar is not None:
-                self._bar.update(bar, completed=self.timesteps, description=self._phase, pace=self._pace())
+                self._bar.update(bar, completed=self.timesteps, description=_DOING[self._phase], pace=self._pace())
             elif now - shown >= _LINE_SECONDS:
                 shown = now
                 log.info("%d of %d timesteps, %s", self.timesteps, self._total, self._pace() or self._phase)
