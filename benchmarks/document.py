@@ -1,0 +1,107 @@
+"""From ``results.json`` to ``docs/benchmarks.md``. What people say about the figures stands in ``notes.md``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+_HEAD = """# Benchmarks
+
+Written by `make bench` and `make bench-large` from [`benchmarks/results.json`](../benchmarks/results.json); do not edit.
+`python -m benchmarks --only 4` measures one figure again.
+
+Everything runs on one machine, torch on one thread. What is compared is measured side by side, in blocks that take turns.
+A figure is a median (3: a mean) with its 95 % interval by the bootstrap. The limit is applied to the interval's unfavourable
+end; where it lies within the interval the noise is larger than the distance to it: *not resolvable*. The worker is the real
+one, on a run file; the S3 server is `benchmarks/server.py`, a process of its own on loopback. The environment steps through a
+table (`benchmarks/environment.py`, about a microsecond a step), the algorithm is SAC with Stable-Baselines3's defaults
+(nets 256×256, batches of 256) where nothing else is said; a checkpoint has 5,000 new rows.
+"""
+_TITLES = {
+    1: "Training time lost per checkpoint, against stock",
+    2: "Stall in the training loop, against 3 × a loop that clones each tensor + 1 ms",
+    3: "Bytes sent per checkpoint, against 0.6 × the raw new rows + 1.05 × the tensors",
+    4: "Notice to committed, against bytes / rate + 2 round trips",
+    5: "Restore of a full buffer, against a parallel GET of the same bytes",
+    6: "The whole worker's steps/s, against plain `learn()`",
+    7: "Process start to first new step, seconds",
+}
+_HOW = {
+    1: "A probe among the run's callbacks times blocks of training: one without a checkpoint, one that begins with it and ends "
+    "no earlier than its commit, one without. Lost is what the middle one took longer. In the same process, on the same full "
+    "buffer, stock saves: `CheckpointCallback(save_replay_buffer=True)`, then boto3's `upload_file` for each file, to the same "
+    "server. The rows between two checkpoints come from stepping without learning.",
+    2: "From the rollout's start with a checkpoint to its first step, less what that takes without one; the clone loop runs "
+    "right before and after in the same process.",
+    3: "All that the server received from one head to the next: parts, segments, manifest, head, scalars, progress, and what "
+    "was merged in between.",
+    4: "SIGTERM to a worker in training with 5,000 uncommitted rows, until the server answers the head's swap: the rest of "
+    "the step, the snapshot and the commit. The server shares one line among all connections and answers a round trip after "
+    "a request's last byte.",
+    5: "Read, verified and put into the model with everything else, against obstore's GET of each object in 8 threads, its "
+    "bytes dropped.",
+    6: "Two processes count their steps; each is stopped while the other runs. The worker commits every 1,000 (SAC) or 20,480 "
+    "(PPO) steps, logs scalars and reports progress; plain `learn()` does neither.",
+    7: "A small run is resumed on a machine that has read all files before. Parts: *imports* of Python, torch and SB3; "
+    "*build* of model and environments, with the trial of their state; *take* of session and head; *fetch* of the checkpoint.",
+}
+
+
+def document(results: dict[str, Any], notes: Path) -> str:
+    """:param results: by command, see ``benchmarks.__main__``"""
+    text = [_HEAD]
+    for command, result in results.items():
+        text.append(_section(command, result))
+    if notes.exists():
+        text.append(notes.read_text())
+    return "\n".join(text)
+
+
+def _section(command: str, result: dict[str, Any]) -> str:
+    figures = result["figures"]
+    machine = result["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    load = " to ".join(f"{value:.1f}" for value in result["load"])
+    lines = [
+        f"## `{command}`",
+        "",
+        f"{result['date']}, commit `{result['commit']}`, {result['minutes']:.0f} minutes. {machine['cpu']}, {machine['cores']} "
+        f"cores, {machine['memory_gb']:.0f} GB; {machine['system']}. {versions}. Load average {load} (other work on the machine "
+        "is noise in every figure).",
+        "",
+        "| | figure | setting | measured | 95 % | limit | |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for figure in figures:
+        number, measured = figure["number"], figure["measured"]
+        lines.append(
+            f"| {number} | {_TITLES[number]} | {figure['setting']} | {_figure(number, measured['value'])} | "
+            f"{_figure(number, measured['low'])} … {_figure(number, measured['high'])} | {_limit(figure)} | "
+            f"{figure['verdict']} |"
+        )
+    for number in sorted({figure["number"] for figure in figures}):
+        of_it = [figure for figure in figures if figure["number"] == number]
+        names = list(of_it[0]["detail"])
+        lines += ["", f"### {number}. {_TITLES[number]}", "", _HOW[number], ""]
+        lines += ["| setting | " + " | ".join(names) + " | n |", "|---" * (len(names) + 2) + "|"]
+        for figure in of_it:
+            cells = [_number(figure["detail"][name]) for name in names]
+            lines.append(f"| {figure['setting']} | " + " | ".join(cells) + f" | {figure['measured']['count']} |")
+    return "\n".join(lines) + "\n"
+
+
+def _figure(number: int, value: float) -> str:
+    if number != 1:
+        return f"{value:.3f}"
+    return f"1/{1 / value:,.0f}" if value > 1e-9 else "0"
+
+
+def _limit(figure: dict[str, Any]) -> str:
+    limit = figure["limit"]
+    if limit is None:
+        return "–"
+    return f"{'≥' if figure['at_least'] else '≤'} " + (f"1/{1 / limit:.0f}" if figure["number"] == 1 else f"{limit:g}")
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.3g}"

@@ -1,0 +1,240 @@
+"""Callbacks that the benchmarks' run files name: they measure from inside the real worker, which is left as it is.
+
+What they measure goes to the file that ``BENCHMARK_PLAN`` names; attributes of theirs that hold measurements are of a
+kind that no checkpoint takes along.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import threading
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import boto3
+import numpy as np
+import torch
+from botocore.config import Config
+from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
+
+PLAN = "BENCHMARK_PLAN"
+"""Environment variable: path of a JSON file with a :class:`Plan`."""
+_IMPORTED = time.monotonic()
+_NEVER = 1 << 62
+_FILL = 500
+_THREAD = "train-cloud-commit"
+
+
+@dataclass(frozen=True)
+class Plan:
+    rows: int
+    """Rows in the replay buffer before anything is measured."""
+    every: int
+    """Timesteps between two checkpoints."""
+    cycles: int
+    block: int
+    """Steps per block; the block with the checkpoint lasts at least until the commit is over."""
+    stock_every: int
+    """Stock saves in each so-manieth cycle."""
+    output: str
+    """Path of the file that the :class:`Cycle`\\ s are written to."""
+
+
+@dataclass
+class Cycle:
+    """One checkpoint of ours between two blocks without one; seconds."""
+
+    before: list[float] = field(default_factory=list)
+    """(seconds, steps) of the block before"""
+    block: list[float] = field(default_factory=list)
+    after: list[float] = field(default_factory=list)
+    stall: float = 0.0
+    """From the rollout's start with the checkpoint to its first step, less what that takes without one."""
+    clones: list[float] = field(default_factory=list)
+    """The loop that clones each tensor, before and after."""
+    stock: list[float] = field(default_factory=list)
+    """Saving and uploading with stock, if it was this cycle's turn"""
+
+
+class _Stock:
+    """Stable-Baselines3's own callback, and boto3's ``upload_file`` for each file that it wrote."""
+
+    def __init__(self, model: OffPolicyAlgorithm) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="stock-")
+        self._callback = CheckpointCallback(1, self._folder.name, save_replay_buffer=True)
+        self._callback.init_callback(model)
+        # Unsigned, as boto3 sends over HTTPS, to which it need not be told.
+        config = Config(s3={"addressing_style": "path", "payload_signing_enabled": False})
+        self._client = boto3.client("s3", config=config)
+
+    def save(self, timesteps: int) -> list[float]:
+        """:return: seconds for saving, seconds for uploading"""
+        began = time.perf_counter()
+        self._callback.num_timesteps = timesteps
+        self._callback.n_calls = 1
+        self._callback._on_step()
+        saved = time.perf_counter()
+        for path in sorted(Path(self._folder.name).iterdir()):
+            self._client.upload_file(str(path), "stock", path.name)
+        uploaded = time.perf_counter()
+        for path in Path(self._folder.name).iterdir():
+            path.unlink()
+        return [saved - began, uploaded - saved]
+
+
+class Blocks(BaseCallback):
+    """Fills the replay buffer by stepping without learning; then, around each of ``cycles`` checkpoints, times blocks
+    of ordinary training: one before it, one that begins with it, one after.
+
+    Between the checkpoints the rows that are missing to ``every`` come from stepping without learning, too, so that a
+    checkpoint has as many new rows as it would have.
+    """
+
+    model: OffPolicyAlgorithm
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._plan = Plan(**json.loads(Path(os.environ[PLAN]).read_text()))
+        self._run = _Run()
+
+    def _on_training_start(self) -> None:
+        self._run.stock = _Stock(self.model)
+        self._learn(False)
+
+    def _on_rollout_start(self) -> None:
+        run, plan, now = self._run, self._plan, time.perf_counter()
+        if run.phase == "fill":
+            if self.num_timesteps < plan.rows or self.num_timesteps % plan.every < plan.every - 2 * plan.block:
+                return
+            self._learn(True)
+            run.phase = "warm"
+        elif run.phase == "warm" and self.num_timesteps % plan.every >= plan.every - plan.block:
+            run.cycle = Cycle()
+            self._clone()
+            self._begin("before")
+        elif run.phase == "before" and self.num_timesteps % plan.every == 0:
+            run.cycle.before = [now - run.began, run.steps]
+            run.gap = sorted(run.gaps)[len(run.gaps) // 2]
+            self._begin("block")
+        elif run.phase == "block" and run.steps >= plan.block and not _committing():
+            run.cycle.block = [now - run.began, run.steps]
+            run.cycle.stall = run.gaps[0] - run.gap
+            self._begin("after")
+        elif run.phase == "after" and run.steps >= plan.block:
+            run.cycle.after = [now - run.began, run.steps]
+            self._clone()
+            if len(run.cycles) % plan.stock_every == 0:
+                assert run.stock is not None
+                run.cycle.stock = run.stock.save(self.num_timesteps)
+            run.cycles.append(run.cycle)
+            self._learn(False)
+            run.phase = "fill"
+        run.rollout = time.perf_counter()
+
+    def _on_step(self) -> bool:
+        run = self._run
+        run.steps += 1
+        if run.phase in ("before", "block"):
+            run.gaps.append(time.perf_counter() - run.rollout)
+        return len(run.cycles) < self._plan.cycles
+
+    def _on_rollout_end(self) -> None:
+        # The next rollout's length; during one it is too late.
+        if self._run.phase == "fill":
+            plan, at = self._plan, self.num_timesteps
+            end = -(-max(at + 1, plan.rows) // plan.every) * plan.every - 2 * plan.block
+            left = min(end, (at // plan.every + 1) * plan.every) - at if end > at else 1
+            self._rollouts_of(max(1, min(_FILL, left)))
+
+    def _on_training_end(self) -> None:
+        buffer = self.model.replay_buffer
+        assert buffer is not None
+        columns = (array for array in vars(buffer).values() if isinstance(array, np.ndarray))
+        result = {
+            "row_bytes": sum(column.nbytes for column in columns) // buffer.buffer_size,
+            "tensor_bytes": sum(tensor.nbytes for tensor in self._run.tensors),
+            "cycles": [asdict(cycle) for cycle in self._run.cycles],
+        }
+        Path(self._plan.output).write_text(json.dumps(result))
+
+    def _learn(self, wanted: bool) -> None:
+        self.model.learning_starts = 0 if wanted else _NEVER
+        self._rollouts_of(1)
+
+    def _rollouts_of(self, steps: int) -> None:
+        self.model.train_freq = TrainFreq(steps, TrainFrequencyUnit.STEP)  # type: ignore[assignment]
+
+    def _begin(self, phase: str) -> None:
+        self._run.phase, self._run.steps, self._run.gaps = phase, 0, []
+        self._run.began = time.perf_counter()
+
+    def _clone(self) -> None:
+        if not self._run.tensors:
+            self._run.tensors = list(_tensors(self.model))  # optimizers have theirs from their first step on
+        began = time.perf_counter()
+        clones = [tensor.detach().clone() for tensor in self._run.tensors]
+        self._run.cycle.clones.append(time.perf_counter() - began)
+        del clones
+
+
+class Filled(BaseCallback):
+    """Steps without learning until there are ``rows`` rows, then learns."""
+
+    model: OffPolicyAlgorithm
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._plan = Plan(**json.loads(Path(os.environ[PLAN]).read_text()))
+
+    def _on_training_start(self) -> None:
+        self.model.learning_starts = self._plan.rows
+
+    def _on_step(self) -> bool:
+        return True
+
+
+class Started(BaseCallback):
+    """Notes when this module was imported, with everything heavy before it, and when the first new step was done."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._note = iter((Path(os.environ[PLAN]),))  # of a kind that no checkpoint takes along
+
+    def _on_step(self) -> bool:
+        for path in self._note:
+            path.write_text(json.dumps({"imported": _IMPORTED, "stepped": time.monotonic()}))
+        return True
+
+
+@dataclass
+class _Run:
+    phase: str = "fill"
+    began: float = 0.0
+    steps: int = 0
+    rollout: float = 0.0
+    gap: float = 0.0
+    gaps: list[float] = field(default_factory=list)
+    cycle: Cycle = field(default_factory=Cycle)
+    cycles: list[Cycle] = field(default_factory=list)
+    stock: _Stock | None = None
+    tensors: list[torch.Tensor] = field(default_factory=list)
+
+
+def _committing() -> bool:
+    return any(thread.name == _THREAD for thread in threading.enumerate())
+
+
+def _tensors(model: OffPolicyAlgorithm) -> Any:
+    """Every tensor of the model, its optimizers' included."""
+    for state in model.get_parameters().values():
+        if "param_groups" in state:
+            for values in state["state"].values():
+                yield from (value for value in values.values() if isinstance(value, torch.Tensor))
+        else:
+            yield from (value for value in state.values() if isinstance(value, torch.Tensor))
