@@ -48,7 +48,10 @@ def walk(shown: str, algorithm: str = "sac", policy: str = "MlpPolicy", n_envs: 
 
 OFF = {name: SMALL[name] for name in ("learning_starts", "batch_size", "buffer_size")}
 
-OPTIMISED: dict[str, Any] = {"optimize_memory_usage": True, "replay_buffer_kwargs": {"handle_timeout_termination": False}}
+OPTIMISED: dict[str, Any] = {
+    "optimize_memory_usage": True,
+    "replay_buffer_kwargs": {"handle_timeout_termination": False},
+}
 CNN = {"net_arch": [16], "features_extractor_kwargs": {"features_dim": 16}}
 
 RUNS: dict[str, dict[str, Any]] = {

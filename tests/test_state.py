@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import pickle
@@ -19,8 +20,19 @@ import numpy as np
 import pytest
 from gymnasium import spaces, wrappers
 from gymnasium.utils import EzPickle
+from stable_baselines3.common.monitor import Monitor
 
-from train_cloud.envs.state import Choice, StatefulEnv, choose, choose_for, dumps, get_state, loads, set_state
+from train_cloud.envs.state import (
+    Actions,
+    Choice,
+    StatefulEnv,
+    choose,
+    choose_for,
+    dumps,
+    get_state,
+    loads,
+    set_state,
+)
 from train_cloud.errors import InputError, TrainCloudError
 
 HERE = Path(__file__).parent
@@ -356,12 +368,78 @@ def test_an_episode_that_outgrew_its_record_is_saved_at_its_end() -> None:
     assert get_state(env).provider == "replay"
 
 
+ACTIONS: dict[str, list[Any]] = {
+    "arrays": [np.array([n, -n], np.float32) for n in range(5)],
+    "matrices": [np.asfortranarray(np.arange(6.0).reshape(2, 3) + n) for n in range(3)],
+    "numpy's numbers": [np.int64(n) for n in range(5)],
+    "numbers": [1, 2, 3],
+    "shapes": [np.zeros(2), np.zeros(2), np.zeros(3), np.zeros(2)],
+    "kinds": [np.float32(1), np.float64(1), 1.0, np.ones(1)],
+    "parts": [(1, np.ones(2)), {"a": np.zeros(1)}, np.zeros(2)],
+    "nothing": [np.zeros((0, 2))] * 3,
+    "none": [],
+}
+
+
+@pytest.mark.parametrize("name", ACTIONS)
+def test_actions_are_recorded_as_they_were(name: str) -> None:
+    recorded = Actions()
+    for action in ACTIONS[name]:
+        given = copy.deepcopy(action)
+        recorded.append(given)
+        if isinstance(given, np.ndarray):
+            given += 1  # the caller's own: it may use it again
+    found = loads(dumps(recorded))
+    assert len(found) == len(recorded) == len(ACTIONS[name])
+    for action in found:
+        if isinstance(action, np.ndarray):
+            action += 1  # so may the environment
+    for _ in range(2):
+        assert [type(action) for action in found] == [type(action) for action in ACTIONS[name]]
+        np.testing.assert_equal([*found], ACTIONS[name])
+    found.append("another")
+    assert [*found][-1] == "another" and len([*found]) == len(found) == len(ACTIONS[name]) + 1
+
+
+def test_what_monitor_remembers_comes_back() -> None:
+    def restored() -> Monitor:
+        other = StatefulEnv(Monitor(Walk()), "pickle")
+        other.reset(seed=9)
+        set_state(other, loads(dumps(get_state(env), [env]), [other]))
+        assert isinstance(other.env, Monitor)
+        return other.env
+
+    def lists(monitor: Monitor) -> list[Any]:
+        return [monitor.rewards, monitor.episode_returns, monitor.episode_lengths, monitor.episode_times]
+
+    env = StatefulEnv(Monitor(Walk()), "pickle")
+    live = env.env
+    assert isinstance(live, Monitor)
+    env.reset(seed=1)
+    for change in range(7):
+        for action in actions(env, 30, seed=change):
+            if any(env.step(action)[2:4]):
+                env.reset()
+        if change == 3:
+            live.episode_returns = [5.0, *live.episode_returns[1:]]  # somebody puts another list there
+        if change == 5:
+            live.episode_lengths.clear()
+        found = restored()
+        assert lists(found) == lists(live)
+        for one, other in zip(lists(found), lists(live), strict=True):
+            assert [type(number) for number in one] == [type(number) for number in other]
+    assert len(live.episode_returns) > 3
+
+
 def test_a_replay_that_leads_elsewhere_is_an_error() -> None:
     env = StatefulEnv(Locked(), "replay")
     env.reset(seed=0)
     play(env, actions(env, 5, seed=0))
     state = loads(dumps(get_state(env), [env]), [env])
-    state.base.actions.pop()
+    played = [*state.base.actions]
+    state.base.actions = Actions()
+    for action in played[:-1]:
+        state.base.actions.append(action)
     other = StatefulEnv(Locked(), "replay")
     other.reset(seed=1)
     with pytest.raises(TrainCloudError, match="replaying 4 steps"):

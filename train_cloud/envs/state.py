@@ -28,6 +28,8 @@ import sys
 import time
 import types
 import warnings
+import weakref
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -50,6 +52,9 @@ KEPT = frozenset({"env", "spec", "_cached_spec", "_saved_kwargs", "_ezpickle_arg
                   "results_writer", "mujoco_renderer"})  # fmt: skip
 #: Monitor's records of past episodes grow without end and act on nothing: not worth copying at every reset.
 _PAST_EPISODES = ("episode_returns", "episode_lengths", "episode_times")
+#: Its lists of plain numbers, as the array module codes them. A snapshot must not take longer the longer a run is.
+_MONITOR = "stable_baselines3.common.monitor"
+_GROWING = {"rewards": "d", "episode_returns": "d", "episode_lengths": "q", "episode_times": "d"}
 #: Their objects hold windows and surfaces; environments make new ones when they find None.
 _VIEWERS = ("highway_env.envs.common.graphics", "highway_env.road.graphics", "moviepy", "pyglet",
             "gymnasium.envs.mujoco.mujoco_rendering", "gymnasium.envs.classic_control.rendering")  # fmt: skip
@@ -137,7 +142,7 @@ class StatefulEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         result = self.env.step(action)
         if self.record is not None:
             if len(self.record.actions) < self.replay_max_steps:
-                self.record.actions.append(copy.deepcopy(action))
+                self.record.actions.append(action)
                 self.record.seen = _digest(result[0])
             else:
                 self.record = None  # nothing to resume from until the next reset
@@ -220,12 +225,39 @@ def _set_attributes(layer: Env, content: Mapping[str, Any], without: Sequence[st
     vars(layer).update(kept)
 
 
+class Numbers:
+    """A list of plain numbers, packed: pickled in one piece, however long it is."""
+
+    def __init__(self, code: str) -> None:
+        self.packed = array(code)
+        self._followed: list[Any] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"packed": self.packed, "_followed": None}
+
+    def follow(self, numbers: list[Any]) -> Numbers:
+        """Take over what was appended since the last call; everything, if it is another list."""
+        count = len(self.packed)
+        if numbers is not self._followed or count > len(numbers) or (count and self.packed[-1] != numbers[count - 1]):
+            del self.packed[:]
+        self.packed.extend(numbers[len(self.packed) :])
+        self._followed = numbers
+        return self
+
+
+_packed: weakref.WeakKeyDictionary[Env, dict[str, Numbers]] = weakref.WeakKeyDictionary()
+
+
 def _get_layer(layer: Env, *, own: bool = False) -> Layer:
     if own and _has_own(layer):
         return Layer("own", layer.get_state())  # type: ignore[attr-defined]
     if _own_getstate(layer):
         return Layer("getstate", layer.__getstate__())  # type: ignore[attr-defined,unused-ignore]
-    return Layer("dict", _attributes(layer))
+    content = _attributes(layer)
+    if type(layer).__module__ == _MONITOR:
+        packed = _packed.setdefault(layer, {name: Numbers(code) for name, code in _GROWING.items()})
+        content |= {name: packed[name].follow(content[name]) for name in _GROWING}
+    return Layer("dict", content)
 
 
 def _set_layer(layer: Env, state: Layer) -> None:
@@ -237,7 +269,11 @@ def _set_layer(layer: Env, state: Layer) -> None:
         if inner is not None:
             vars(layer)["env"] = inner
     else:
-        _set_attributes(layer, state.content)
+        unpacked = {
+            name: value.packed.tolist() if isinstance(value, Numbers) else value
+            for name, value in state.content.items()
+        }
+        _set_attributes(layer, unpacked)
 
 
 # ---------------------------------------------------------------------------------------------------- the providers
@@ -393,6 +429,43 @@ class _ALE(_Layered):
         _set_attributes(base, attributes, without=("ale",))
 
 
+class Actions:
+    """Actions in the order in which they were played. NumPy's are packed while all are of one kind, so that ten
+    thousand of them are pickled in one piece.
+    """
+
+    def __init__(self) -> None:
+        self._kind: tuple[type, str, tuple[int, ...]] | None = None
+        self._packed = bytearray()
+        self._others: list[Any] = []
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def append(self, action: Any) -> None:
+        plain = (type(action) is np.ndarray or isinstance(action, np.generic)) and action.dtype.kind in "biuf"
+        kind = (type(action), action.dtype.str, action.shape) if plain else None
+        if self._count == 0:
+            self._kind = kind
+        elif kind != self._kind:
+            self._others, self._kind = list(self), None
+            self._packed.clear()
+        if self._kind is None:
+            self._others.append(copy.deepcopy(action))
+        else:
+            self._packed += action.tobytes()
+        self._count += 1
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._kind is None:
+            yield from copy.deepcopy(self._others)
+            return
+        kind, dtype, shape = self._kind
+        for action in np.frombuffer(bytes(self._packed), dtype).reshape(self._count, *shape):
+            yield action.copy() if kind is np.ndarray else action
+
+
 @dataclass
 class Record:
     """What happened since the last reset, and all that was drawn from or counted up before it."""
@@ -400,7 +473,7 @@ class Record:
     before: bytes
     seed: int | None
     options: dict[str, Any] | None
-    actions: list[Any] = field(default_factory=list)
+    actions: Actions = field(default_factory=lambda: Actions())
     seen: bytes = b""
 
     @staticmethod
@@ -412,7 +485,7 @@ class Record:
                 state.content = {
                     name: value
                     for name, value in state.content.items()
-                    if not (name in _PAST_EPISODES and isinstance(value, list))
+                    if not (name in _PAST_EPISODES and isinstance(value, Numbers))
                 }
         before = _with_generators(EnvState("replay", states, None), base)
         return Record(dumps(before, [env]), seed, copy.deepcopy(options))
@@ -453,7 +526,7 @@ class _Replay:
         _set_generators(before, base)
         observation, _ = env.env.reset(seed=record.seed, options=copy.deepcopy(record.options))
         for action in record.actions:
-            observation = env.env.step(copy.deepcopy(action))[0]
+            observation = env.env.step(action)[0]
         live = vars(base).get("_np_random")
         if _digest(observation) != record.seen or _generator_state(live) != _generator_state(state.np_random):
             raise TrainCloudError(

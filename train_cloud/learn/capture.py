@@ -14,7 +14,7 @@ from __future__ import annotations
 import pickle
 import random
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -37,7 +37,7 @@ from stable_baselines3.common.vec_env import (
 from train_cloud.envs.state import FAILURES, dumps, get_state, loads, set_state
 from train_cloud.errors import InputError, TrainCloudError
 from train_cloud.learn.replay import Ring
-from train_cloud.snapshot import Part, Rows, Snapshot
+from train_cloud.snapshot import Array, Part, Rows, Snapshot
 
 REPLAY = "replay"
 
@@ -49,7 +49,6 @@ _OF_THE_PROCESS = {
     "seed",
     "policy_kwargs",
     "policy_class",
-    "dump_logs",
     "_total_timesteps",
     "_num_timesteps_at_start",
 }
@@ -102,8 +101,7 @@ class Capture:
             kind = type(self._ring.buffer).__name__
             raise InputError("replay_buffer", kind, "rows were added outside of collect_rollouts; train without")
         tensors, rest = _tensors(self.model)
-        arrays = {name: tensor.detach().to("cpu", copy=True).numpy() for name, tensor in tensors.items()}
-        parts = {"model": Part(arrays, self._pickle(rest)), "skeleton": Part(blob=self._skeleton)}
+        parts = {"model": Part(_copied(tensors), self._pickle(rest)), "skeleton": Part(blob=self._skeleton)}
         normalizer = self.model.get_vec_normalize_env()
         if normalizer is not None:
             parts["normalizer"] = Part(blob=pickle.dumps(normalizer, protocol=4))
@@ -250,6 +248,64 @@ def _is_state(value: object) -> bool:
         return False  # configuration, or captured as tensors
     aliases = type(value) is list and value and all(isinstance(item, torch.Tensor) for item in value)
     return not aliases  # of a module's buffers (batch norm)
+
+
+def _copied(tensors: Mapping[str, torch.Tensor]) -> Mapping[str, Array]:
+    """Copies in this process's memory, which the next gradient step does not reach."""
+    arrays, on_gpu = {}, {}
+    for name, tensor in tensors.items():
+        if tensor.is_cuda:
+            on_gpu[name] = tensor.detach()
+        else:
+            arrays[name] = tensor.detach().cpu().numpy().copy()
+    return _Arriving(on_gpu, arrays) if on_gpu else arrays
+
+
+class _Arriving(Mapping[str, Array]):
+    """Arrays on their way from a GPU; whoever reads one waits until all are there, with the interpreter lock released.
+
+    The copy in GPU memory is made in the stream that trains, so that the next update comes after it. From there to
+    pinned memory a stream of its own takes it, beside the training. PyTorch, "CUDA semantics": the allocator must be
+    told of memory that another stream reads (``record_stream``); pinned memory is kept until its copy is done.
+    """
+
+    _streams: ClassVar[dict[torch.device, torch.cuda.Stream]] = {}
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], arrays: Mapping[str, Array]) -> None:
+        self._arrays = dict(arrays)
+        self._events = []
+        kinds: dict[tuple[torch.device, torch.dtype], dict[str, torch.Tensor]] = {}
+        for name, tensor in tensors.items():
+            kinds.setdefault((tensor.device, tensor.dtype), {})[name] = tensor
+        for (device, dtype), group in kinds.items():
+            with torch.cuda.device(device):
+                together = torch.cat([tensor.reshape(-1) for tensor in group.values()])
+                there = torch.empty(together.shape, dtype=dtype, pin_memory=True)
+                if device not in self._streams:
+                    self._streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+                stream = self._streams[device]
+                stream.wait_stream(torch.cuda.current_stream(device))
+                with torch.cuda.stream(stream):
+                    there.copy_(together, non_blocking=True)
+                    together.record_stream(stream)
+                    event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+                    event.record(stream)
+                self._events.append(event)
+            whole, at = there.numpy(), 0
+            for name, tensor in group.items():
+                self._arrays[name] = whole[at : at + tensor.numel()].reshape(tensor.shape)
+                at += tensor.numel()
+
+    def __getitem__(self, name: str) -> Array:
+        for event in self._events:
+            event.synchronize()
+        return self._arrays[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
 
 
 def _tensors(model: BaseAlgorithm) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -447,9 +503,7 @@ def _skeleton(model: BaseAlgorithm) -> bytes:
     excluded = set(model._excluded_save_params()) | {
         name.split(".")[0] for names in model._get_torch_save_params() for name in names
     }
-    volatile = {
-        name for name in model.__dict__ if name.startswith(("_last_", "ep_")) or name in ("start_time", "dump_logs")
-    }
+    volatile = {name for name in model.__dict__ if name.startswith(("_last_", "ep_")) or name == "start_time"}
     data = {name: value for name, value in model.__dict__.items() if name not in excluded | volatile}
-    empty: dict[str, Any] = dict.fromkeys(volatile - {"dump_logs"})
+    empty: dict[str, Any] = dict.fromkeys(volatile)
     return data_to_json({**data, **empty}).encode()
