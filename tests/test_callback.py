@@ -29,7 +29,8 @@ class Late:
     """
 
     def __init__(self, total: int, save_frequency: int, stop_at: int | None = None) -> None:
-        self.total_timesteps, self.save_frequency, self.stop_at = total, save_frequency, stop_at
+        self.total_timesteps = self.schedule_timesteps = total
+        self.save_frequency, self.stop_at = save_frequency, stop_at
         self.restored: Snapshot | None = None
         self.waiting: Snapshot | None = None
         self.written: dict[int, Snapshot] = {}
