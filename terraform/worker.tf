@@ -45,6 +45,8 @@ data "aws_ssm_parameter" "image" {
 }
 
 data "aws_ami" "image" {
+  include_deprecated = true
+
   filter {
     name   = "image-id"
     values = [local.image_id]
@@ -187,6 +189,7 @@ resource "aws_autoscaling_schedule" "stop" {
   min_size         = -1
   max_size         = -1
   desired_capacity = 0
-  start_time       = formatdate("YYYY-MM-DD'T'hh:mm:00'Z'", local.outer_stop)
   recurrence       = formatdate("m '* * * *'", local.outer_stop)
+  # From the limit on AWS reports the next hour in the place of the first, and would refuse a time that is past.
+  start_time = timecmp(plantimestamp(), local.outer_stop) < 0 ? formatdate("YYYY-MM-DD'T'hh:mm:00'Z'", local.outer_stop) : null
 }

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,7 @@ class Stack:
     outputs: dict[str, str]
     events: list[tuple[str, str]]
     s3: Any
+    folder: Path
 
     def template(self) -> dict[str, Any]:
         versions = self.aws.client("ec2").describe_launch_template_versions(LaunchTemplateName=NAME)
@@ -116,7 +117,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         terraform = Terraform(folder / "work", aws, on_event=lambda address, done: events.append((address, done)))
         variables = {"run_file": str(run_file), "training_type": "sac", "save_frequency": 20_000, "prefix": "a/b"}
         outputs = terraform.apply(variables)
-        yield Stack(aws, terraform, variables, run_file, outputs, events, aws.client("s3"))
+        yield Stack(aws, terraform, variables, run_file, outputs, events, aws.client("s3"), folder)
 
 
 @pytest.mark.full
@@ -179,6 +180,32 @@ def test_a_second_apply_changes_nothing_and_does_not_start_an_ended_run_again(st
     scaling.set_desired_capacity(AutoScalingGroupName=NAME, DesiredCapacity=0)
     assert stack.terraform.changes() == []
     scaling.set_desired_capacity(AutoScalingGroupName=NAME, DesiredCapacity=1)
+
+
+def test_after_the_limit_the_stop_is_left_as_it_is(stack: Stack) -> None:
+    """As after three days: AWS gives the next hour as the start, and a time that is past would be refused."""
+    state = stack.folder / "work" / "terraform" / "terraform.tfstate"
+    kept = state.read_text()
+    launched = worker_environment(stack.user_data())["TRAIN_CLOUD_LAUNCHED_AT"]
+    earlier = datetime.fromisoformat(launched) - timedelta(days=3)
+    scaling = stack.aws.client("autoscaling")
+    (action,) = scaling.describe_scheduled_actions(AutoScalingGroupName=NAME)["ScheduledUpdateGroupActions"]
+    put = partial(
+        scaling.put_scheduled_update_group_action,
+        AutoScalingGroupName=NAME,
+        ScheduledActionName=action["ScheduledActionName"],
+        DesiredCapacity=0,
+        Recurrence=action["Recurrence"],
+    )
+    try:
+        state.write_text(kept.replace(launched, earlier.strftime("%Y-%m-%dT%H:%M:%SZ")))
+        put(StartTime=datetime.now(timezone.utc) + timedelta(hours=1))
+        changed = stack.terraform.changes()
+    finally:
+        state.write_text(kept)
+        put(StartTime=action["StartTime"])
+    assert "update aws_launch_template.worker" in changed, "the state was not changed"
+    assert not [change for change in changed if "schedule" in change]
 
 
 def test_the_outputs_are_these_and_look_the_worker_up(stack: Stack) -> None:
@@ -417,6 +444,23 @@ def test_destroy_keeps_the_artifacts_and_deletes_them_only_once_that_was_applied
     stack.terraform.apply({**stack.variables, "delete_artifacts_on_destroy": True})
     stack.terraform.destroy()
     assert stack.aws.resources_left() == []
+
+
+@pytest.mark.full
+def test_the_lifecycle_rule_forgets_what_is_superseded(tmp_path: Path) -> None:
+    """The provider takes 55 s over it, so the other applies leave it out."""
+    run_file = tmp_path / "run.yaml"
+    run_file.write_text("run_id: rule\n")
+    with EmbeddedAws() as aws:
+        terraform = Terraform(tmp_path / "work", aws, lifecycle_rule=True)
+        terraform.apply({"run_file": run_file})
+        found = aws.client("s3").get_bucket_lifecycle_configuration(Bucket=BUCKET)["Rules"]
+        assert terraform.changes() == []
+    (rule,) = found
+    assert rule["Status"] == "Enabled"
+    assert rule["NoncurrentVersionExpiration"] == {"NoncurrentDays": 3}
+    assert rule["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 1}
+    assert rule["Expiration"] == {"ExpiredObjectDeleteMarker": True}
 
 
 def test_get_terraform_says_what_to_install_and_takes_no_other_file(tmp_path: Path) -> None:

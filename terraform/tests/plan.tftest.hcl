@@ -168,7 +168,7 @@ run "on_demand_with_overrides_and_ingress" {
   }
   assert {
     condition     = aws_autoscaling_schedule.stop.start_time == formatdate("YYYY-MM-DD'T'hh:mm:00'Z'", timeadd(terraform_data.launched.output, "2h"))
-    error_message = "Fractions of hours count too."
+    error_message = "Another limit moves the stop; fractions of hours count too."
   }
   assert {
     condition     = startswith(output.ssh_command, "ssh -i ~/.ssh/me.pem ") && startswith(output.tensorboard_url_command, "echo \"http://$(aws ec2 describe-instances ")
