@@ -121,12 +121,15 @@ class Lease:
         :param max_attempts: with more failed attempts in a row than this, the outcome ``failed`` is swapped in instead
         :raises Fenced: a newer session, or a newer restart of this one, has it
         """
+        sent = False
         while True:
             read = read_head(store)
             if read is None:
                 head, etag = Head(session=token.session, restart=token.restart, owner=owner, commit=_random()), None
             else:
                 current, etag = read
+                if sent and current.token == token:
+                    return cls(store, current, etag)  # our swap's reply was lost, and somebody set or cleared an outcome
                 if current.token >= token:
                     raise Fenced(_fenced(current, token))
                 head = current.model_copy(
@@ -146,6 +149,7 @@ class Lease:
             try:
                 return cls(store, head, _swap(store, head, etag))
             except ConditionFailed:
+                sent = True
                 continue  # somebody swapped in between; every turn of this loop is somebody else's progress
 
     def commit(
@@ -213,7 +217,7 @@ def conclude(store: ObjectStore, outcome: Outcome, reason: str, *, session: int,
 
 
 def reopen(store: ObjectStore) -> Head | None:
-    """Clear a ``stopped`` or ``failed`` outcome and the attempts, so that the next session trains on. Called by people.
+    """Clear the outcome and the attempts, so that the next session trains on. Called by people.
 
     :return: the head as it stands afterwards; None where the run has none yet
     """
