@@ -19,6 +19,8 @@ leave_if_over
 bash "$here/driver.sh" kernel
 bash "$here/python.sh"
 bash "$here/driver.sh" torch
+# Before the training, so that the first notice finds it done.
+bash "$here/environment.sh" keep || say "the environment is not kept: the next boot installs again"
 bash "$here/units.sh"
 retry 60 create "$boot-ready"
 say "ready after $SECONDS s"

@@ -1,6 +1,6 @@
 #!/bin/bash
 # One Python 3.11 and one virtual environment with the package in it; from the second boot of a run on with the versions
-# of the first, because other versions compute other results.
+# of the first, because other versions compute other results. Kept in the store and restored from there (environment.sh).
 set -Eeuo pipefail
 trap 'echo "${0##*/}, line $LINENO: $BASH_COMMAND" >&2' ERR
 here=$(dirname "$0")
@@ -19,30 +19,53 @@ if [ "$(cat "$venv/installed" 2>/dev/null)" = "$stamp" ]; then
 fi
 
 python=$(command -v python3.11 || true)
-if [ -z "$python" ] || ! "$python" -c 'import ensurepip, venv'; then
+if [ -n "$python" ] && "$python" -c 'import ensurepip, venv'; then
+	version=$("$python" -VV)
+else
 	python=$opt/python/bin/python3.11
-	if [ ! -x "$python" ]; then
-		archive=cpython-$PYTHON_VERSION+$PYTHON_RELEASE-x86_64-unknown-linux-gnu-install_only.tar.gz
-		retry 120 fetch "https://github.com/astral-sh/python-build-standalone/releases/download/$PYTHON_RELEASE/${archive/+/%2B}" \
-			"$PYTHON_SHA256" "$opt/$archive"
-		tar -xzf "$opt/$archive" -C "$opt"
-		rm "$opt/$archive"
+	version=$PYTHON_SHA256
+fi
+
+# A build writes into its source; the verified code stays as it is.
+source=$(mktemp -d)
+trap 'rm -rf "$source"' EXIT
+cp -R "$opt/code/package/." "$source"
+lock=env/$TRAIN_CLOUD_CODE_DIGEST-$device.txt
+constraints=$source/constraints.txt
+: >"$constraints"
+
+# Everything that an installation depends on.
+digest() {
+	local machine
+	machine=$(uname -m) && machine="$machine $(getconf GNU_LIBC_VERSION)"
+	printf '%s\n' "$stamp" "$python" "$version" "$machine" | cat - "$constraints" | sha256sum | cut -c -64
+}
+
+known=$(retry 60 keys "$lock")
+if [ -n "$known" ]; then
+	retry 60 aws s3 cp --only-show-errors "s3://$bucket/$run/$lock" "$constraints"
+	found=$(digest)
+	if ! bash "$here/environment.sh" restore "$found"; then
+		say "what was kept cannot be restored: installing again"
+		rm -rf "$venv"
 	fi
+	if [ "$(cat "$venv/environment" 2>/dev/null)" = "$found" ]; then
+		printf '%s' "$stamp" >"$venv/installed"
+		exit 0
+	fi
+fi
+
+if [ "$python" = "$opt/python/bin/python3.11" ] && [ ! -x "$python" ]; then
+	archive=cpython-$PYTHON_VERSION+$PYTHON_RELEASE-x86_64-unknown-linux-gnu-install_only.tar.gz
+	retry 120 fetch "https://github.com/astral-sh/python-build-standalone/releases/download/$PYTHON_RELEASE/${archive/+/%2B}" \
+		"$PYTHON_SHA256" "$opt/$archive"
+	tar -xzf "$opt/$archive" -C "$opt"
+	rm "$opt/$archive"
 fi
 say "Python: $("$python" -V) at $python"
 rm -rf "$venv"
 "$python" -m venv "$venv"
 
-# A build writes into its source; the verified code stays as it is.
-source=$(mktemp -d)
-cp -R "$opt/code/package/." "$source"
-lock=env/$TRAIN_CLOUD_CODE_DIGEST-$device.txt
-constraints=$source/constraints.txt
-: >"$constraints"
-known=$(retry 60 keys "$lock")
-if [ -n "$known" ]; then
-	retry 60 aws s3 cp --only-show-errors "s3://$bucket/$run/$lock" "$constraints"
-fi
 pip_install() { retry 60 "$venv/bin/pip" install --no-input --disable-pip-version-check -q -c "$constraints" "$@"; }
 if [ "$device" = cpu ]; then
 	# PyPI's build brings gigabytes of CUDA.
@@ -55,5 +78,5 @@ if [ -z "$known" ]; then
 	# Another machine of this run may have been first: then its versions count from the next boot on.
 	create "$lock" --body "$constraints" || retry 60 keys "$lock"
 fi
-rm -rf "$source"
+digest >"$venv/environment"
 printf '%s' "$stamp" >"$venv/installed"

@@ -74,7 +74,8 @@ class Container:
         self._closing = threading.Lock()
         self._closed = False
         # systemd in the machine must find its own groups, not those of another machine.
-        self._groups = [folder / f"rehearsal-{uuid.uuid4().hex[:12]}" for folder in _control_groups()]
+        group_name = f"rehearsal-{uuid.uuid4().hex[:12]}"  # one: nspawn takes the name from one hierarchy for all
+        self._groups = [folder / group_name for folder in _control_groups()]
         for group in self._groups:
             group.mkdir()
         with (self.folder / "supervisor.log").open("wb") as log:
