@@ -46,6 +46,33 @@ class InterruptAt(BaseCallback):
         return True
 
 
+class Rollouts(BaseCallback):
+    """Counts rollouts and draws at each start of one: state that a callback changes before any step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rollouts = 0
+        self.drawn = 0.0
+
+    def _on_rollout_start(self) -> None:
+        self.rollouts += 1
+        self.drawn += float(np.random.random())
+
+    def _on_step(self) -> bool:
+        return True
+
+
+class Saves(BaseCallback):
+    """Saves the model once, as SB3's own callbacks do."""
+
+    def _on_step(self) -> bool:
+        path = os.environ.get("SAVE_TO")
+        if path and self.num_timesteps >= 128:
+            os.environ["SAVE_TO"] = ""
+            self.model.save(path)
+        return True
+
+
 class Wind(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Changes the reward by a number that it draws and remembers: state of a wrapper."""
 

@@ -200,6 +200,7 @@ def test_validate_checks_the_standing_in_a_store(run_yaml: Path, tmp_path: Path)
     check_standing(store, load_run_file(run_yaml, ["total_timesteps=9000", "limits.hours=1"]))
 
     lease.conclude("completed")
-    refused = command("validate", str(run_yaml), "--store", store)
+    check_standing(store, run_file)
+    refused = command("validate", str(run_yaml), "--store", store, "--set", "total_timesteps=500")
     assert refused.returncode == 64
     assert "run_id: 'pendulum-1': completed already" in refused.stderr

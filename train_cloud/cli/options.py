@@ -51,7 +51,22 @@ Overrides = Annotated[
         show_default=False,
     ),
 ]
+ScheduleTotal = Annotated[
+    int | None,
+    typer.Option(
+        "--schedule-total",
+        metavar="TIMESTEPS",
+        help="Over how many timesteps schedules run: short for --set schedule_total=TIMESTEPS.",
+        show_default="total_timesteps",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+def with_schedule_total(overrides: list[str] | None, total: int | None) -> list[str]:
+    """``--schedule-total`` as one more ``--set``."""
+    return [*(overrides or ()), *([] if total is None else [f"schedule_total={total}"])]
+
 
 TRAIN = "Train"
 LOOK = "Look and take home"

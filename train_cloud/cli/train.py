@@ -58,13 +58,16 @@ def train(
     store: options.Store,
     state_dir: options.StateDir = None,
     overrides: options.Overrides = None,
+    schedule_total: options.ScheduleTotal = None,
 ) -> None:
     """Train, or go on from where this run was interrupted.
 
-    Ctrl-C or SIGTERM stops it after a commit (exit code 75); the same command goes on with the very next step.
+    Ctrl-C or SIGTERM stops it after a commit (exit code 75); the same command goes on with the very next step. A
+    completed run goes on if total_timesteps is larger than what it has reached.
 
     `train-cloud train run.yaml --store ./store --set total_timesteps=2e6`
     """
     from train_cloud.worker.train import train as train_run
 
-    raise typer.Exit(train_run(run_file, store=store, state_dir=state_dir, overrides=overrides or ()))
+    changes = options.with_schedule_total(overrides, schedule_total)
+    raise typer.Exit(train_run(run_file, store=store, state_dir=state_dir, overrides=changes))

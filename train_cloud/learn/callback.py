@@ -8,6 +8,7 @@ each, and when time runs out that one is committed: at most one rollout is compu
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import multiprocessing
 import signal
@@ -17,9 +18,12 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import gymnasium
+import numpy as np
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.logger import KVWriter
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 
 from train_cloud.envs.state import Choice, Env, StatefulEnv, choose_for
 from train_cloud.errors import InputError
@@ -42,6 +46,8 @@ class Host(Protocol):
     save_frequency: int
     """Timesteps between checkpoints."""
     total_timesteps: int
+    schedule_timesteps: int
+    """Over which the model's schedules run: the total, or what the run file says instead."""
     restored: Snapshot | None
     """The checkpoint to go on from; None for a new run."""
 
@@ -84,12 +90,17 @@ class Checkpoints(BaseCallback):
 
     :param host: the process it runs in
     :param choice: state provider of the environments; None finds it (in a script of one's own)
+    :param log_interval: on-policy, iterations from one log to the next where ``learn`` itself is told to log at each;
+        None where the script has told it
     """
 
-    def __init__(self, host: Host, choice: Choice | None = None) -> None:
+    def __init__(self, host: Host, choice: Choice | None = None, log_interval: int | None = None) -> None:
         super().__init__()
         self._host = host
         self._choice = choice
+        self._log_interval = log_interval
+        self._between_logs = False
+        self._schedules: list[str] = []
         self._choices: dict[str, Choice] = {}
         self._capture: Capture | None = None
         self._rows = 0
@@ -115,9 +126,11 @@ class Checkpoints(BaseCallback):
                 self._host.total_timesteps,
                 f"learn() was asked for {total}: call learn(train_cloud.run_file().total_timesteps, …)",
             )
+        self.model._total_timesteps = self._host.schedule_timesteps
         self.model.logger.output_formats.extend(self._host.outputs())
         self._capture = Capture(self.model, self.locals["callback"], self, self._provider_of)
-        self._offset_iterations()
+        self._steer()
+        self._schedules = schedules(self.model)
         restored = self._host.restored
         if restored is not None and restored.timesteps >= self._host.total_timesteps:
             # SB3 would train on: a run at its total must not enter the loop that follows this call.
@@ -127,7 +140,10 @@ class Checkpoints(BaseCallback):
         now = time.monotonic()
         assert self._capture is not None
         if self._rollouts == 0 and self._host.restored is not None:
-            self._restore(self._capture, self._host.restored)
+            restored = self._host.restored
+            self._restore(self._capture, restored)
+            if not restored.facts["rollout_begun"]:
+                self._begin_rollout()
         elif self._rollouts > 0:
             self._rollout_seconds = now - self._rollout_began
         if self._rollouts == 0:
@@ -140,12 +156,12 @@ class Checkpoints(BaseCallback):
             return
         self._held = None
         if self._host.stop_deadline() is not None:
-            self._stop(self._capture.snapshot(self._rows), self._rows)
+            self._stop(self._snapshot(), self._rows)
         due = self.model.num_timesteps >= self._next_save or self._host.save_requested()
         busy = self._host.busy()
         snapshot = None
         if (due and not busy) or self._rollout_seconds > _LONG_ROLLOUT_SECONDS:
-            snapshot = self._capture.snapshot(self._rows)
+            snapshot = self._snapshot()
             self._held = (snapshot, self._rows)
         if due and not busy and snapshot is not None:
             self._submit(snapshot, self._rows)
@@ -171,7 +187,7 @@ class Checkpoints(BaseCallback):
         self._settle()
         self._host.phase("store")
         self._rollouts += 1  # the one that has ended, as the next one's start would count it
-        self._host.finish(self._with_rows(self._capture.snapshot(self._rows), self._rows))
+        self._host.finish(self._with_rows(self._snapshot(rollout_begun=False), self._rows))
 
     # ----------------------------------------------------------------------------------------------------------- saving
 
@@ -180,8 +196,37 @@ class Checkpoints(BaseCallback):
         self._rows = self._submitted_rows = capture.restore(snapshot)
         self._submitted_timesteps = snapshot.timesteps
         self._first_rollout = snapshot.facts["rollouts"]
+        self._between_logs = isinstance(self.model, OnPolicyAlgorithm) and self._first_rollout % self._log_every() != 0
         self._rollout_seconds = snapshot.facts["rollout_seconds"] or float("inf")
+        self.model._update_current_progress_remaining(self.model.num_timesteps, self.model._total_timesteps)
         self._host.restored = None
+
+    def _begin_rollout(self) -> None:
+        """On the state at the end of a training that goes on after all: what SB3 does before it calls us."""
+        model = self.model
+        if model.use_sde:
+            explorer: Any = model.policy if isinstance(model, OnPolicyAlgorithm) else model.actor  # type: ignore[attr-defined]
+            explorer.reset_noise(model.n_envs)
+        for callback in _leaves(self.locals["callback"]):
+            if callback is self:
+                return
+            callback.on_rollout_start()
+
+    def _snapshot(self, *, rollout_begun: bool = True) -> Snapshot:
+        """The state now, with what only the moment knows.
+
+        :param rollout_begun: False at the end of a training, which SB3 leaves before it begins another rollout
+        """
+        snapshot = self._capture_of().snapshot(self._rows)
+        returns = [float(episode["r"]) for episode in self.model.ep_info_buffer or ()]
+        mean = float(np.mean(returns)) if returns else float("nan")
+        facts = {
+            **snapshot.facts,
+            "rollout_begun": rollout_begun,
+            "episode_return": mean if np.isfinite(mean) else None,  # rollout/ep_rew_mean
+            "schedules": {"names": self._schedules, "timesteps": self._host.schedule_timesteps},
+        }
+        return replace(snapshot, facts=facts)
 
     def _submit(self, snapshot: Snapshot, rows: int) -> None:
         self._in_flight_from = max(self._submitted_rows, rows - self._capture_of().capacity)
@@ -241,25 +286,38 @@ class Checkpoints(BaseCallback):
 
     # ----------------------------------------------------------------------------------------------------- iterations
 
+    def _log_every(self) -> int:
+        """Iterations from one log to the next."""
+        return int(self._log_interval or self.locals.get("log_interval") or 1)
+
     def _at_log_interval(self) -> bool:
-        """On-policy ``learn`` counts its iterations in a local variable that restarts at 0: only where it would dump
-        its
-        log anyway is the rest of its loop the same after a resume."""
-        if not isinstance(self.model, OnPolicyAlgorithm):
-            return True
-        interval = self.locals.get("log_interval") or 1
-        return (self._rollouts - 1) % int(interval) == 0
+        """On-policy ``learn`` counts its iterations in a local variable that restarts at 0. In a script, which decides
+        when it logs, the rest of its loop is the same after a resume only where it would log anyway.
+        """
+        scripted = isinstance(self.model, OnPolicyAlgorithm) and self._log_interval is None
+        return not scripted or (self._rollouts - 1) % self._log_every() == 0
 
-    def _offset_iterations(self) -> None:
-        model = self.model
-        if not isinstance(model, OnPolicyAlgorithm):
-            return
-        dump = model.dump_logs
+    def _steer(self) -> None:
+        """Count iterations over all sessions, and progress by the schedules' own total.
 
-        def dump_logs(iteration: int = 0) -> None:
-            dump(iteration + self._first_rollout if iteration else 0)
+        Both are arguments from ``learn``'s local variables, so the model's methods take others. It gets a class for
+        that: attributes of its own would be pickled by ``model.save``, with all that they refer to.
+        """
+        own, kind = self, type(self.model)
 
-        model.dump_logs = dump_logs  # type: ignore[method-assign]
+        class Steered(kind):  # type: ignore[misc, valid-type]
+            def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+                super()._update_current_progress_remaining(num_timesteps, own._host.schedule_timesteps)
+
+            if issubclass(kind, OnPolicyAlgorithm):
+
+                def dump_logs(self, iteration: int = 0) -> None:
+                    iteration += own._first_rollout
+                    if own._log_interval is None or iteration % own._log_interval == 0:
+                        super().dump_logs(iteration)
+
+        Steered.__module__, Steered.__name__, Steered.__qualname__ = kind.__module__, kind.__name__, kind.__qualname__
+        self.model.__class__ = Steered
 
     # ---------------------------------------------------------------------------------------------- state of
     # environments
@@ -273,8 +331,44 @@ class Checkpoints(BaseCallback):
         return self._choices[kind].provider
 
     def _exactness(self) -> tuple[bool, str]:
+        if self._between_logs and self._log_interval is None:
+            return False, "the run had ended between two logs: the script logs at other steps from there on"
         choices = [*([self._choice] if self._choice else []), *self._choices.values()]
         return next(((False, choice.because) for choice in choices if not choice.exact), (True, ""))
+
+
+def schedules(model: BaseAlgorithm) -> list[str]:
+    """Names of the arguments that change with the training's progress: they depend on its total."""
+    return sorted(
+        "learning_rate" if name == "lr_schedule" else name
+        for name, value in vars(model).items()
+        if isinstance(value, FloatSchedule | LinearSchedule)
+        and name != "learning_rate"  # as it was given
+        and len({value(left) for left in np.linspace(1.0, 0.0, 101)}) > 1
+    )
+
+
+def learn(model: BaseAlgorithm, host: Host, callbacks: Sequence[BaseCallback], choice: Choice) -> None:
+    """``model.learn`` with checkpoints, after the other callbacks.
+
+    On-policy it is told to log at each iteration, and the model leaves out what is too often, so that each is a
+    consistent point (see :meth:`Checkpoints._at_log_interval`).
+    """
+    interval = inspect.signature(model.learn).parameters["log_interval"].default
+    if isinstance(model, OnPolicyAlgorithm) and interval is not None:
+        own = Checkpoints(host, choice, log_interval=interval)
+        model.learn(host.total_timesteps, callback=[*callbacks, own], log_interval=1)
+    else:
+        model.learn(host.total_timesteps, callback=[*callbacks, Checkpoints(host, choice)])
+
+
+def _leaves(root: BaseCallback) -> Iterator[BaseCallback]:
+    """In the order in which SB3 calls them at a rollout's start."""
+    if isinstance(root, CallbackList):
+        for callback in root.callbacks:
+            yield from _leaves(callback)
+    else:
+        yield root
 
 
 _hosts: list[Host] = []

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from train_cloud.checkpoint import read_manifest
 from train_cloud.config import RunFile, identity_changes
 from train_cloud.errors import InputError
 from train_cloud.run import layout
-from train_cloud.run.head import read_head
-from train_cloud.store import open_store
+from train_cloud.run.head import Head, read_head
+from train_cloud.store import ObjectStore, open_store
 
 
 def check_standing(root: str, run_file: RunFile) -> None:
-    """Refuse a run id that is completed already, or whose checkpoint was trained with another identity. Writes nothing.
+    """Refuse what would not be the same run any more. Writes nothing.
 
     The identity that counts is the one in the newest checkpoint's manifest: what really trained these weights.
 
-    :raises InputError: naming the field that differs
+    :raises InputError: naming the field that differs, or the total that is reached already
     :raises CorruptCheckpoint: head or manifest cannot be read
     """
     store = open_store(layout.run_url(root, run_file.run_id))
@@ -23,18 +26,55 @@ def check_standing(root: str, run_file: RunFile) -> None:
     if read is None:
         return
     head, _ = read
-    if head.outcome == "completed":
-        raise InputError(
-            "run_id", run_file.run_id, f"completed already, at {head.timesteps} timesteps: choose another run_id"
-        )
-    if head.manifest is None:
-        return
-    changes = identity_changes(read_manifest(store, head.manifest).facts["identity"], run_file.identity())
+    facts = check_budget(store, head, run_file)
+    changes = identity_changes(facts["identity"], run_file.identity()) if facts else []
     if changes:
         field, old, new = changes[0]
         others = f" (also: {', '.join(change[0] for change in changes[1:])})" if changes[1:] else ""
         raise InputError(
             field,
             new,
-            f"run {run_file.run_id} was begun with {old!r}: restore that, or choose another run_id{others}",
+            f"run {run_file.run_id} was begun with {old!r}: restore that, fork the run (train-cloud fork), or choose "
+            f"another run_id{others}",
         )
+
+
+def check_budget(store: ObjectStore, head: Head, run_file: RunFile) -> Mapping[str, Any]:
+    """Refuse a budget that leaves nothing to do, or under which schedules would jump without anybody having said so.
+
+    :return: facts of the newest checkpoint; empty where there is none
+    :raises InputError: naming the field
+    """
+    if head.outcome == "completed" and run_file.total_timesteps <= head.timesteps:
+        raise InputError(
+            "run_id",
+            run_file.run_id,
+            f"completed already, at {head.timesteps} timesteps: give a larger total_timesteps than that to go on, or "
+            "choose another run_id",
+        )
+    if head.manifest is None:
+        return {}
+    facts = read_manifest(store, head.manifest).facts
+    if run_file.schedule_total is None and (change := schedule_change(facts, run_file)):
+        before = facts["schedules"]["timesteps"]
+        raise InputError(
+            "total_timesteps",
+            run_file.total_timesteps,
+            f"{change}: set schedule_total (--schedule-total) to {before} to leave the schedules as they are, "
+            f"or to {run_file.total_timesteps} to let them jump",
+        )
+    return facts
+
+
+def schedule_change(facts: Mapping[str, Any], run_file: RunFile) -> str | None:
+    """In words, that a run's schedules would not go on as they began; None where they do, or where there are none.
+
+    :param facts: of the newest checkpoint
+    """
+    schedules = facts.get("schedules", {"names": []})
+    if not schedules["names"] or schedules["timesteps"] == run_file.schedule_timesteps:
+        return None
+    return (
+        f"{', '.join(schedules['names'])} would run over {run_file.schedule_timesteps} timesteps from here on, after "
+        f"{schedules['timesteps']}"
+    )

@@ -42,7 +42,7 @@ from train_cloud.errors import (
     TrainCloudError,
 )
 from train_cloud.instance.metadata import Metadata
-from train_cloud.report.standing import check_standing
+from train_cloud.report.standing import check_standing, schedule_change
 from train_cloud.run import layout
 from train_cloud.run.head import Lease, Outcome, conclude, read_head, reopen
 from train_cloud.run.session import (
@@ -130,6 +130,7 @@ class _Session:
     ) -> None:
         self.save_frequency = config.save_frequency
         self.total_timesteps = config.total_timesteps
+        self.schedule_timesteps = config.schedule_timesteps
         self.restored: Snapshot | None = None
         self._config = config
         self._store = store
@@ -235,7 +236,13 @@ class _Session:
             before = read_progress(self._store, self._session)
             self._first_timestep = before["first_timestep"] if before else head.timesteps
         self._committer = Committer(
-            self._store, self._lease, self._manifest, before_head=self._before_head, on_commit=self._on_commit
+            self._store,
+            self._lease,
+            self._manifest,
+            policy=self._config.preservation,
+            before_head=self._before_head,
+            on_commit=self._on_commit,
+            hurry=lambda: self._stop.deadline() is not None,
         )
 
     def _train(self, built: Built | None) -> int:
@@ -278,6 +285,7 @@ class _Session:
             return
         self._pulse.phase("restore")
         differing = machine.differences(self._manifest.facts["machine"], self._machine)
+        differing += filter(None, [schedule_change(self._manifest.facts, self._config)])
         if differing:
             self._exact = (False, "; ".join(differing))
             log.warning("not exact from here on: %s", self._exact[1])
@@ -285,10 +293,9 @@ class _Session:
         log.info("session %d goes on at %d timesteps", self.number, self.restored.timesteps)
 
     def _run_model(self, built: Built) -> None:
-        from train_cloud.learn.callback import Checkpoints
+        from train_cloud.learn.callback import learn
 
-        callbacks = [*self._callbacks, Checkpoints(self, built.choice)]
-        built.model.learn(self._config.total_timesteps, callback=callbacks)
+        learn(built.model, self, self._callbacks, built.choice)
 
     def _run_script(self) -> None:
         from train_cloud.config.current import training
