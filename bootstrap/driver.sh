@@ -12,7 +12,7 @@ if ! nvidia_present; then
 fi
 case $1 in
 kernel)
-	if ! retry 120 nvidia-smi -L; then
+	if ! command -v nvidia-smi || ! retry 120 nvidia-smi -L; then
 		say "there is an NVIDIA device and no driver that answers: use an image with NVIDIA's driver (ami_id)"
 		exit 1
 	fi

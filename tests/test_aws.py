@@ -267,7 +267,7 @@ def test_permissions_hold_for_an_assumed_role_and_only_inside_the_block(aws: Emb
     )
     groups = {name: group(aws, name, template(aws, name)) for name in names}
     allowed = [
-        {"Effect": "Allow", "Action": "s3:PutObject", "Resource": "arn:aws:s3:::limits/mine/*"},
+        {"Effect": "Allow", "Action": ["s3:PutObject", "s3:DeleteObject"], "Resource": "arn:aws:s3:::limits/mine/*"},
         {"Effect": "Allow", "Action": "autoscaling:*", "Resource": groups["mine"]["AutoScalingGroupARN"]},
     ]
     iam.put_role_policy(
@@ -282,6 +282,9 @@ def test_permissions_hold_for_an_assumed_role_and_only_inside_the_block(aws: Emb
         s3, scaling = aws.client("s3", credentials), aws.client("autoscaling", credentials)
         s3.put_object(Bucket="limits", Key="mine/a", Body=b"x")
         assert refused(s3.put_object, Bucket="limits", Key="theirs/a", Body=b"x") == "AccessDenied"
+        for key, errors in (("mine/a", []), ("theirs/a", ["AccessDenied"])):
+            deleted = s3.delete_objects(Bucket="limits", Delete={"Objects": [{"Key": key}]})
+            assert [error["Code"] for error in deleted.get("Errors", [])] == errors
         scaling.set_desired_capacity(AutoScalingGroupName="mine", DesiredCapacity=0)
         denied = refused(scaling.set_desired_capacity, AutoScalingGroupName="theirs", DesiredCapacity=0)
         assert denied == "AccessDenied"

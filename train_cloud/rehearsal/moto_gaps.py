@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any
+from xml.etree import ElementTree
 
 # Both are read when moto is imported. Without the first, a policy of AWS's own (AmazonSSMManagedInstanceCore) is "not
 # found"; without the second, an image need not exist.
@@ -30,6 +31,7 @@ from moto.ec2.models.launch_templates import LaunchTemplateBackend
 from moto.iam.access_control import IAMPolicyStatement, IAMRequestBase, PermissionResult
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from moto.s3.models import FakeBucket, FakeDeleteMarker
+from moto.s3.responses import S3Response
 from moto.ssm.models import Parameter, SimpleSystemManagerBackend
 from werkzeug.serving import make_server
 
@@ -114,6 +116,17 @@ def _permission(original: Answer, self: Any, action: str, resource: str) -> Any:
         return original(self, action, resource)
     finally:
         self.policy = whole
+
+
+@fills(S3Response, "_authenticate_and_authorize_s3_action")
+def _authorize(original: Answer, self: Any, bucket_name: str | None = None, key_name: str | None = None) -> None:
+    """Deleting several objects at once is checked against the bucket. Here one that may not be deleted keeps the others
+    from it too, which AWS would delete."""
+    keys = [key_name]
+    if key_name is None and self.data.get("Action") == "DeleteObject" and self.is_delete_keys():
+        keys = [element.text for element in ElementTree.fromstring(self.body).iter() if element.tag.endswith("Key")]
+    for key in keys:
+        original(self, bucket_name=bucket_name, key_name=key)
 
 
 @fills(FakeDeleteMarker, "dispose")

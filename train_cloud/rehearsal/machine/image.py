@@ -6,6 +6,7 @@ namespaces, and the Debian packages of :data:`NEEDED`.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import importlib.metadata
@@ -22,6 +23,8 @@ from pathlib import Path
 
 import requests
 from filelock import FileLock
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from train_cloud.errors import InputError, TrainCloudError
 from train_cloud.rehearsal.terraform import repository_root
@@ -165,22 +168,18 @@ def _base(say: Callable[[str], None]) -> Path:
 
 def _wheelhouse(requirements: Path | None, say: Callable[[str], None]) -> Path:
     """Wheels of the package's dependencies in the versions of this very environment, so that a twin computes alike."""
-    pins = {
-        distribution.metadata["Name"]: distribution.version
-        for distribution in importlib.metadata.distributions()
-        if distribution.metadata["Name"] not in ("train-cloud", "pip")
-    }
+    wanted = _wanted()
+    pins = _installed(wanted)
     pins["torch"] = f"{pins['torch'].partition('+')[0]}+cpu"  # PyPI's build brings gigabytes of CUDA
     constraints = "".join(sorted(f"{name}=={version}\n" for name, version in pins.items()))
-    project = (repository_root() / "pyproject.toml").read_text()
     own = requirements.read_text() if requirements is not None else ""
-    inputs = [constraints, project, own, platform.libc_ver()]
+    inputs = [constraints, wanted, own, platform.libc_ver()]
 
     def make(folder: Path) -> None:
         say("filling the machines' wheelhouse, once")
         folder.mkdir()
         (folder / "constraints.txt").write_text(constraints)
-        (folder / "requirements.txt").write_text("\n".join(_wanted(project)) + "\n" + own)
+        (folder / "requirements.txt").write_text("\n".join(wanted) + "\n" + own)
         arguments = ["wheel", "--wheel-dir", str(folder), "-c", str(folder / "constraints.txt")]
         arguments += ["-r", str(folder / "requirements.txt")]
         try:
@@ -191,10 +190,32 @@ def _wheelhouse(requirements: Path | None, say: Callable[[str], None]) -> Path:
     return _kept("wheels", inputs, make)
 
 
-def _wanted(project: str) -> Sequence[str]:
+def _wanted() -> list[str]:
+    """What a worker installs, and what building the package takes."""
+    project = (repository_root() / "pyproject.toml").read_text()
     content = importlib.import_module("tomllib").loads(project)  # Python 3.11's; nobody older gets here
-    wanted: list[str] = [*content["project"]["dependencies"], *content["build-system"]["requires"]]
-    return wanted
+    return [*content["project"]["dependencies"], *content["build-system"]["requires"]]
+
+
+def _installed(wanted: Sequence[str]) -> dict[str, str]:
+    """The versions here of these requirements and all that they require."""
+    found: dict[str, str] = {}
+    due = [Requirement(text) for text in wanted]
+    while due:
+        requirement = due.pop()
+        name = canonicalize_name(requirement.name)
+        if name in found or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+            continue
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # pip takes what it likes
+            found[name] = importlib.metadata.version(name)
+            due += [Requirement(text) for text in importlib.metadata.requires(name) or ()]
+            for extra in requirement.extras:
+                due += [
+                    nested
+                    for text in importlib.metadata.requires(name) or ()
+                    if (nested := Requirement(text)).marker and nested.marker.evaluate({"extra": extra})
+                ]
+    return found
 
 
 def _kept(kind: str, inputs: object, make: Callable[[Path], None]) -> Path:
