@@ -129,7 +129,8 @@ class Lease:
             else:
                 current, etag = read
                 if sent and current.token == token:
-                    return cls(store, current, etag)  # our swap's reply was lost, and somebody set or cleared an outcome
+                    # Our swap's reply was lost, and somebody has set or cleared an outcome since.
+                    return cls(store, current, etag)
                 if current.token >= token:
                     raise Fenced(_fenced(current, token))
                 head = current.model_copy(
