@@ -15,12 +15,16 @@ import boto3
 import pytest
 from groups import machines, make_group
 
+from train_cloud.checkpoint import Committer
 from train_cloud.cli import main
+from train_cloud.errors import InputError
 from train_cloud.instance.account import IMAGE_PARAMETER, INSTANCE_TYPES, Finding, examine
 from train_cloud.instance.group import Group
 from train_cloud.run.head import Head, Lease, Outcome, Token, read_head
 from train_cloud.run.layout import run_url
-from train_cloud.store import open_store
+from train_cloud.run.overrides import read_overrides, write_overrides
+from train_cloud.snapshot import Snapshot
+from train_cloud.store import ObjectStore, open_store
 
 TERRAFORM = Path(__file__).parents[1] / "terraform"
 
@@ -233,12 +237,95 @@ def test_a_run_goes_on(
     assert "desired capacity 1" in said and ("as it were" in said) == (outcome is not None)
 
 
-def test_a_completed_run_is_refused(s3_root: str, group: str, capsys: pytest.CaptureFixture[str]) -> None:
+RUN = "algorithm: sac\ntotal_timesteps: 2000\nsave_frequency: 500\nenvironment: {id: Pendulum-v1}\n"
+
+
+def completed(root: str, run_id: str, *, launched: str = RUN, **facts: Any) -> ObjectStore:
+    """A run at 2000 timesteps, as Terraform had launched it."""
+    store = open_store(run_url(root, run_id))
+    store.create("run.yaml", f"run_id: {run_id}\ncode: {{folder: ./not-here}}\n{launched}".encode())
+    store.create("overrides-0.json", b'{"save_frequency": 400}')
+    committer = Committer(store, Lease.take(store, Token(1, 0), "i-0abc"), None)
+    committer.submit(Snapshot(2000, {}, facts=facts), outcome="completed")
+    committer.wait()
+    return store
+
+
+def overrides(store: ObjectStore) -> dict[str, Any]:
+    """Content of each, by key."""
+    return {info.key: json.loads(bytes(store.get(info.key).body)) for info in store.list("overrides-")}
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ([], "run_id"),
+        (["--set", "save_frequency=100"], "run_id"),
+        (["--set", "total_timesteps=2000"], "run_id"),
+        (["--set", "total_timesteps=-1"], "total_timesteps"),
+        (["--set", "total_timestep=3000"], "total_timestep"),
+        (["--set", "total_timesteps=3000", "--set", "seed=2"], "seed"),
+        (["--set", "total_timesteps=3000", "--set", "hyperparameters.gamma=0.9"], "hyperparameters.gamma"),
+        (["--set", "total_timesteps=3000", "--set", "training_type=ppo"], "training_type"),
+    ],
+)
+def test_a_budget_that_leaves_nothing_to_do_or_is_none_is_refused(
+    s3_root: str, group: str, changes: list[str], field: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = completed(s3_root, group)
+    assert main(["relaunch", run_url(s3_root, group), *changes]) == 64
+    assert capsys.readouterr().err.startswith(f"train-cloud: {field}: ")
+    assert standing(s3_root, group).outcome == "completed" and Group(group).capacity() == 0
+    assert list(overrides(store)) == ["overrides-0.json"]
+
+
+def test_a_completed_run_goes_on_with_a_larger_total(
+    s3_root: str, group: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = completed(s3_root, group)
+    assert main(["relaunch", run_url(s3_root, group), "--set", "total_timesteps=3e3", "--set", "limits.hours=5"]) == 0
+    assert "overrides-1.json: total_timesteps=3000.0, limits.hours=5" in capsys.readouterr().out
+    head = standing(s3_root, group)
+    assert (head.outcome, head.timesteps) == (None, 2000) and Group(group).capacity() == 1
+    newest = {"save_frequency": 400, "total_timesteps": 3000, "limits.hours": 5}
+    assert overrides(store)["overrides-1.json"] == newest
+    assert main(["relaunch", run_url(s3_root, group), "--set", "limits={hours: 7}"]) == 0
+    assert overrides(store)["overrides-2.json"] == {**newest, "limits": {"hours": 7}}
+    assert list(overrides(store)["overrides-2.json"])[-1] == "limits", "what comes last counts"
+    assert main(["relaunch", run_url(s3_root, group)]) == 0
+    assert len(overrides(store)) == 3
+
+
+def test_with_a_schedule_it_is_said_over_what(s3_root: str, group: str, capsys: pytest.CaptureFixture[str]) -> None:
+    store = completed(s3_root, group, schedules={"names": ["learning_rate"], "timesteps": 2000})
+    run = ["relaunch", run_url(s3_root, group), "--set", "total_timesteps=3000"]
+    assert main(run) == 64
+    said = capsys.readouterr().err
+    assert "total_timesteps: 3000: learning_rate would run over 3000 timesteps" in said and "--schedule-total" in said
+    assert len(overrides(store)) == 1
+    assert main([*run, "--schedule-total", "2000"]) == 0
+    assert overrides(store)["overrides-1.json"]["schedule_total"] == 2000
+
+
+def test_the_newest_overrides_are_those_with_the_largest_number(store_root: str) -> None:
+    store = open_store(store_root)
+    assert read_overrides(store) == (-1, {})
+    for number in range(12):
+        assert write_overrides(store, {"a": number, f"b{number}": 1}) == number
+    number, content = read_overrides(store)
+    assert number == 11 and content["a"] == 11 and len(content) == 13
+    store.put("overrides-12.json", b"[]")
+    with pytest.raises(InputError, match="overrides-12"):
+        read_overrides(store)
+
+
+def test_a_completed_run_whose_file_is_elsewhere_goes_on_there(
+    s3_root: str, group: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     ended(s3_root, group, "completed")
     assert main(["relaunch", run_url(s3_root, group)]) == 64
-    assert "needs a later version" in capsys.readouterr().err
-    assert standing(s3_root, group).outcome == "completed"
-    assert Group(group).capacity() == 0
+    assert "there is no run.yaml" in capsys.readouterr().err
+    assert standing(s3_root, group).outcome == "completed" and Group(group).capacity() == 0
 
 
 @pytest.mark.parametrize("arguments", [[], ["--group", "no-such-group"]])

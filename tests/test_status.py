@@ -124,6 +124,9 @@ def test_the_overrides_of_the_launch_count(folder_root: str, tmp_path: Path) -> 
     assert story.read().total_timesteps == 500
     story.store.put(layout.RUN_YAML, b"\xff: [")
     assert story.read().total_timesteps == 500
+    for number in (2, 10):
+        story.store.create(f"overrides-{number}.json", json.dumps({"total_timesteps": number}).encode())
+    assert story.read().total_timesteps == 10
 
 
 def test_all_runs_of_a_store(store_root: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

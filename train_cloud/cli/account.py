@@ -83,29 +83,33 @@ def relaunch(
         ),
     ] = None,
     region: _Region = None,
+    overrides: options.Overrides = None,
+    schedule_total: options.ScheduleTotal = None,
 ) -> None:
-    """Start a worker again for a run that was stopped, failed or taken to capacity 0.
+    """Start a worker again for a run that was stopped, failed or taken to capacity 0, or with a changed budget.
 
-    Clears the outcome, sets the group's capacity to 1; the worker goes on from the last checkpoint.
+    Clears the outcome, sets the group's capacity to 1; the worker goes on from the last checkpoint. `--set` changes
+    the run's budget for good, in an overrides object beside the run file: a completed run goes on with a larger
+    total_timesteps, a stopped one with higher limits.
 
-    `train-cloud relaunch s3://bucket/train-cloud/runs/pendulum-sac`
+    `train-cloud relaunch s3://bucket/train-cloud/runs/pendulum-sac --set total_timesteps=2e6`
     """
     from train_cloud.instance.group import RUN_TAG, Group, find_groups
     from train_cloud.run.head import read_head, reopen
-    from train_cloud.run.layout import run_url
+    from train_cloud.run.layout import overrides_key, run_url
+    from train_cloud.run.overrides import write_overrides
     from train_cloud.store import open_store
+    from train_cloud.worker.relaunch import check_relaunch
 
     root, run_id = locate(run, store)
     if run_id is None:
         raise InputError("run", run, "name one run: its file, its id, or its folder's URL")
     run_store = open_store(run_url(root, run_id))
     read = read_head(run_store)
-    if read is not None and read[0].outcome == "completed":
-        raise InputError(
-            "run", run, "it is completed; going on with a larger total_timesteps needs a later version of train-cloud"
-        )
     if read is None and not any(run_store.list()):
         raise InputError("run", run, f"nothing is stored under {run_store.url}: launch it with terraform apply")
+    wanted = options.with_schedule_total(overrides, schedule_total)
+    changes = check_relaunch(run_store, read[0] if read else None, wanted)
     if group is None:
         found = find_groups(RUN_TAG, run_id, region=region)
         if len(found) != 1:
@@ -115,6 +119,11 @@ def relaunch(
     scaling = Group(group, region=region)
     if scaling.capacity() is None:
         raise InputError("--group", group, "there is no such group in this region: run terraform apply")
+    if changes:
+        key = overrides_key(write_overrides(run_store, changes))
+        typer.echo(
+            f"{key}: {', '.join(f'{name}={value}' for name, value in changes.items())}, from the next session on"
+        )
     if read is not None and read[0].outcome is not None:
         reopen(run_store)
         typer.echo(f"{run_id} was {read[0].outcome}" + (f" ({read[0].reason})" if read[0].reason else ""))

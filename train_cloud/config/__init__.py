@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from train_cloud.config.identity import PARTS, code_digest, code_files, identity_changes
-from train_cloud.config.load import ALIASES, load_run_file, parse_run_file
+from train_cloud.config.load import ALIASES, load_run_file, parse_overrides, parse_run_file, read_yaml
 from train_cloud.config.run_file import SUPPORTED, Code, Environment, Limits, Preservation, RunFile
 
 __all__ = [
@@ -19,5 +19,7 @@ __all__ = [
     "code_files",
     "identity_changes",
     "load_run_file",
+    "parse_overrides",
     "parse_run_file",
+    "read_yaml",
 ]

@@ -100,16 +100,26 @@ def parse_run_file(
     tree = _canonical(values)
     for key, value in (extra or {}).items():
         _put(tree, key, value)
-    for override in overrides:
-        key, separator, text = override.partition("=")
-        if not separator:
-            raise InputError("--set", override, "write key=value, for example total_timesteps=2e6")
-        _put(tree, key.strip(), read_yaml(text, f"--set {key.strip()}"))
+    for key, value in parse_overrides(overrides).items():
+        _put(tree, key, value)
     _place_paths(tree, (base or Path()).absolute())
     try:
         return RunFile.model_validate(tree)
     except ValidationError as error:
         raise _explain(error) from error
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, object]:
+    """``key=value`` as given with ``--set``, in order; of one key the last counts."""
+    parsed: dict[str, object] = {}
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator:
+            raise InputError("--set", override, "write key=value, for example total_timesteps=2e6")
+        key = key.strip()
+        parsed.pop(key, None)
+        parsed[key] = read_yaml(text, f"--set {key}")
+    return parsed
 
 
 def _extra() -> Mapping[str, object]:

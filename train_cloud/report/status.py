@@ -18,6 +18,7 @@ from train_cloud.config.load import read_yaml
 from train_cloud.errors import InputError, ObjectMissing
 from train_cloud.run import layout
 from train_cloud.run.head import Head, read_head
+from train_cloud.run.overrides import read_overrides
 from train_cloud.run.session import SessionRecord, read_sessions
 from train_cloud.store import ObjectStore, open_store
 
@@ -205,10 +206,11 @@ def _total(store: ObjectStore, records: Sequence[SessionRecord]) -> int | None:
         total = records[-1].start.get("run_file", {}).get("total_timesteps")
         return total if isinstance(total, int) else None
     launched: dict[str, Any] = {}
-    for key in (layout.RUN_YAML, f"{layout.OVERRIDES}0.json"):  # JSON is YAML
-        with contextlib.suppress(ObjectMissing, InputError, UnicodeDecodeError):
-            content = read_yaml(bytes(store.get(key).body).decode(), key)
-            launched |= content if isinstance(content, dict) else {}
+    with contextlib.suppress(ObjectMissing, InputError, UnicodeDecodeError):
+        content = read_yaml(bytes(store.get(layout.RUN_YAML).body).decode(), layout.RUN_YAML)
+        launched |= content if isinstance(content, dict) else {}
+    with contextlib.suppress(ObjectMissing, InputError):
+        launched |= read_overrides(store)[1]
     total = launched.get("total_timesteps")
     return int(total) if isinstance(total, int | float) else None
 

@@ -4,6 +4,8 @@ and reader.
 
 from __future__ import annotations
 
+import re
+
 HEAD = "head.json"
 RUN_YAML = "run.yaml"
 RUN_JSON = "run.json"
@@ -49,6 +51,16 @@ def progress_key(session: int) -> str:
 
 def notice_key(session: int, number: int) -> str:
     return f"{SESSIONS}{session:06d}/notice-{number}.json"
+
+
+def overrides_key(number: int) -> str:
+    return f"{OVERRIDES}{number}.json"
+
+
+def overrides_number(key: str) -> int | None:
+    """The inverse of :func:`overrides_key`; None for any other key."""
+    found = re.fullmatch(rf"{OVERRIDES}(\d+)\.json", key)
+    return int(found[1]) if found else None
 
 
 def boot_key(number: int, instance_id: str) -> str:
