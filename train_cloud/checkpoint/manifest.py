@@ -73,6 +73,11 @@ class Manifest(BaseModel):
             segment.key for stream in streams for segment in stream.segments
         }
 
+    def bytes(self) -> int:
+        """What a restore reads."""
+        segments = (segment for stream in self.streams.values() for segment in stream.segments)
+        return sum(reference.size for reference in (*self.parts.values(), *segments))
+
     def without_rows(self) -> Manifest:
         """The same checkpoint with empty streams: what is left of it, or what a fork takes of it."""
         empty = {name: stream.model_copy(update={"last": 0, "segments": ()}) for name, stream in self.streams.items()}

@@ -12,6 +12,9 @@ from train_cloud.snapshot import Array, Part, Rows, Snapshot
 from train_cloud.store import ObjectStore
 
 _PARALLEL = 8
+#: Of segments that are on their way. With the one that is unpacked, and what the interpreter and the client take, a
+#: restore stays below 500 MB beside the ring.
+_AHEAD_BYTES = 256 << 20
 
 
 def restore(
@@ -62,26 +65,26 @@ def _chunks(
     """Segments in order, with some fetched ahead, so that memory stays at a few segments beyond the ring."""
     oldest = max(0, stream.last - stream.capacity)
 
-    def load(segment: Segment) -> tuple[int, Mapping[str, Array]]:
-        body = read_verified(store, segment)
-        columns = fill_successors(unpack(body, segment.key).arrays, stream.successors)
-        skip = max(0, oldest - segment.first)  # rows that the ring has overwritten since
-        return segment.first + skip, {name: column[skip:] for name, column in columns.items()}
+    waiting = deque(stream.segments)
+    ahead: deque[tuple[Segment, Future[memoryview]]] = deque()
+
+    def fetch() -> None:
+        while waiting and len(ahead) < _PARALLEL:
+            if ahead and sum(segment.size for segment, _ in ahead) + waiting[0].size > _AHEAD_BYTES:
+                return
+            segment = waiting.popleft()
+            ahead.append((segment, pool.submit(read_verified, store, segment)))
 
     with ThreadPoolExecutor(_PARALLEL) as pool:
-        ahead: deque[tuple[Segment, Future[tuple[int, Mapping[str, Array]]]]] = deque()
-        waiting = iter(stream.segments)
-        for segment in waiting:
-            ahead.append((segment, pool.submit(load, segment)))
-            if len(ahead) < _PARALLEL:
-                continue
-            break
+        fetch()
         while ahead:
             segment, future = ahead.popleft()
-            chunk = future.result()
-            following = next(waiting, None)
-            if following is not None:
-                ahead.append((following, pool.submit(load, following)))
+            fetch()
+            body = future.result()
             if received:
                 received(segment.size)
-            yield chunk
+            # Only now: unpacked it takes up to twice as much.
+            columns = fill_successors(unpack(body, segment.key).arrays, stream.successors)
+            skip = max(0, oldest - segment.first)  # rows that the ring has overwritten since
+            yield segment.first + skip, {name: column[skip:] for name, column in columns.items()}
+            del future, body, columns
