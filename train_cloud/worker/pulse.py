@@ -53,6 +53,7 @@ class Pulse:
         self._alive = time.monotonic()
         self.timesteps = 0
         self._began: tuple[float, int] | None = None
+        self._restored: tuple[int, int] | None = None
         self._end = threading.Event()
         with (state_dir / _STEPS_FILE).open("wb") as file:
             file.write(_COUNT.pack(0))
@@ -81,6 +82,11 @@ class Pulse:
         """A sign of life within the phase."""
         self._alive = time.monotonic()
 
+    def restored(self, done: int, total: int) -> None:
+        """Bytes of the checkpoint that have arrived, of all."""
+        self._restored = (done, total)
+        self._alive = time.monotonic()
+
     def step(self, timesteps: int) -> None:
         """Called at each step of the environments: microseconds count."""
         self.timesteps = timesteps
@@ -106,10 +112,24 @@ class Pulse:
             if now - self._alive < self._patience[self._phase]:
                 self._notify("WATCHDOG=1")
             if self._bar is not None and bar is not None:
-                self._bar.update(bar, completed=self.timesteps, description=_DOING[self._phase], pace=self._pace())
+                done, total = self._restoring() or (self.timesteps, self._total)
+                pace = "" if self._restoring() is None else _megabytes(done, total)
+                self._bar.update(
+                    bar, completed=done, total=total, description=_DOING[self._phase], pace=pace or self._pace()
+                )
             elif now - shown >= _LINE_SECONDS:
                 shown = now
-                log.info("%d of %d timesteps, %s", self.timesteps, self._total, self._pace() or self._phase)
+                log.info("%s", self.line())
+
+    def line(self) -> str:
+        """How far it is, for the log."""
+        restoring = self._restoring()
+        if restoring is not None:
+            return f"restored {_megabytes(*restoring)}"
+        return f"{self.timesteps} of {self._total} timesteps, {self._pace() or self._phase}"
+
+    def _restoring(self) -> tuple[int, int] | None:
+        return self._restored if self._phase == "restore" else None
 
     def _pace(self) -> str:
         rate = self.steps_per_second()
@@ -117,6 +137,10 @@ class Pulse:
             return ""
         left = int((self._total - self.timesteps) / rate)
         return f"{rate:,.0f} steps/s, {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
+
+
+def _megabytes(done: int, total: int) -> str:
+    return f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB"
 
 
 def _bar() -> Progress:

@@ -146,6 +146,7 @@ class _Session:
         self._events = state_dir / "tensorboard"
         self._sent_events: dict[str, int] = {}
         self._commit_seconds = 5.0
+        self._received_bytes = 0
         self._machine: dict[str, Any] = {}
         self._exact: tuple[bool, str] = (True, "")
         self._finished = False
@@ -335,7 +336,9 @@ class _Session:
         )
 
     def _received(self, size: int) -> None:
-        self._pulse.alive()
+        assert self._manifest is not None
+        self._received_bytes += size
+        self._pulse.restored(self._received_bytes, self._manifest.bytes())
         if self._stop.deadline() is not None:
             self._interrupted()  # nothing new to commit: the next session restores as well as this one
 
