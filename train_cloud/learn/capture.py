@@ -127,7 +127,8 @@ class Capture:
         state = loads(part.blob, self._singles)
         last = 0 if self._ring is None else self._ring.load(snapshot.streams[REPLAY], state["replay"])
         _set_tensors(self.model, {name: torch.from_numpy(a.copy()) for name, a in part.arrays.items()}, state["rest"])
-        self._restore_algorithm(state["algorithm"])
+        set_anew = snapshot.facts.get("set_anew", ())  # what a fork has changed
+        self._restore_algorithm({name: value for name, value in state["algorithm"].items() if name not in set_anew})
         begun_anew = _set_vecenv(self._env, state["environments"])
         logger = self.model.logger
         for live, saved in zip(_pending(logger), state["logger"], strict=True):

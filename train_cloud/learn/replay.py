@@ -106,6 +106,8 @@ class Ring:
                     column[at : at + stop - start] = chunk[name][start - first : stop - first]
         self.buffer.pos = rows.last % self.size
         self.buffer.full = rows.last >= self.size
+        if not rows.last:
+            return 0  # a fork that left the rows behind: what follows refers to them
         if "ahead" in state:
             self.buffer.observations[self.buffer.pos] = state["ahead"]
         if isinstance(self.buffer, HerReplayBuffer):
