@@ -3,7 +3,7 @@
 States of one commit, and what a kill at that instant leaves:
 
 1. writing parts and segments — objects that nothing refers to; the head names the checkpoint before
-2. writing the manifest — the same
+2. writing the manifest, beside them where somebody waits — the same: nobody knows of it
 3. swapping the head — either the checkpoint before or this one, each whole
 4. deleting what expired — this checkpoint; some objects that nothing refers to, swept by the next session
 5. merging segments for the next commit — this checkpoint; at most one object that nothing refers to
@@ -15,8 +15,9 @@ import logging
 import re
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from train_cloud.checkpoint import merge
@@ -33,8 +34,11 @@ from train_cloud.store import ObjectStore
 
 log = logging.getLogger(__name__)
 
-_PARALLEL = 4
-_SEGMENT_BYTES = 64 << 20
+_PARALLEL = 8
+#: More segments than this are written in parallel although nobody waits: a first commit of a large buffer.
+_FEW = 4
+#: Of rows in memory: about half of it is stored, which then is one PUT in one part.
+_SEGMENT_BYTES = 31 << 20
 _TOKEN_IN_KEY = re.compile(r"-(\d{6})\.(\d{4})-\d{6}(?:/|$)")
 
 
@@ -55,7 +59,7 @@ class Committer:
     :param policy: which of the earlier checkpoints are preserved
     :param before_head: called in the thread when all is written, right before the head is swapped
     :param on_commit: called in the thread after the swap
-    :param hurry: whether somebody waits for the store: nothing is merged then
+    :param hurry: whether somebody waits for the store: all is written at once then, and nothing is merged
     """
 
     def __init__(
@@ -157,36 +161,36 @@ class Committer:
         token, seq = self._lease.head.token, self._lease.head.seq + 1
         folder = layout.checkpoint_prefix(snapshot.timesteps, token, seq)
         before = self._newest
-        with ThreadPoolExecutor(_PARALLEL) as pool:
-            parts = {
-                name: pool.submit(self._write_part, folder + name, part, before.parts.get(name) if before else None)
+        segments = [
+            (name, first, columns, rows.successors)
+            for name, rows in snapshot.streams.items()
+            for first, columns in _split(rows)
+        ]
+        known = (before.keys() if before else set()) | {merged.key for _, merged in self._merged.values()}
+        with _Writes(self._store, _PARALLEL if self._hurry() or len(segments) > _FEW else 1) as writes:
+            references = {
+                name: _part(writes, folder + name, part, before.parts.get(name) if before else None)
                 for name, part in snapshot.parts.items()
             }
-            streams = {
-                name: [
-                    pool.submit(self._write_segment, name, first, columns, rows.successors, token, seq)
-                    for first, columns in _split(rows)
-                ]
-                for name, rows in snapshot.streams.items()
-            }
-        known = (before.keys() if before else set()) | {merged.key for _, merged in self._merged.values()}
-        references = {name: future.result() for name, future in parts.items()}
-        earlier = () if before is None else self._earlier(before)
-        manifest = Manifest(
-            timesteps=snapshot.timesteps,
-            session=token.session,
-            restart=token.restart,
-            created=created,
-            parts=references,
-            streams={
-                name: _stream(rows, self._before(name), [future.result() for future in streams[name]])
-                for name, rows in snapshot.streams.items()
-            },
-            kept=(),
-            facts=dict(snapshot.facts),
-        )
-        manifest = manifest.model_copy(update={"kept": preserved(self._policy, manifest.episode_return, earlier)})
-        reference = self._put(folder + "manifest.json", memoryview(manifest.model_dump_json().encode()))
+            new: dict[str, list[Segment]] = {name: [] for name in snapshot.streams}
+            for name, first, columns, successors in segments:
+                last = first + len(next(iter(columns.values())))
+                body = pack(Part(drop_successors(columns, successors)))
+                written = writes.put(layout.segment_key(name, first, last, token, seq), body)
+                new[name].append(Segment(first=first, last=last, **written.model_dump()))
+            earlier = () if before is None else self._earlier(before)
+            manifest = Manifest(
+                timesteps=snapshot.timesteps,
+                session=token.session,
+                restart=token.restart,
+                created=created,
+                parts=references,
+                streams={name: _stream(rows, self._before(name), new[name]) for name, rows in snapshot.streams.items()},
+                kept=(),
+                facts=dict(snapshot.facts),
+            )
+            manifest = manifest.model_copy(update={"kept": preserved(self._policy, manifest.episode_return, earlier)})
+            reference = writes.put(folder + "manifest.json", memoryview(manifest.model_dump_json().encode()))
         self._before_head()
         self._lease.commit(reference, snapshot.timesteps, outcome=outcome, reason=reason)
         if before is not None:
@@ -202,31 +206,6 @@ class Committer:
     def _reference(self) -> Reference:
         assert self._lease.head.manifest is not None
         return self._lease.head.manifest
-
-    def _write_part(self, key: str, part: Part, before: Reference | None) -> Reference:
-        body = pack(part)
-        if before is not None and before.size == len(body) and before.crc64nvme == crc64nvme(body):
-            return before  # unchanged since: the lock, the skeleton
-        return self._put(key, body)
-
-    def _write_segment(
-        self,
-        stream: str,
-        first: int,
-        columns: Mapping[str, Array],
-        successors: Mapping[str, str],
-        token: Token,
-        seq: int,
-    ) -> Segment:
-        last = first + len(next(iter(columns.values())))
-        reference = self._put(
-            layout.segment_key(stream, first, last, token, seq), pack(Part(drop_successors(columns, successors)))
-        )
-        return Segment(first=first, last=last, **reference.model_dump())
-
-    def _put(self, key: str, body: memoryview) -> Reference:
-        self._store.put(key, body)
-        return Reference(key=key, size=len(body), crc64nvme=crc64nvme(body))
 
     def _earlier(self, before: Manifest) -> tuple[Kept, ...]:
         """The checkpoints so far, newest first."""
@@ -301,10 +280,51 @@ class Committer:
             key = layout.segment_key(name, first, last, head.token, head.seq)
             self._written.add(key)
             level = segments[0].merged + 1
-            merged = Segment(first=first, last=last, merged=level, **self._put(key, body).model_dump())
+            written = _Writes(self._store, 1).put(key, body)
+            merged = Segment(first=first, last=last, merged=level, **written.model_dump())
             self._merged[name] = (segments, merged)
             self.merged_bytes += merged.size
             return
+
+
+class _Writes:
+    """Writes bodies, all of them by the end of its ``with``; what they will be is known before.
+
+    :param threads: how many at once. More than one cost the training milliseconds in which the interpreter lock changes
+        hands, so that one is best where nobody waits.
+    """
+
+    def __init__(self, store: ObjectStore, threads: int) -> None:
+        self._store = store
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
+        self._under_way: deque[Future[str]] = deque()
+
+    def put(self, key: str, body: memoryview) -> Reference:
+        if self._pool is None:
+            self._store.put(key, body)
+        else:
+            while len(self._under_way) >= self._threads:  # no more bodies in memory than there are threads
+                self._under_way.popleft().result()
+            self._under_way.append(self._pool.submit(self._store.put, key, body))
+        return Reference(key=key, size=len(body), crc64nvme=crc64nvme(body))
+
+    def __enter__(self) -> _Writes:
+        return self
+
+    def __exit__(self, kind: object, error: object, where: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=error is not None)
+        if error is None:
+            for future in self._under_way:
+                future.result()
+
+
+def _part(writes: _Writes, key: str, part: Part, before: Reference | None) -> Reference:
+    body = pack(part)
+    if before is not None and before.size == len(body) and before.crc64nvme == crc64nvme(body):
+        return before  # unchanged since: the lock, the skeleton
+    return writes.put(key, body)
 
 
 def _token_of(key: str) -> Token:
@@ -314,9 +334,7 @@ def _token_of(key: str) -> Token:
 
 
 def _split(rows: Rows) -> Iterator[tuple[int, Mapping[str, Array]]]:
-    """Chunks of at most about 64 MiB, so that they travel in parallel and a restore needs little memory beside
-    the ring.
-    """
+    """Small chunks, so that they travel in parallel and a restore needs little memory beside the ring."""
     for first, columns in rows.chunks:
         count = len(next(iter(columns.values())))
         if not count:
