@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/.venv/bin:$(CURDIR)/.tools:$(PATH)
 # The project's own plugin: minutes per test file, printed at the end.
 # One process per core; most files stay in one of them (tests/conftest.py).
 PYTEST := PYTHONPATH=tests $(BIN)/python -m pytest -p minutes -n auto --dist loadgroup
-SHELL_SCRIPTS = $(wildcard scripts/*.sh bootstrap/*.sh .ci/run)
+SHELL_SCRIPTS = $(wildcard scripts/*.sh bootstrap/*.sh train_cloud/rehearsal/machine/*.sh .ci/run)
 
 .PHONY: demo test test-full check format clean help
 help:

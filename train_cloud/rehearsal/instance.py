@@ -39,6 +39,9 @@ class Vehicle(Protocol):
 
     def journal(self, unit: str) -> list[Line]: ...
 
+    def shown_scalars(self) -> list[str] | None:
+        """The curves that TensorBoard on it shows, none while it does not answer; None where none is played."""
+
     def power_off(self, grace: float) -> None:
         """What EC2 does when the announced time has come: the operating system is told, then it is over."""
 
@@ -132,6 +135,9 @@ class Instance:
 
     def journal(self, unit: str) -> list[Line]:
         return self.machine.journal(unit)
+
+    def shown_scalars(self) -> list[str] | None:
+        return None
 
     @property
     def timesteps(self) -> int:

@@ -58,11 +58,11 @@ def rehearse(
     :raises InputError: bad run file, no Terraform, not Linux; with ``machine``: what this computer lacks for it
     """
     config = load_run_file(run_file, overrides)
-    vehicle = _machines(config) if machine else Instance
+    timeline = Timeline()
+    vehicle = _machines(config, timeline) if machine else Instance
     folder = (output / config.run_id).absolute()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    timeline = Timeline()
     timeline.title(f"Rehearsal of {config.run_id}: {config.total_timesteps:,} timesteps, two interruptions, no AWS")
     launched = _as_launched(run_file, config, overrides, folder)
     with EmbeddedAws(log=folder / "aws.log") as aws, _Twin(launched, folder / "twin", timeline) as twin:
@@ -84,12 +84,12 @@ def rehearse(
         return report.write(aws.resources_left())
 
 
-def _machines(config: RunFile) -> Callable[..., Vehicle]:
+def _machines(config: RunFile, timeline: Timeline) -> Callable[..., Vehicle]:
     """What makes a real machine for each instance, from an image that is here once this returns."""
     from train_cloud.rehearsal.machine import MachineInstance, prepare
 
     own = config.code.folder / "requirements.txt" if config.code.folder is not None else None
-    image = prepare(own if own is not None and own.exists() else None, say=print)
+    image = prepare(own if own is not None and own.exists() else None, say=lambda text: timeline.add("image", text))
     return functools.partial(MachineInstance, image=image)
 
 
@@ -182,6 +182,8 @@ class _Life:
         self.ended_by: dict[str, str] = {}
         self.noticed: dict[str, datetime] = {}
         """Instance id → when its interruption was announced."""
+        self.shown_scalars: list[str] | None = None
+        """By TensorBoard on the last machine; None where there is none."""
         self.seconds: dict[str, dict[str, float]] = {}
         """Instance id → how long things took on it."""
 
@@ -208,6 +210,8 @@ class _Life:
         self._timeline.add("group", "desired capacity is 0")
         self._until(third, "instance terminated", lambda: self._state(third) in ("terminated", "shutting-down"))
         self._until(third, "finish is over", lambda: third.state(FINISH).over)
+        self._until(None, "TensorBoard's answer", lambda: third.shown_scalars() != [])
+        self.shown_scalars = third.shown_scalars()
         self._gone(third, "completed", lambda: third.power_off(30), "terminated, powered off")
 
     def close(self) -> None:
@@ -341,7 +345,9 @@ class _Report:
             "bit_identical_to_uninterrupted": not found,
             "differences": found,
             "final_desired_capacity": self._life.desired_capacity(),
+            "shown_by_tensorboard": self._life.shown_scalars,
         }
+        self._tags = set(scalars[0])
         tag = next((tag for tag in _CURVES if tag in scalars[0]), None)
         if tag is not None:
             title = f"{run_id}: interrupted {len(sessions) - 1} times"
@@ -371,6 +377,9 @@ class _Report:
             f"capacity {content['final_desired_capacity']}": content["final_desired_capacity"] == 0,
             f"{len(left)} resources left after destroy": not left,
         }
+        if content["shown_by_tensorboard"] is not None:
+            shown = set(content["shown_by_tensorboard"])
+            kept[f"{len(shown)} curves on the machine's TensorBoard"] = shown >= self._tags
         for what, true in kept.items():
             say("result", f"{'✓' if true else '✗'} {what}")
         say("result", f"report, learning curve, TensorBoard logs and model in {_shown(self._folder)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import shutil
 import subprocess
@@ -24,6 +25,7 @@ _UNITS = ("cloud-final.service", "train-cloud-*.service")
 _BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 _LOGS = ("var/log/train-cloud-boot.log", "var/log/cloud-init.log", "var/log/cloud-init-output.log")
 _STATE = "/var/lib/train-cloud"
+_TENSORBOARD = 6006
 _ASKED_AGAIN_SECONDS = 0.5
 """A unit's state is asked for by a process in the machine: not more often than this."""
 
@@ -97,6 +99,19 @@ class MachineInstance:
 
     def journal(self, unit: str) -> list[Line]:
         return [line for line in list(self._journal.lines) if line.unit == unit]
+
+    def shown_scalars(self) -> list[str]:
+        """The curves that TensorBoard on it shows to whoever may reach its port; none while it does not answer."""
+        link = http.client.HTTPConnection(ADDRESS, _TENSORBOARD, timeout=10)
+        try:
+            link.sock = self.container.connect(_TENSORBOARD)
+            link.request("GET", "/data/plugin/scalars/tags")
+            runs: dict[str, dict[str, object]] = json.loads(link.getresponse().read())
+        except (OSError, http.client.HTTPException, json.JSONDecodeError):
+            return []
+        finally:
+            link.close()
+        return sorted({tag for tags in runs.values() for tag in tags})
 
     def power_off(self, grace: float) -> None:
         """What EC2 does when the announced time has come: the operating system is told, then it is over."""
