@@ -78,6 +78,10 @@ class Manifest(BaseModel):
         segments = (segment for stream in self.streams.values() for segment in stream.segments)
         return sum(reference.size for reference in (*self.parts.values(), *segments))
 
+    def lacks_rows(self) -> bool:
+        """Whether there were rows, and none is left."""
+        return self.timesteps > 0 and any(not stream.segments for stream in self.streams.values())
+
     def without_rows(self) -> Manifest:
         """The same checkpoint with empty streams: what is left of it, or what a fork takes of it."""
         empty = {name: stream.model_copy(update={"last": 0, "segments": ()}) for name, stream in self.streams.items()}
@@ -126,5 +130,5 @@ def find(store: ObjectStore, newest: Reference, at: int | None = None) -> Manife
         if kept.timesteps == at:
             found = read_manifest(store, kept.manifest)
             return found if kept.rows else found.without_rows()
-    there = ", ".join(str(n) for n in sorted([manifest.timesteps, *(kept.timesteps for kept in manifest.kept)]))
-    raise InputError("at", at, f"no checkpoint at these timesteps is preserved; there are: {there}")
+    there = [str(kept.timesteps) for kept in reversed(manifest.kept)] + [str(manifest.timesteps)]
+    raise InputError("at", at, f"no checkpoint at these timesteps is preserved; there are: {', '.join(there)}")

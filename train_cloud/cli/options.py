@@ -70,5 +70,6 @@ def with_schedule_total(overrides: list[str] | None, total: int | None) -> list[
 
 TRAIN = "Train"
 LOOK = "Look and take home"
+RUNS = "Fork, go back, delete"
 ACCOUNT = "Your AWS account"
 WORKER = "On the worker (called by systemd)"

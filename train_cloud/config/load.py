@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -107,6 +108,20 @@ def parse_run_file(
         return RunFile.model_validate(tree)
     except ValidationError as error:
         raise _explain(error) from error
+
+
+def dump_run_file(run_file: RunFile, folder: Path, comment: str) -> str:
+    """A run file's text: what differs from the defaults.
+
+    :param folder: where it will lie, to which its paths are relative
+    :param comment: one line at its top
+    """
+    values = run_file.model_dump(mode="json", exclude_defaults=True)
+    if run_file.code.folder is not None:
+        values["code"]["folder"] = Path(os.path.relpath(run_file.code.folder, folder)).as_posix()
+    text = io.StringIO()
+    YAML().dump(values, text)
+    return f"# {comment}\n{text.getvalue()}"
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, object]:

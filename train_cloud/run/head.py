@@ -86,6 +86,18 @@ def read_head(store: ObjectStore) -> tuple[Head, str] | None:
         ) from error
 
 
+def found(store: ObjectStore, manifest: Reference, timesteps: int, *, owner: str, parent: str) -> Head:
+    """Write the first head of a run that begins from another run's checkpoint; any session may take it.
+
+    :raises ConditionFailed: there is a head already
+    """
+    head = Head(
+        session=0, restart=0, owner=owner, commit=_random(), timesteps=timesteps, manifest=manifest, parent=parent
+    )
+    _swap(store, head, None)
+    return head
+
+
 def _swap(store: ObjectStore, head: Head, etag: str | None) -> str:
     """Writes ``head`` over the version ``etag`` (None: as the first). Lost and ambiguous replies are resolved by
     re-reading.

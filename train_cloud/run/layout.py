@@ -13,6 +13,7 @@ OVERRIDES = "overrides-"
 CHECKPOINTS = "checkpoints/"
 REPLAY = "replay/"
 SESSIONS = "sessions/"
+BOOTS = "boots/"
 TENSORBOARD = "artifacts/tensorboard/"
 FINAL = "artifacts/final/"
 
@@ -64,4 +65,4 @@ def overrides_number(key: str) -> int | None:
 
 
 def boot_key(number: int, instance_id: str) -> str:
-    return f"boots/{number:06d}-{instance_id}"
+    return f"{BOOTS}{number:06d}-{instance_id}"

@@ -1,0 +1,118 @@
+"""``fork``, ``rollback`` and ``delete``: what a person does to a whole run."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from train_cloud.cli import options
+from train_cloud.cli.report import locate
+from train_cloud.errors import CloudError, InputError
+
+
+def register(app: typer.Typer) -> None:
+    app.command(rich_help_panel=options.RUNS)(fork)
+    app.command(rich_help_panel=options.RUNS)(rollback)
+    app.command(rich_help_panel=options.RUNS)(delete)
+
+
+def fork(
+    run: options.Run,
+    new_id: Annotated[str, typer.Option("--as", metavar="RUN_ID", help="The new run's id.", show_default=False)],
+    at: Annotated[
+        int | None,
+        typer.Option("--at", metavar="TIMESTEPS", help="A preserved checkpoint.", show_default="the newest"),
+    ] = None,
+    overrides: options.Overrides = None,
+    store: options.OptionalStore = None,
+    without_buffer: Annotated[
+        bool, typer.Option("--without-buffer", help="Begin with an empty replay buffer.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="The new run's file.", show_default="./RUN_ID.yaml"),
+    ] = None,
+) -> None:
+    """Begin a new run with the state of another one's checkpoint.
+
+    Everything is copied; neither run needs the other afterwards. `--set` may change the budget and what acts on the
+    next update alone, such as the learning rate; not the environment, the networks or the buffer.
+
+    `train-cloud fork pendulum-sac --store ./store --at 50000 --set hyperparameters.learning_rate=1e-4 --as slower`
+    """
+    from train_cloud.worker.fork import fork as fork_run
+
+    root, run_id = _one(run, store)
+    base = Path(run).absolute().parent if run.endswith((".yaml", ".yml")) else None
+    made = fork_run(
+        root, run_id, new_id, at=at, overrides=overrides or (), with_rows=not without_buffer, base=base, out=out
+    )
+    for field, before, after in made.changes:
+        typer.echo(f"{field}: {before!r} becomes {after!r}")
+    buffer = "" if made.rows else ", with an empty replay buffer"
+    typer.echo(f"{new_id} begins at {made.timesteps:,} timesteps ({made.bytes / 1e6:,.1f} MB copied){buffer}")
+    typer.echo(f"  train-cloud train {made.run_file.name} --store {root}")
+
+
+def rollback(
+    run: options.Run,
+    to: Annotated[int, typer.Option("--to", metavar="TIMESTEPS", help="A preserved checkpoint.", show_default=False)],
+    store: options.OptionalStore = None,
+) -> None:
+    """Go back to an earlier checkpoint of a run.
+
+    What came after it goes with the next session's first commit. A worker that lives is fenced: it writes nothing
+    more, and the machine that replaces it goes on from there.
+
+    `train-cloud rollback pendulum-sac --store ./store --to 50000`
+    """
+    from train_cloud.worker.by_hand import rollback as roll_back
+
+    root, run_id = _one(run, store)
+    head = roll_back(root, run_id, to)
+    typer.echo(f"{run_id} is at {head.timesteps:,} timesteps again; train-cloud train or relaunch goes on from there")
+
+
+def delete(
+    run: options.Run,
+    store: options.OptionalStore = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Although a worker seems to be at work.")] = False,
+) -> None:
+    """Delete a run with everything that is stored of it.
+
+    A versioned bucket keeps what is deleted for as long as its lifecycle rule says, 3 days in ours.
+
+    `train-cloud delete pendulum-sac --store ./store`
+    """
+    from train_cloud.run.layout import run_url
+    from train_cloud.worker.by_hand import delete as delete_run
+
+    root, run_id = _one(run, store)
+    url = run_url(root, run_id)
+    if not force and root.startswith("s3://"):
+        _refuse_group(run_id)
+    if not yes and typer.prompt(f"Everything under {url} is deleted. Type the run's id to go on") != run_id:
+        raise InputError("run", run_id, "another id was typed: nothing was deleted")
+    typer.echo(f"{delete_run(root, run_id, force=force)} objects under {url} are deleted")
+
+
+def _one(run: str, store: str | None) -> tuple[str, str]:
+    root, run_id = locate(run, store)
+    if run_id is None:
+        raise InputError("run", run, "name one run: its file, its id, or its folder's URL")
+    return root, run_id
+
+
+def _refuse_group(run_id: str) -> None:
+    """A group that is open would send one machine after the other to a run that is gone."""
+    from train_cloud.instance.group import RUN_TAG, Group, find_groups
+
+    with contextlib.suppress(CloudError):  # whoever may not ask may still delete
+        for name in find_groups(RUN_TAG, run_id):
+            if Group(name).capacity():
+                fix = f"its Auto Scaling group {name} sends workers: run terraform destroy first, or add --force"
+                raise InputError("run", run_id, fix)

@@ -1,0 +1,116 @@
+"""fork: a new run that begins with the state of another one's checkpoint, and has nothing else from it."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic_core import to_jsonable_python
+
+from train_cloud.checkpoint import Manifest, copy, find, restore
+from train_cloud.config import ALIASES, RunFile, check_fork, dump_run_file, parse_run_file, read_yaml
+from train_cloud.errors import ConditionFailed, InputError
+from train_cloud.run import layout
+from train_cloud.run.head import Token, found, read_head
+from train_cloud.run.session import now, read_sessions
+from train_cloud.snapshot import Part
+from train_cloud.store import ObjectStore, open_store
+
+#: Before every session's.
+_TOKEN = Token(0, 0)
+
+
+@dataclass(frozen=True)
+class Forked:
+    """What was made."""
+
+    run_file: Path
+    timesteps: int
+    changes: list[tuple[str, Any, Any]]
+    """(field, before, after) of the identity."""
+    bytes: int
+    rows: bool
+    """Whether a replay buffer came along, or none was there."""
+
+
+def fork(
+    root: str,
+    run_id: str,
+    new_id: str,
+    *,
+    at: int | None = None,
+    overrides: Sequence[str] = (),
+    with_rows: bool = True,
+    base: Path | None = None,
+    out: Path | None = None,
+) -> Forked:
+    """Copy a preserved checkpoint into a run of its own, and write that run's file.
+
+    :param root: store root of both
+    :param at: timesteps of the checkpoint; None for the newest
+    :param overrides: ``key=value``, of the new run's file
+    :param with_rows: False leaves the replay buffer behind
+    :param base: folder of the run's file, which its paths are relative to; the current one by default
+    :param out: where the new run's file goes; ``<new_id>.yaml`` by default. It must not exist.
+    :raises InputError: no such checkpoint, a change that its state does not fit, a run id or file that exists
+    :raises CorruptCheckpoint: an object is missing or changed
+    """
+    source, target = (open_store(layout.run_url(root, name)) for name in (run_id, new_id))
+    out = (out or Path(f"{new_id}.yaml")).absolute()
+    if out.exists() or not out.parent.is_dir():
+        raise InputError("--out", str(out), "name a file that is not there yet, in a folder that is")
+    read = read_head(source)
+    if read is None or read[0].manifest is None:
+        raise InputError("run", run_id, f"it has no checkpoint under {root}")
+    manifest = find(source, read[0].manifest, at)
+    if with_rows and manifest.lacks_rows():
+        raise InputError(
+            "at",
+            manifest.timesteps,
+            "this checkpoint is preserved without its replay buffer: add --without-buffer to begin with an empty one",
+        )
+    if not with_rows:
+        manifest = manifest.without_rows()
+    run_file = _run_file(source, manifest, new_id, overrides, (base or Path()).absolute())
+    changes = check_fork(manifest.facts["identity"], run_file.identity(), replays=bool(manifest.streams))
+    if run_file.total_timesteps <= manifest.timesteps:
+        fix = f"the checkpoint is at {manifest.timesteps} timesteps: --set total_timesteps to more than that"
+        raise InputError("total_timesteps", run_file.total_timesteps, fix)
+    if read_head(target) is not None or any(target.list(layout.SESSIONS)):
+        raise InputError("--as", new_id, f"there is a run of this name under {root}: choose another")
+
+    parent = f"{source.url}@{manifest.timesteps}"
+    text = dump_run_file(run_file, out.parent, f"forked from {parent}")
+    set_anew = sorted({field.split(".")[1] for field, _, _ in changes if field.startswith("hyperparameters.")})
+    facts = {name: value for name, value in manifest.facts.items() if name not in ("schedules", "set_anew")}
+    facts |= {"run_id": new_id, "identity": run_file.identity(), "set_anew": set_anew, "forked_from": parent}
+    run_part = {"run": Part(blob=text.encode())}
+    reference = copy(source, manifest, target, token=_TOKEN, parts=run_part, facts=facts)
+    launch = {"run_id": new_id, "launched_by": "fork", "launched": now(), "forked_from": parent}
+    for key, body in ((layout.RUN_YAML, text), (layout.RUN_JSON, json.dumps(launch))):
+        target.put(key, body.encode())
+    try:
+        found(target, reference, manifest.timesteps, owner=f"fork on {platform.node()}", parent=parent)
+    except ConditionFailed as error:
+        raise InputError("--as", new_id, f"somebody began a run of this name under {root} just now") from error
+    out.write_text(text)
+    return Forked(out, manifest.timesteps, changes, manifest.bytes(), with_rows)
+
+
+def _run_file(source: ObjectStore, manifest: Manifest, new_id: str, overrides: Sequence[str], base: Path) -> RunFile:
+    """What trained the checkpoint, from its own records, with the new run's id and ``overrides`` on top."""
+    text = restore(source, manifest, parts={"run"}).parts["run"].blob.decode()
+    written = {ALIASES.get(key, key): value for key, value in read_yaml(text, layout.RUN_YAML).items()}
+    session = next((record for record in read_sessions(source) if record.number == manifest.session), None)
+    effective = session.start.get("run_file", {}) if session is not None else {}
+    values = {**written, **effective, **manifest.facts["identity"]}
+    for name, field in RunFile.model_fields.items():
+        if not field.is_required() and values.get(name, ...) == to_jsonable_python(field.default):
+            del values[name]
+    # The identity has a digest in its place, and the session knows where it lay on its own machine.
+    values["code"] = written.get("code", {})
+    return parse_run_file({**values, "run_id": new_id}, overrides, extra={}, base=base)
