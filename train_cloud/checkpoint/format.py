@@ -21,6 +21,7 @@ from train_cloud.snapshot import Array, Part
 _MAGIC = b"TRNCLD01"
 _LENGTH = struct.Struct("<Q")
 _ALIGN = 64
+_PADDING = bytes(_ALIGN)
 _CHUNK = 64 << 20
 _EXCEPTIONS = "::exceptions"
 _INDEX = "::index"
@@ -37,27 +38,23 @@ def crc64nvme(body: memoryview) -> int:
 
 
 def pack(part: Part) -> memoryview:
-    """One contiguous buffer. The arrays are copied once, outside the interpreter lock."""
-    header: dict[str, Any] = {"arrays": {}}
+    """One contiguous buffer. Its bytes are copied once, outside the interpreter lock: ``bytes.join`` leaves it for
+    anything large.
+    """
+    layout: dict[str, Any] = {}
+    pieces: list[Any] = []
     offset = 0
     for name, array in part.arrays.items():
         if array.dtype.hasobject:
             raise TypeError(f"array {name!r} holds Python objects; only plain numbers can be stored as they are")
-        header["arrays"][name] = [array.dtype.str, list(array.shape), offset]
-        offset = _aligned(offset + array.nbytes)
-    header["blob"] = [offset, len(part.blob)]
+        layout[name] = [array.dtype.str, array.shape, offset]
+        end = offset + array.nbytes
+        offset = _aligned(end)
+        pieces += (array if array.flags.c_contiguous else np.ascontiguousarray(array), _PADDING[: offset - end])
+    header = {"arrays": layout, "blob": [offset, len(part.blob)]}
     text = json.dumps(header, separators=(",", ":")).encode()
-    base = _aligned(len(_MAGIC) + _LENGTH.size + len(text))
-    out = np.zeros(base + offset + len(part.blob), dtype=np.uint8)
     front = _MAGIC + _LENGTH.pack(len(text)) + text
-    out[: len(front)] = np.frombuffer(front, np.uint8)
-    for name, array in part.arrays.items():
-        if array.nbytes:
-            start = base + header["arrays"][name][2]
-            target = out[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-            np.copyto(target, array)
-    out[base + offset :] = np.frombuffer(part.blob, np.uint8)
-    return memoryview(out.data)
+    return memoryview(b"".join((front, _PADDING[: _aligned(len(front)) - len(front)], *pieces, part.blob)))
 
 
 def unpack(body: memoryview, name: str) -> Part:
@@ -94,7 +91,7 @@ def drop_successors(columns: Mapping[str, Array], successors: Mapping[str, str])
         rows, environments = after.shape[:2]
         kept = np.ones((rows, environments), dtype=bool)
         if rows > 1:
-            kept[:-1] = (_as_bytes(after[:-1]) != _as_bytes(before[1:])).any(axis=2)
+            kept[:-1] = (_as_words(after[:-1]) != _as_words(before[1:])).any(axis=2)
         index = np.flatnonzero(kept)
         del out[name]
         out[name + _INDEX] = index.astype(np.uint32)
@@ -141,15 +138,18 @@ def join(segments: Sequence[Mapping[str, Array]], successors: Mapping[str, str])
         inner = np.flatnonzero(index < (rows - 1) * environments)
         following = before.reshape(rows * environments, *before.shape[2:])[index[inner] + environments]
         if len(inner):
-            kept[inner] = (_as_bytes(exceptions[inner, None]) != _as_bytes(following[:, None])).any(axis=(1, 2))
+            kept[inner] = (_as_words(exceptions[inner, None]) != _as_words(following[:, None])).any(axis=(1, 2))
         out[name + _INDEX], out[name + _EXCEPTIONS] = index[kept].astype(np.uint32), exceptions[kept]
     return out
 
 
-def _as_bytes(array: Array) -> Array:
+def _as_words(array: Array) -> Array:
+    """Of the widest unsigned type that fits, for the comparison's sake: (rows, environments, words)."""
     rows, environments = array.shape[:2]
     flat = np.ascontiguousarray(array).reshape(rows, environments, -1)
-    return flat.view(np.uint8).reshape(rows, environments, -1)
+    size = flat.shape[2] * flat.itemsize
+    width = next(width for width in (8, 4, 2, 1) if size % width == 0)
+    return flat.view(np.uint8).view(f"u{width}")
 
 
 def _aligned(offset: int) -> int:
