@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Sequence
+from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,7 +30,10 @@ class Late:
     :param stop_at: asks to stop at once when that many timesteps are done
     """
 
-    def __init__(self, total: int, save_frequency: int, stop_at: int | None = None) -> None:
+    max_seconds_at_risk: float | None = None
+    seconds_per_byte = 0.0
+
+    def __init__(self, total: int, save_frequency: int | None, stop_at: int | None = None) -> None:
         self.total_timesteps = self.schedule_timesteps = total
         self.save_frequency, self.stop_at = save_frequency, stop_at
         self.restored: Snapshot | None = None
@@ -45,8 +50,8 @@ class Late:
     def busy(self) -> bool:
         return False
 
-    def commit_seconds(self) -> float:
-        return 1.0
+    def commit_seconds(self, new_bytes: int) -> float:
+        return 1.0 + self.seconds_per_byte * new_bytes
 
     def settle(self) -> None:
         if self.waiting is not None:
@@ -135,3 +140,60 @@ def test_a_held_snapshot_keeps_its_rows(size: int, monkeypatch: pytest.MonkeyPat
         assert first <= max(covered, last - size)
         covered = last
     assert covered == 200
+
+
+@pytest.mark.parametrize(
+    ("seconds", "commit", "steps"),
+    [
+        (5.0, 1.0, 399),  # a step takes 0.01 s; what is done at the next one would be at risk for too long
+        (3.0, 1.0, 199),
+        (1.5, 1.0, 74),  # a commit takes most of it
+        (0.0001, 0.0, 1),
+    ],
+)
+def test_seconds_at_risk(seconds: float, commit: float, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock by which a step takes 10 ms in the beginning, and half of that later."""
+    host = Late(3600, None)
+    host.max_seconds_at_risk = seconds
+    clock = SimpleNamespace(monotonic=lambda: 0.01 * min(host.timesteps, 1200) + 0.005 * max(0, host.timesteps - 1200))
+    monkeypatch.setattr(host, "commit_seconds", lambda new_bytes: commit)
+    monkeypatch.setattr(callback, "time", clock)
+    train(host, 5000)
+    saved = [0, *host.written]
+    slow = [b - a for a, b in pairwise(saved) if b <= 1200]
+    fast = [b - a for a, b in pairwise(saved[:-1]) if a >= 1200]
+    assert slow and fast
+    assert all(abs(taken - steps) <= 1 for taken in slow)
+    assert all(abs(taken - 2 * steps) <= 2 for taken in fast)
+
+
+def test_the_bytes_of_the_new_rows_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a commit takes as long as its bytes need, it must begin the earlier the more there are."""
+    host = Late(2000, None)
+    host.max_seconds_at_risk = 10.0
+    host.seconds_per_byte = 5e-5
+    monkeypatch.setattr(callback, "time", SimpleNamespace(monotonic=lambda: 0.01 * host.timesteps))
+    train(host, 5000)
+    parts = sum(
+        len(part.blob) + sum(a.nbytes for a in part.arrays.values()) for part in host.written[2000].parts.values()
+    )
+    row = 4 * (3 + 1 + 1 + 1 + 1)  # without the next observation, which is the next row's
+    intervals = [b - a for a, b in pairwise([0, *host.written])]
+    a_step = 0.01 + 5e-5 * row  # interval + 1 s + the bytes' time = 10 s
+    assert intervals[:2] == pytest.approx([(10 - 1 - 5e-5 * parts) / a_step] * 2, abs=10)
+
+
+@pytest.mark.parametrize(("seconds_per_byte", "reached"), [(0.0, 400), (0.002, 200)])
+def test_time_for_the_next_consistent_point(
+    seconds_per_byte: float, reached: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a notice in the middle of an episode: its end is waited for if the line can take all of it by the deadline."""
+    host = Late(600, 10_000)
+    monkeypatch.setattr(callback, "_LONG_ROLLOUT_SECONDS", 0.0)
+    monkeypatch.setattr(callback, "time", SimpleNamespace(monotonic=lambda: 0.01 * host.timesteps))
+    host.seconds_per_byte = seconds_per_byte
+    # A step takes 10 ms and the deadline is 10 s away at step 300: the rest takes 1 s, a commit 1 s, and what its bytes
+    # need: 200 rows of 28 bytes, a small net and a few KB of generators.
+    monkeypatch.setattr(host, "stop_deadline", lambda: 3.0 + 10.0 if host.timesteps >= 300 else None)
+    train(host, 5000, train_freq=(1, "episode"))
+    assert max(host.written) == reached

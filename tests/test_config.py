@@ -179,6 +179,11 @@ BAD: list[tuple[str, str, str]] = [
     ("save_frequency=0", "save_frequency", "at least 1"),
     ("save_frequency=2001", "save_frequency", "at most total_timesteps, which is 2000"),
     ("save_frequency=true", "save_frequency", "whole number"),
+    ("save_frequency=null", "save_frequency", "it is required: add it, or max_seconds_at_risk"),
+    ("max_seconds_at_risk=60", "max_seconds_at_risk", "this or save_frequency"),
+    ("max_seconds_at_risk=0", "max_seconds_at_risk", "above 0"),
+    ("max_seconds_at_risk=.inf", "max_seconds_at_risk", "finite"),
+    ("max_seconds_at_risk=1 min", "max_seconds_at_risk", "number"),
     ("environment=null", "environment", "id: Pendulum-v1"),
     ("environment=Pendulum-v1", "environment", "give a map"),
     ("environment={}", "environment.id", "required"),
@@ -413,6 +418,13 @@ def test_every_field_is_identity_or_budget() -> None:
 def test_identity_and_budget(override: str, changes: list[tuple[str, object, object]]) -> None:
     old = json.loads(json.dumps(parse_run_file(GOOD).identity()))
     assert identity_changes(old, parse_run_file(GOOD, [override]).identity()) == changes
+
+
+def test_seconds_at_risk_instead_of_steps() -> None:
+    old = parse_run_file(GOOD)
+    new = parse_run_file(GOOD, ["save_frequency=null", "max_seconds_at_risk=90"])
+    assert (new.save_frequency, new.max_seconds_at_risk) == (None, 90.0)
+    assert identity_changes(old.identity(), new.identity()) == []
 
 
 def test_a_field_of_a_later_version_changes_no_older_run() -> None:

@@ -57,6 +57,7 @@ CNN = {"net_arch": [16], "features_extractor_kwargs": {"features_dim": 16}}
 RUNS: dict[str, dict[str, Any]] = {
     "plain": sac(),
     "ring laps": sac(total=900, buffer_size=200),
+    "by seconds at risk": {**sac(), "save_frequency": None, "max_seconds_at_risk": 0.5},
     "before learning starts": sac(learning_starts=600),
     "schedule": sac(learning_rate="lin_1e-3"),
     "two environments, normalised, gSDE": sac(

@@ -39,9 +39,10 @@ def validate(
     what = f"script {checked.entry_point}"
     if checked.environment is not None:
         what = f"{checked.algorithm} on {checked.environment.id}"
-    typer.echo(
-        f"{checked.run_id}: {what}, {checked.total_timesteps:,} timesteps, a commit every {checked.save_frequency:,}"
-    )
+    pace = f"a commit every {checked.save_frequency:,}"
+    if checked.save_frequency is None:
+        pace = f"at most {checked.max_seconds_at_risk:g} seconds at risk"
+    typer.echo(f"{checked.run_id}: {what}, {checked.total_timesteps:,} timesteps, {pace}")
     for name, space in (("observations", found.observation_space), ("actions", found.action_space)):
         if space is not None:
             typer.echo(f"  {name:<13} {shorten(str(space), 100, placeholder=' …')}")

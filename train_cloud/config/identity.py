@@ -35,6 +35,7 @@ PARTS: Mapping[str, Literal["identity", "budget"]] = {
     "total_timesteps": "budget",
     "schedule_total": "budget",
     "save_frequency": "budget",
+    "max_seconds_at_risk": "budget",
     "secrets": "budget",
     "evaluation": "budget",
     "wandb": "budget",

@@ -241,8 +241,15 @@ class RunFile(Section):
     schedule_total: Annotated[Whole, Field(ge=1)] | None = Field(
         None, description="Timesteps over which schedules run; null for `total_timesteps`."
     )
-    save_frequency: Annotated[Whole, Field(ge=1)] = Field(
-        description="Timesteps between two commits; what a sudden death may cost at most, beside the commit itself."
+    save_frequency: Annotated[Whole, Field(ge=1)] | None = Field(
+        None,
+        description="Timesteps between two commits; what a sudden death may cost at most, beside the commit itself. "
+        "Required, unless the next one is given.",
+    )
+    max_seconds_at_risk: Annotated[Number, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        None,
+        description="Instead of `save_frequency`: seconds of work that a sudden death may cost at most, the commit "
+        "included. Commits come as far apart as the measured speed and their own measured cost allow.",
     )
     environment: Environment | None = Field(None, description="The environment; see below.")
     hyperparameters: Arguments = Field(
@@ -273,7 +280,12 @@ class RunFile(Section):
             value = getattr(self, field)
             if value not in (None, (), [], {}):
                 raise NotYet(field, value, "not in this version: remove it")
-        if self.save_frequency > self.total_timesteps:
+        if self.save_frequency is None and self.max_seconds_at_risk is None:
+            raise InputError("save_frequency", None, "it is required: add it, or max_seconds_at_risk instead")
+        if self.save_frequency is not None and self.max_seconds_at_risk is not None:
+            fix = "give this or save_frequency; the other one is null"
+            raise InputError("max_seconds_at_risk", self.max_seconds_at_risk, fix)
+        if self.save_frequency is not None and self.save_frequency > self.total_timesteps:
             raise InputError(
                 "save_frequency", self.save_frequency, f"give at most total_timesteps, which is {self.total_timesteps}"
             )

@@ -43,8 +43,10 @@ class TrainingStopped(BaseException):
 class Host(Protocol):
     """What the callback needs from the process that it runs in."""
 
-    save_frequency: int
+    save_frequency: int | None
     """Timesteps between checkpoints."""
+    max_seconds_at_risk: float | None
+    """Where that is None: seconds from a snapshot until the next one is committed, at most."""
     total_timesteps: int
     schedule_timesteps: int
     """Over which the model's schedules run: the total, or what the run file says instead."""
@@ -60,8 +62,8 @@ class Host(Protocol):
     def busy(self) -> bool:
         """Whether a commit is in flight. Raises what the last one ended with."""
 
-    def commit_seconds(self) -> float:
-        """How long a commit takes, as measured."""
+    def commit_seconds(self, new_bytes: int) -> float:
+        """How long it takes until a commit of so many bytes is over that begins now, by what was measured."""
 
     def settle(self) -> None:
         """Wait for the commit in flight."""
@@ -108,6 +110,7 @@ class Checkpoints(BaseCallback):
         self._submitted_timesteps = -1
         self._in_flight_from: int | None = None
         self._next_save = 0
+        self._saved_at = 0.0
         self._held: tuple[Snapshot, int] | None = None
         self._rollouts = 0
         self._first_rollout = 0
@@ -147,7 +150,7 @@ class Checkpoints(BaseCallback):
         elif self._rollouts > 0:
             self._rollout_seconds = now - self._rollout_began
         if self._rollouts == 0:
-            self._next_save = self._following_save()
+            self._plan_save(now)
             self._host.exactness(*self._exactness())
         self._rollouts += 1
         self._rollout_began = now
@@ -157,15 +160,15 @@ class Checkpoints(BaseCallback):
         self._held = None
         if self._host.stop_deadline() is not None:
             self._stop(self._snapshot(), self._rows)
-        due = self.model.num_timesteps >= self._next_save or self._host.save_requested()
         busy = self._host.busy()
+        due = self._due(now) or self._host.save_requested()
         snapshot = None
         if (due and not busy) or self._rollout_seconds > _LONG_ROLLOUT_SECONDS:
             snapshot = self._snapshot()
             self._held = (snapshot, self._rows)
         if due and not busy and snapshot is not None:
             self._submit(snapshot, self._rows)
-            self._next_save = self._following_save()
+            self._plan_save(now)
 
     def _on_step(self) -> bool:
         self._host.step(self.model.num_timesteps)
@@ -173,10 +176,8 @@ class Checkpoints(BaseCallback):
             self._rows += 1
             self._keep_rows(self._capture.capacity)
         deadline = self._host.stop_deadline()
-        if deadline is not None and self._held is not None:
-            reach = time.monotonic() + self._until_rollout_start() + self._host.commit_seconds()
-            if reach > deadline:
-                self._stop(*self._held)
+        if deadline is not None and self._held is not None and time.monotonic() + self._until_committed() > deadline:
+            self._stop(*self._held)
         return True
 
     def _on_rollout_end(self) -> None:
@@ -222,6 +223,8 @@ class Checkpoints(BaseCallback):
         mean = float(np.mean(returns)) if returns else float("nan")
         facts = {
             **snapshot.facts,
+            "rollouts": self._first_rollout + self._rollouts - 1,
+            "rollout_seconds": self._rollout_seconds if self._rollout_seconds < float("inf") else None,
             "rollout_begun": rollout_begun,
             "episode_return": mean if np.isfinite(mean) else None,  # rollout/ep_rew_mean
             "schedules": {"names": self._schedules, "timesteps": self._host.schedule_timesteps},
@@ -263,22 +266,37 @@ class Checkpoints(BaseCallback):
 
     def _with_rows(self, snapshot: Snapshot, rows: int) -> Snapshot:
         exact, because = self._exactness()
-        facts = {
-            **snapshot.facts,
-            "rollouts": self._first_rollout + self._rollouts - 1,
-            "rollout_seconds": self._rollout_seconds if self._rollout_seconds < float("inf") else None,
-            "exact": exact,
-            "exact_because": because,
-        }
+        facts = {**snapshot.facts, "exact": exact, "exact_because": because}
         return replace(snapshot, streams=self._capture_of().rows(self._submitted_rows, rows), facts=facts)
 
-    def _following_save(self) -> int:
-        frequency = self._host.save_frequency
-        return (self.model.num_timesteps // frequency + 1) * frequency
+    def _plan_save(self, now: float) -> None:
+        """The next save, as seen from one at ``now`` or from the session's beginning."""
+        self._saved_at = now
+        if self._host.save_frequency is not None:
+            self._next_save = (self.model.num_timesteps // self._host.save_frequency + 1) * self._host.save_frequency
 
-    def _until_rollout_start(self) -> float:
-        """Seconds until the next consistent point: the last rollout and its update, and as much again for safety."""
-        return max(0.0, 2 * self._rollout_seconds - (time.monotonic() - self._rollout_began))
+    def _due(self, now: float) -> bool:
+        """Whether to save here. By seconds at risk: whether what was done since the last snapshot would be at risk for
+        longer if only the next consistent point were saved. A commit that takes most of these seconds is no reason to
+        wait: the next one cannot begin before it is over.
+        """
+        if self._host.save_frequency is not None:
+            return self.model.num_timesteps >= self._next_save
+        seconds = self._host.max_seconds_at_risk
+        assert seconds is not None
+        rollouts = self._log_every() if self._scripted() else 1
+        until_next = rollouts * self._rollout_seconds if self._rollout_seconds < float("inf") else 0.0
+        return now + until_next - self._saved_at >= max(seconds - self._commit_seconds(), seconds / 2)
+
+    def _until_committed(self) -> float:
+        """Seconds until the next consistent point is reached, and committed. To reach it takes as long as the last
+        rollout and its update, and as much again for safety.
+        """
+        until = 2 * self._rollout_seconds - (time.monotonic() - self._rollout_began)
+        return max(0.0, until) + self._commit_seconds()
+
+    def _commit_seconds(self) -> float:
+        return self._host.commit_seconds(self._capture_of().sent_bytes(self._rows - self._submitted_rows))
 
     def _capture_of(self) -> Capture:
         assert self._capture is not None
@@ -294,8 +312,10 @@ class Checkpoints(BaseCallback):
         """On-policy ``learn`` counts its iterations in a local variable that restarts at 0. In a script, which decides
         when it logs, the rest of its loop is the same after a resume only where it would log anyway.
         """
-        scripted = isinstance(self.model, OnPolicyAlgorithm) and self._log_interval is None
-        return not scripted or (self._rollouts - 1) % self._log_every() == 0
+        return not self._scripted() or (self._rollouts - 1) % self._log_every() == 0
+
+    def _scripted(self) -> bool:
+        return isinstance(self.model, OnPolicyAlgorithm) and self._log_interval is None
 
     def _steer(self) -> None:
         """Count iterations over all sessions, and progress by the schedules' own total.

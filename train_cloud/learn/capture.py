@@ -82,6 +82,7 @@ class Capture:
         self._callbacks = [callback for callback in _walk(root) if callback is not own]
         self._ring = _ring(model)
         self._skeleton = _skeleton(model)
+        self._parts_bytes = 0
         env = model.get_env()
         assert env is not None
         self._env: VecEnv = env
@@ -91,6 +92,11 @@ class Capture:
     def capacity(self) -> int:
         """Replay rows that are alive at most; 0 without a buffer. A row has one transition of each environment."""
         return 0 if self._ring is None else self._ring.capacity
+
+    def sent_bytes(self, new_rows: int) -> int:
+        """About what a checkpoint sends."""
+        rows = 0 if self._ring is None else min(new_rows, self._ring.capacity) * self._ring.sent_bytes
+        return self._parts_bytes + rows
 
     def snapshot(self, last: int) -> Snapshot:
         """Everything but the replay rows: copies only. The only real cost within the training loop.
@@ -105,6 +111,8 @@ class Capture:
         normalizer = self.model.get_vec_normalize_env()
         if normalizer is not None:
             parts["normalizer"] = Part(blob=pickle.dumps(normalizer, protocol=4))
+        self._parts_bytes = sum(len(part.blob) for part in parts.values())
+        self._parts_bytes += sum(tensor.nbytes for tensor in tensors.values())
         facts = {
             "algorithm": {
                 "class": f"{type(self.model).__module__}:{type(self.model).__qualname__}",

@@ -52,14 +52,14 @@ class Ring:
         for name, column in self._columns.items():
             if column.dtype.hasobject:
                 raise InputError("environment.id", name, "its spaces hold Python objects: only numbers can be saved")
+        after, before = reversed(_LARGE)
+        self._successors = {name: before + name[len(after) :] for name in self._columns if name.split("/")[0] == after}
+        self.sent_bytes: int = sum(c[:1].nbytes for name, c in self._columns.items() if name not in self._successors)
+        """Of one row on its way to a store: without what stands in the next row, too."""
 
     def at(self, last: int) -> bool:
         """Whether the ring's position agrees with ``last`` rows that were ever added."""
         return last % self.size == int(self.buffer.pos)
-
-    def row_bytes(self) -> int:
-        """Memory of one row."""
-        return sum(column[:1].nbytes for column in self._columns.values())
 
     def rows(self, first: int, last: int) -> Rows:
         """Rows ``[first, last)``, of those that are alive.
@@ -77,9 +77,7 @@ class Ring:
                 for name, column in self._columns.items()
             }
             chunks.append((start, columns))
-        after, before = reversed(_LARGE)
-        successors = {name: before + name[len(after) :] for name in self._columns if name.split("/")[0] == after}
-        return Rows(first, last, self.capacity, chunks, successors)
+        return Rows(first, last, self.capacity, chunks, self._successors)
 
     def state(self) -> dict[str, Any]:
         """What is in no row."""

@@ -26,7 +26,7 @@ import psutil
 from train_cloud.artifacts import tensorboard
 from train_cloud.checkpoint import read_manifest, restore
 from train_cloud.config import RunFile, load_run_file
-from train_cloud.errors import TrainCloudError
+from train_cloud.errors import InputError, TrainCloudError
 from train_cloud.rehearsal.aws import EmbeddedAws
 from train_cloud.rehearsal.instance import Instance, Vehicle
 from train_cloud.rehearsal.learning_curve import draw
@@ -58,6 +58,7 @@ def rehearse(
     :raises InputError: bad run file, no Terraform, not Linux; with ``machine``: what this computer lacks for it
     """
     config = load_run_file(run_file, overrides)
+    _interval(config)
     timeline = Timeline()
     vehicle = _machines(config, timeline) if machine else Instance
     folder = (output / config.run_id).absolute()
@@ -188,7 +189,7 @@ class _Life:
         """Instance id → how long things took on it."""
 
     def live(self) -> None:
-        save = self.config.save_frequency
+        save = _interval(self.config)
         notice, kill = (
             int(share * self.config.total_timesteps) // save * save + int(_BEYOND * save)
             for share in (_NOTICE_AT, _KILL_AT)
@@ -432,7 +433,15 @@ class _Report:
         for record in read_sessions(store):
             progress = record.progress or {}
             during = max(during, (progress.get("steps_per_second") or 0.0) * progress.get("commit_seconds", 0.0))
-        return self._config.save_frequency + math.ceil(during)
+        return _interval(self._config) + math.ceil(during)
+
+
+def _interval(config: RunFile) -> int:
+    """Timesteps between two commits: the rehearsal's promises are counted in them."""
+    if config.save_frequency is None:
+        fix = "the rehearsal counts steps: --set max_seconds_at_risk=null --set save_frequency=500"
+        raise InputError("max_seconds_at_risk", config.max_seconds_at_risk, fix)
+    return config.save_frequency
 
 
 class _environment:

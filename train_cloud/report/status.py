@@ -100,7 +100,7 @@ def run_status(root: str, run_id: str, *, at: datetime | None = None) -> RunStat
     head = read[0] if read else None
     records = read_sessions(store)
     launched = _launched(store)
-    boots = list(store.list("boots/"))
+    boots = list(store.list(layout.BOOTS))
     if head is None and not records and launched is None and not boots:
         known = ", ".join(run_ids(root)) or "none"
         raise InputError("run_id", run_id, f"no such run under {root}; there are: {known}")
@@ -160,9 +160,12 @@ def _leaves(record: SessionRecord) -> bool:
 
 
 def _patience(record: SessionRecord) -> timedelta:
-    """Two intervals of commits at the speed that was reported."""
+    """Two intervals of commits, at the speed that was reported where they are counted in timesteps."""
+    run_file = record.start.get("run_file", {})
+    if run_file.get("max_seconds_at_risk"):
+        return timedelta(seconds=2 * run_file["max_seconds_at_risk"])
     speed = (record.progress or {}).get("steps_per_second")
-    interval = record.start.get("run_file", {}).get("save_frequency")
+    interval = run_file.get("save_frequency")
     return timedelta(seconds=2 * interval / speed) if speed and interval else timedelta()
 
 

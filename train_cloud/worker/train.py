@@ -58,6 +58,7 @@ from train_cloud.run.session import (
 from train_cloud.snapshot import Part, Snapshot
 from train_cloud.store import ObjectStore, open_store
 from train_cloud.worker import machine, units
+from train_cloud.worker.line import Line
 from train_cloud.worker.pulse import Pulse
 from train_cloud.worker.stop import Stop
 
@@ -129,6 +130,7 @@ class _Session:
         on_worker: bool,
     ) -> None:
         self.save_frequency = config.save_frequency
+        self.max_seconds_at_risk = config.max_seconds_at_risk
         self.total_timesteps = config.total_timesteps
         self.schedule_timesteps = config.schedule_timesteps
         self.restored: Snapshot | None = None
@@ -145,7 +147,9 @@ class _Session:
         self._first_timestep = self._resumed_at = 0
         self._events = state_dir / "tensorboard"
         self._sent_events: dict[str, int] = {}
-        self._commit_seconds = 5.0
+        self._line = Line()
+        self._head_began = 0.0
+        self._head_delayed = 0.0
         self._received_bytes = 0
         self._machine: dict[str, Any] = {}
         self._exact: tuple[bool, str] = (True, "")
@@ -353,8 +357,8 @@ class _Session:
     def busy(self) -> bool:
         return self._committer.busy
 
-    def commit_seconds(self) -> float:
-        return self._commit_seconds
+    def commit_seconds(self, new_bytes: int) -> float:
+        return self._line.seconds(new_bytes)
 
     def settle(self) -> None:
         """:raises StoreUnavailable: a stop's deadline passed first"""
@@ -366,6 +370,7 @@ class _Session:
             self._pulse.alive()
 
     def submit(self, snapshot: Snapshot) -> None:
+        self._line.begin()
         self._committer.submit(self._complete(snapshot))
 
     def finish(self, snapshot: Snapshot) -> None:
@@ -414,6 +419,8 @@ class _Session:
             "identity": self._identity(),
             "machine": self._manifest.facts["machine"] if self._manifest else self._machine,
         }
+        if self._manifest and "forked_from" in self._manifest.facts:
+            facts["forked_from"] = self._manifest.facts["forked_from"]
         parts = {**snapshot.parts, "lock": Part(blob=self._lock().encode()), "run": Part(blob=self._run_yaml.encode())}
         return replace(snapshot, parts=parts, facts=facts)
 
@@ -426,11 +433,15 @@ class _Session:
         return machine.lock()
 
     def _before_head(self) -> None:
+        began = time.monotonic()
         if self._stop.deadline() is None:
             self._push_events()  # so that a head never stands without its scalars; at a notice the head goes first
+        self._head_began = time.monotonic()
+        self._head_delayed = self._head_began - began
 
     def _on_commit(self, committed: Committed) -> None:
-        self._commit_seconds = max(0.5 * self._commit_seconds, 1.5 * committed.seconds)
+        swap = time.monotonic() - self._head_began
+        self._line.note(committed.sent_bytes, committed.seconds - self._head_delayed - swap, swap)
         self._last_commit = {"commit_seconds": committed.seconds, "sent_bytes": committed.sent_bytes}
         self._write_progress()
 
