@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from sessions import Rehearsed
 
-from train_cloud.checkpoint import Committer, find, restore
+from train_cloud.checkpoint import Committer, copy, find, restore
 from train_cloud.cli import main
 from train_cloud.config import Preservation, load_run_file, parse_run_file, read_yaml
 from train_cloud.errors import CorruptCheckpoint, InputError
@@ -19,7 +19,7 @@ from train_cloud.learn.compare import differences
 from train_cloud.report.standing import check_standing
 from train_cloud.report.status import run_status
 from train_cloud.run import layout
-from train_cloud.run.head import Head, Lease, read_head
+from train_cloud.run.head import Head, Lease, Token, read_head
 from train_cloud.run.session import begin_session
 from train_cloud.snapshot import Part, Rows, Snapshot
 from train_cloud.store import ObjectStore, open_store
@@ -202,6 +202,28 @@ def test_what_stands_in_the_way_stays(tmp_path: Path) -> None:
     assert head_of(root, "child").timesteps == 80
     with pytest.raises(InputError, match="there is a run of this name"):
         fork(root, "parent", "child", overrides=more, out=tmp_path / "c.yaml")
+
+
+def test_a_checkpoint_that_goes_while_it_is_copied_is_said_to_be_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = str(tmp_path / "store")
+    parent = live(root, tmp_path, policy=Preservation(last=2))
+
+    def going(*arguments: Any, **named: Any) -> Any:
+        """Meanwhile the parent's next session commits, and collects."""
+        lease = Lease.take(parent, Token(9, 0), "i-9")
+        assert lease.head.manifest is not None
+        committer = Committer(parent, lease, find(parent, lease.head.manifest), policy=Preservation(last=1))
+        streams = {"replay": Rows(80, 90, 30, [(80, columns(80, 90))])}
+        committer.submit(Snapshot(90, {"model": Part(blob=b"x")}, streams))
+        committer.wait()
+        return copy(*arguments, **named)
+
+    monkeypatch.setattr("train_cloud.worker.fork.copy", going)
+    with pytest.raises(InputError, match="there are: 90"):
+        fork(root, "parent", "child", at=70, overrides=["total_timesteps=200"], out=tmp_path / "child.yaml")
+    assert read_head(open_store(layout.run_url(root, "child"))) is None
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from pydantic_core import to_jsonable_python
 
 from train_cloud.checkpoint import Manifest, copy, find, restore
 from train_cloud.config import ALIASES, RunFile, check_fork, dump_run_file, parse_run_file, read_yaml
-from train_cloud.errors import ConditionFailed, InputError
+from train_cloud.errors import ConditionFailed, CorruptCheckpoint, InputError
 from train_cloud.run import layout
 from train_cloud.run.head import Token, found, read_head
 from train_cloud.run.session import now, read_sessions
@@ -63,10 +63,7 @@ def fork(
     out = (out or Path(f"{new_id}.yaml")).absolute()
     if out.exists() or not out.parent.is_dir():
         raise InputError("--out", str(out), "name a file that is not there yet, in a folder that is")
-    read = read_head(source)
-    if read is None or read[0].manifest is None:
-        raise InputError("run", run_id, f"it has no checkpoint under {root}")
-    manifest = find(source, read[0].manifest, at)
+    manifest = _find(source, run_id, root, at)
     if with_rows and manifest.lacks_rows():
         raise InputError(
             "at",
@@ -89,7 +86,12 @@ def fork(
     facts = {name: value for name, value in manifest.facts.items() if name not in ("schedules", "set_anew")}
     facts |= {"run_id": new_id, "identity": run_file.identity(), "set_anew": set_anew, "forked_from": parent}
     run_part = {"run": Part(blob=text.encode())}
-    reference = copy(source, manifest, target, token=_TOKEN, parts=run_part, facts=facts)
+    try:
+        reference = copy(source, manifest, target, token=_TOKEN, parts=run_part, facts=facts)
+    except CorruptCheckpoint:
+        # Its worker may have deleted it meanwhile, by the policy.
+        _find(source, run_id, root, manifest.timesteps)
+        raise
     launch = {"run_id": new_id, "launched_by": "fork", "launched": now(), "forked_from": parent}
     for key, body in ((layout.RUN_YAML, text), (layout.RUN_JSON, json.dumps(launch))):
         target.put(key, body.encode())
@@ -99,6 +101,13 @@ def fork(
         raise InputError("--as", new_id, f"somebody began a run of this name under {root} just now") from error
     out.write_text(text)
     return Forked(out, manifest.timesteps, changes, manifest.bytes(), with_rows)
+
+
+def _find(source: ObjectStore, run_id: str, root: str, at: int | None) -> Manifest:
+    read = read_head(source)
+    if read is None or read[0].manifest is None:
+        raise InputError("run", run_id, f"it has no checkpoint under {root}")
+    return find(source, read[0].manifest, at)
 
 
 def _run_file(source: ObjectStore, manifest: Manifest, new_id: str, overrides: Sequence[str], base: Path) -> RunFile:
