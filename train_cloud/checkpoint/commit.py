@@ -11,6 +11,7 @@ States of one commit, and what a kill at that instant leaves:
 
 from __future__ import annotations
 
+import _thread
 import logging
 import re
 import threading
@@ -80,7 +81,8 @@ class Committer:
         self._before_head = before_head
         self._on_commit = on_commit
         self._hurry = hurry
-        self._thread: threading.Thread | None = None
+        self._over = threading.Event()
+        self._over.set()
         self._error: BaseException | None = None
         self._deadline = float("inf")
         self._needs: dict[Kept, set[str]] = {}
@@ -97,8 +99,9 @@ class Committer:
 
         :raises Fenced: and whatever else the last commit ended with
         """
-        self._raise()
-        return self._thread is not None and self._thread.is_alive()
+        over = self._over.is_set()
+        self._raise()  # afterwards: an error is there before its commit is over
+        return not over
 
     def submit(self, snapshot: Snapshot, *, outcome: Outcome | None = None, reason: str | None = None) -> None:
         """Start to commit ``snapshot``; its arrays must not change until the commit is over.
@@ -106,10 +109,9 @@ class Committer:
         :param outcome: goes into the head in the same swap
         """
         assert not self.busy, "a commit is in flight: wait for it first"
-        self._thread = threading.Thread(
-            target=self._run, args=(snapshot, outcome, reason), name="train-cloud-commit", daemon=True
-        )
-        self._thread.start()
+        self._over.clear()
+        # Thread.start() would wait until the new thread has had the interpreter lock, and so for what it does first.
+        _thread.start_new_thread(self._run, (snapshot, outcome, reason))
 
     def wait(self, deadline: float = float("inf")) -> None:
         """Wait until the commit in flight, if any, is over.
@@ -119,8 +121,7 @@ class Committer:
         :raises StoreUnavailable: the store could not be reached until the deadline; the former head stands
         """
         self._deadline = deadline
-        if self._thread is not None:
-            self._thread.join()
+        self._over.wait()
         self._raise()
 
     def _raise(self) -> None:
@@ -156,6 +157,8 @@ class Committer:
             # The thread's caller is the training thread: it must learn of a defect here, not train on unsaved.
             self._error = error
             raise
+        finally:
+            self._over.set()
 
     def _commit(self, snapshot: Snapshot, created: str, outcome: Outcome | None, reason: str | None) -> int:
         token, seq = self._lease.head.token, self._lease.head.seq + 1
