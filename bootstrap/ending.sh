@@ -45,6 +45,7 @@ mark_failed() {
 		import json, sys, uuid
 		path, owner, reason = sys.argv[1:]
 		head = {"owner": owner, **json.load(open(path))}
+		head.pop("crc32", None)
 		head.update(commit=uuid.uuid4().hex, seq=head["seq"] + 1, outcome="failed", reason=reason)
 		json.dump(head, open(path, "w"))
 	PYTHON

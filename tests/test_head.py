@@ -10,7 +10,7 @@ import pytest
 
 from train_cloud.errors import ConditionFailed, CorruptCheckpoint, Fenced, StoreUnavailable
 from train_cloud.run import layout
-from train_cloud.run.head import Head, Lease, Reference, Token, conclude, read_head, reopen
+from train_cloud.run.head import Head, Lease, Reference, Token, conclude, parse_head, read_head, reopen
 from train_cloud.store import ObjectStore, open_store
 
 MANIFEST = Reference(key="checkpoints/x/manifest.json", size=1, crc64nvme=2)
@@ -176,6 +176,21 @@ def test_a_corrupt_head_is_an_error_and_stays(store: ObjectStore, body: bytes) -
         with pytest.raises(CorruptCheckpoint, match="head"):
             attempt()
     assert bytes(store.get(layout.HEAD).body) == body
+
+
+def test_any_flipped_bit_of_a_head_is_found(store: ObjectStore) -> None:
+    Lease.take(store, Token(1, 0), "i-1").commit(MANIFEST, 100)
+    standing = store.get(layout.HEAD)
+    head = parse_head(bytes(standing.body))
+    silent = []
+    for bit in range(8 * len(standing.body)):
+        body = bytearray(standing.body)
+        body[bit // 8] ^= 1 << bit % 8
+        try:
+            silent.append(parse_head(bytes(body)))
+        except ValueError:
+            continue
+    assert all(other == head for other in silent), "only white space may be other bytes"
 
 
 def test_of_many_that_take_at_once_the_newest_wins(store: ObjectStore) -> None:

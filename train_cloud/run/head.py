@@ -8,18 +8,22 @@ a re-read whether the swap that stands is its own. There are no clocks in it.
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
+import zlib
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from train_cloud.errors import ConditionFailed, CorruptCheckpoint, Fenced, ObjectMissing, StoreUnavailable
 from train_cloud.run import layout
 from train_cloud.store import ObjectStore
 
 Outcome = Literal["completed", "stopped", "failed"]
+
+_CHECKSUM = "crc32"
 
 
 class Token(NamedTuple):
@@ -78,12 +82,35 @@ def read_head(store: ObjectStore) -> tuple[Head, str] | None:
     except ObjectMissing:
         return None
     try:
-        return Head.model_validate_json(bytes(stored.body)), stored.etag
-    except ValidationError as error:
+        return parse_head(bytes(stored.body)), stored.etag
+    except ValueError as error:
         raise CorruptCheckpoint(
-            f"{store.url}/{layout.HEAD} is not a head ({error.error_count()} errors): restore an earlier version of "
-            "it; nothing was overwritten"
+            f"{store.url}/{layout.HEAD} is not a head, or damaged: restore an earlier version of it; nothing was "
+            "overwritten"
         ) from error
+
+
+def parse_head(body: bytes) -> Head:
+    """What :func:`pack_head` wrote. A head that bootstrap's shell has written has no checksum.
+
+    :raises ValueError: it is no head, or other bytes than were written
+    """
+    fields = json.loads(body)
+    checksum = fields.pop(_CHECKSUM, None) if isinstance(fields, dict) else None
+    head = Head.model_validate(fields)
+    if checksum is not None and checksum != _crc32(fields):
+        raise ValueError(f"its CRC-32 is not {checksum}")
+    return head
+
+
+def pack_head(head: Head) -> bytes:
+    """JSON with a checksum of its own: no manifest vouches for the head, and a flipped digit is a head like another."""
+    fields = head.model_dump(mode="json")
+    return json.dumps({**fields, _CHECKSUM: _crc32(fields)}, indent=1).encode()
+
+
+def _crc32(fields: dict[str, object]) -> int:
+    return zlib.crc32(json.dumps(fields, sort_keys=True).encode())
 
 
 def found(store: ObjectStore, manifest: Reference, timesteps: int, *, owner: str, parent: str) -> Head:
@@ -105,7 +132,7 @@ def _swap(store: ObjectStore, head: Head, etag: str | None) -> str:
     :raises ConditionFailed: what stands there is neither the version that was read nor ours
     :raises StoreUnavailable: unknown whether it was written; calling again with the same ``head`` is safe
     """
-    body = head.model_dump_json(indent=1).encode()
+    body = pack_head(head)
     try:
         return store.create(layout.HEAD, body) if etag is None else store.swap(layout.HEAD, body, etag)
     except ConditionFailed:
