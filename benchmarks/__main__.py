@@ -48,8 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
     for figure in _measure(sizes, wanted):
         measured = figure.measured
         print(
-            f"[{time.monotonic() - began:.0f} s] {figure.number} {figure.setting}: {measured.value:.4g} ({measured.low:.4g} to {measured.high:.4g}), "
-            f"limit {figure.limit}: {figure.verdict}; {json.dumps({k: round(v, 4) for k, v in figure.detail.items()})}",
+            f"[{time.monotonic() - began:.0f} s] {figure.number} {figure.setting}: {measured.value:.4g} "
+            f"({measured.low:.4g} to {measured.high:.4g}), limit {figure.limit}: {figure.verdict}; "
+            f"{json.dumps({name: round(value, 4) for name, value in figure.detail.items()})}",
             flush=True,
         )
         figures.append({**dataclasses.asdict(figure), "verdict": figure.verdict})

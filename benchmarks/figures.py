@@ -56,7 +56,7 @@ FULL = Sizes(
     every=5000,
     net=(256, 256),
     batch=256,
-    blocks=((24, 1_000_000, 1 / 200, 60, 25, 4), (1080, 100_000, 1 / 50, 50, 30, 5)),
+    blocks=((24, 1_000_000, 1 / 200, 60, 24, 4), (1080, 100_000, 1 / 50, 50, 40, 5)),
     notices=7,
     restores=9,
     slices=40,
@@ -68,7 +68,7 @@ LARGE = Sizes(
     every=5000,
     net=(256, 256),
     batch=256,
-    blocks=((1080, 1_000_000, 1 / 300, 40, 30, 10),),
+    blocks=((1080, 1_000_000, 1 / 300, 40, 40, 10),),
     notices=0,
     restores=0,
     slices=0,
@@ -132,14 +132,10 @@ def checkpoints(folder: Path, sizes: Sizes, wanted: set[int]) -> Iterator[Figure
 
 
 def _lost(setting: str, cycles: list[dict[str, Any]], limit: float) -> Figure:
-    lost = []
-    for cycle in cycles:
-        (before, n), (block, m), (after, k) = cycle["before"], cycle["block"], cycle["after"]
-        lost.append(block - m * (before + after) / (n + k))
+    lost = [_beside(cycle) for cycle in cycles]
     stock = [sum(cycle["stock"]) for cycle in cycles if cycle["stock"]]
     ours = interval(lost)
     theirs = interval(stock)
-    step = statistics.median((c["before"][0] + c["after"][0]) / (c["before"][1] + c["after"][1]) for c in cycles)
     return Figure(
         1,
         setting,
@@ -152,10 +148,23 @@ def _lost(setting: str, cycles: list[dict[str, Any]], limit: float) -> Figure:
             "stock, ms": theirs.value * 1e3,
             "of it saving, ms": statistics.median(cycle["stock"][0] for cycle in cycles if cycle["stock"]) * 1e3,
             "stock's checkpoints": len(stock),
-            "one step, ms": step * 1e3,
-            "steps in flight": statistics.median(cycle["block"][1] for cycle in cycles),
+            "one step, ms": statistics.median(step for cycle in cycles for step in cycle["before"]) * 1e3,
+            "steps compared": statistics.median(len(cycle["block"]) for cycle in cycles),
         },
     )
+
+
+def _beside(cycle: dict[str, Any]) -> float:
+    """What the steps from the checkpoint on took longer than as many steps around it: the median of such stretches."""
+    block: list[float] = cycle["block"]
+    around: list[list[float]] = [cycle["before"], cycle["after"]]
+    count = len(block)
+    stretches = [
+        sum(steps[start : start + count]) for steps in around for start in range(0, len(steps) - count + 1, count)
+    ]
+    if not stretches:  # a commit that took longer than what was to be compared with it
+        stretches = [count * statistics.mean(around[0] + around[1])]
+    return sum(block) - statistics.median(stretches)
 
 
 def _stall(setting: str, cycles: list[dict[str, Any]], sizes: Sizes) -> Figure:
@@ -235,7 +244,7 @@ def restore_often(path: str, endpoint: str, repeats: int, output: str) -> None:
     from train_cloud.store import open_store
 
     class Idle(BaseCallback):
-        """Stands where the run's own callback stood."""
+        """Stands where one of the probe's stood."""
 
         def _on_step(self) -> bool:
             return True
@@ -247,7 +256,7 @@ def restore_often(path: str, endpoint: str, repeats: int, output: str) -> None:
     assert read is not None and read[0].manifest is not None
     built = build_model(config)
     built.model.learn(1)
-    idle = CallbackList([Idle()])
+    idle = CallbackList([Idle(), Idle()])
     idle.init_callback(built.model)
     capture = Capture(built.model, idle, None, lambda env: built.choice.provider)
     prefix = store.url.removeprefix(f"{STORE}/")
@@ -314,7 +323,7 @@ def _notice(folder: Path, sizes: Sizes, size: int, server: Server, turn: int) ->
         **hyperparameters(sizes, 100_000),
     )
     plan = folder / "plan.json"
-    plan.write_text(json.dumps(asdict(Plan(sizes.every, sizes.every, 0, 0, 0, ""))))
+    plan.write_text(json.dumps(asdict(Plan(sizes.every))))
     worker = begin(path, server.url, env={PLAN: str(plan)})
     worker.wait_for_steps(sizes.every + 20)
     time.sleep(random.Random(turn).uniform(0, 0.05))  # anywhere within a step

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-import threading
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,43 +22,46 @@ from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 
+from train_cloud.learn.callback import Checkpoints
+
 PLAN = "BENCHMARK_PLAN"
 """Environment variable: path of a JSON file with a :class:`Plan`."""
 _IMPORTED = time.monotonic()
 _NEVER = 1 << 62
 _FILL = 500
-_THREAD = "train-cloud-commit"
+_WARM = 10
+_BEYOND = 2
 
 
 @dataclass(frozen=True)
 class Plan:
     rows: int
     """Rows in the replay buffer before anything is measured."""
-    every: int
+    every: int = 0
     """Timesteps between two checkpoints."""
-    cycles: int
-    block: int
-    """Steps per block; the block with the checkpoint lasts at least until the commit is over."""
-    stock_every: int
+    cycles: int = 0
+    block: int = 0
+    """Steps before a checkpoint, and after it, that it is compared with."""
+    stock_every: int = 1
     """Stock saves in each so-manieth cycle."""
-    output: str
+    output: str = ""
     """Path of the file that the :class:`Cycle`\\ s are written to."""
 
 
 @dataclass
 class Cycle:
-    """One checkpoint of ours between two blocks without one; seconds."""
+    """One checkpoint of ours among steps without one. Seconds of each step, and of what the loop does for it."""
 
     before: list[float] = field(default_factory=list)
-    """(seconds, steps) of the block before"""
     block: list[float] = field(default_factory=list)
+    """Begins with the checkpoint, ends some steps after its commit is over."""
     after: list[float] = field(default_factory=list)
     stall: float = 0.0
-    """From the rollout's start with the checkpoint to its first step, less what that takes without one."""
+    """In the callback."""
     clones: list[float] = field(default_factory=list)
     """The loop that clones each tensor, before and after."""
     stock: list[float] = field(default_factory=list)
-    """Saving and uploading with stock, if it was this cycle's turn"""
+    """Saving and uploading with stock, if it was this cycle's turn."""
 
 
 class _Stock:
@@ -89,8 +91,8 @@ class _Stock:
 
 
 class Blocks(BaseCallback):
-    """Fills the replay buffer by stepping without learning; then, around each of ``cycles`` checkpoints, times blocks
-    of ordinary training: one before it, one that begins with it, one after.
+    """Fills the replay buffer by stepping without learning; then, around each of ``cycles`` checkpoints, times the
+    steps of ordinary training.
 
     Between the checkpoints the rows that are missing to ``every`` come from stepping without learning, too, so that a
     checkpoint has as many new rows as it would have.
@@ -104,51 +106,53 @@ class Blocks(BaseCallback):
         self._run = _Run()
 
     def _on_training_start(self) -> None:
-        self._run.stock = _Stock(self.model)
+        run = self._run
+        run.stock = _Stock(self.model)
+        callbacks = self.locals["callback"].callbacks
+        run.checkpoints = next(callback for callback in callbacks if isinstance(callback, Checkpoints))
+        run.behind = _Behind(run)
+        run.behind.init_callback(self.model)
+        callbacks.append(run.behind)
         self._learn(False)
 
     def _on_rollout_start(self) -> None:
         run, plan, now = self._run, self._plan, time.perf_counter()
+        run.steps.append(now - run.began)
         if run.phase == "fill":
-            if self.num_timesteps < plan.rows or self.num_timesteps % plan.every < plan.every - 2 * plan.block:
+            if self.num_timesteps < plan.rows or self.num_timesteps % plan.every < plan.every - plan.block - _WARM:
                 return
             self._learn(True)
             run.phase = "warm"
         elif run.phase == "warm" and self.num_timesteps % plan.every >= plan.every - plan.block:
             run.cycle = Cycle()
             self._clone()
-            self._begin("before")
+            self._begin("before", run.cycle.before)
         elif run.phase == "before" and self.num_timesteps % plan.every == 0:
-            run.cycle.before = [now - run.began, run.steps]
-            run.gap = sorted(run.gaps)[len(run.gaps) // 2]
-            self._begin("block")
-        elif run.phase == "block" and run.steps >= plan.block and not _committing():
-            run.cycle.block = [now - run.began, run.steps]
-            run.cycle.stall = run.gaps[0] - run.gap
-            self._begin("after")
-        elif run.phase == "after" and run.steps >= plan.block:
-            run.cycle.after = [now - run.began, run.steps]
+            run.beyond = 0
+            self._begin("block", run.cycle.block)
+        elif run.phase == "block":
+            assert run.checkpoints is not None
+            run.beyond = 0 if run.checkpoints._host.busy() else run.beyond + 1
+            if run.beyond > _BEYOND:
+                self._begin("after", run.cycle.after)
+        elif run.phase == "after" and len(run.steps) >= plan.block:
             self._clone()
             if len(run.cycles) % plan.stock_every == 0:
                 assert run.stock is not None
                 run.cycle.stock = run.stock.save(self.num_timesteps)
             run.cycles.append(run.cycle)
+            self._begin("fill", [])
             self._learn(False)
-            run.phase = "fill"
-        run.rollout = time.perf_counter()
+        run.began = time.perf_counter()
 
     def _on_step(self) -> bool:
-        run = self._run
-        run.steps += 1
-        if run.phase in ("before", "block"):
-            run.gaps.append(time.perf_counter() - run.rollout)
-        return len(run.cycles) < self._plan.cycles
+        return True
 
     def _on_rollout_end(self) -> None:
         # The next rollout's length; during one it is too late.
         if self._run.phase == "fill":
             plan, at = self._plan, self.num_timesteps
-            end = -(-max(at + 1, plan.rows) // plan.every) * plan.every - 2 * plan.block
+            end = -(-max(at + 1, plan.rows) // plan.every) * plan.every - plan.block - _WARM
             left = min(end, (at // plan.every + 1) * plan.every) - at if end > at else 1
             self._rollouts_of(max(1, min(_FILL, left)))
 
@@ -170,9 +174,8 @@ class Blocks(BaseCallback):
     def _rollouts_of(self, steps: int) -> None:
         self.model.train_freq = TrainFreq(steps, TrainFrequencyUnit.STEP)  # type: ignore[assignment]
 
-    def _begin(self, phase: str) -> None:
-        self._run.phase, self._run.steps, self._run.gaps = phase, 0, []
-        self._run.began = time.perf_counter()
+    def _begin(self, phase: str, steps: list[float]) -> None:
+        self._run.phase, self._run.steps = phase, steps
 
     def _clone(self) -> None:
         if not self._run.tensors:
@@ -212,22 +215,36 @@ class Started(BaseCallback):
         return True
 
 
+class _Behind(BaseCallback):
+    """Is called right after the callback that makes the checkpoints."""
+
+    def __init__(self, run: _Run) -> None:
+        super().__init__()
+        self._run = run
+
+    def _on_rollout_start(self) -> None:
+        if self._run.phase == "block" and not self._run.steps:
+            self._run.cycle.stall = time.perf_counter() - self._run.began
+
+    def _on_step(self) -> bool:
+        return True
+
+
 @dataclass
 class _Run:
     phase: str = "fill"
     began: float = 0.0
-    steps: int = 0
-    rollout: float = 0.0
-    gap: float = 0.0
-    gaps: list[float] = field(default_factory=list)
+    """When the step that goes on did."""
+    steps: list[float] = field(default_factory=list)
+    """Of this phase."""
+    beyond: int = 0
+    """Steps since the commit is over."""
     cycle: Cycle = field(default_factory=Cycle)
     cycles: list[Cycle] = field(default_factory=list)
-    stock: _Stock | None = None
     tensors: list[torch.Tensor] = field(default_factory=list)
-
-
-def _committing() -> bool:
-    return any(thread.name == _THREAD for thread in threading.enumerate())
+    stock: _Stock | None = None
+    checkpoints: Checkpoints | None = None
+    behind: _Behind | None = None
 
 
 def _tensors(model: OffPolicyAlgorithm) -> Any:
