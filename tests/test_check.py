@@ -18,6 +18,7 @@ import torch
 
 from train_cloud.config import parse_run_file
 from train_cloud.errors import InputError, TrainCloudError
+from train_cloud.learn.build import check_memory
 from train_cloud.learn.check import CheckReport, check
 
 torch.set_num_threads(1)
@@ -163,13 +164,19 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         sys.modules.pop(name, None)
 
 
+RUN: dict[str, Any] = {
+    "run_id": "check",
+    "algorithm": "sac",
+    "device": "cpu",
+    "total_timesteps": 1000,
+    "save_frequency": 100,
+    "environment": {"id": "Pendulum-v1"},
+}
+
+
 def try_out(code: Path, **changed: Any) -> CheckReport:
     values: dict[str, Any] = {
-        "run_id": "check",
-        "algorithm": "sac",
-        "device": "cpu",
-        "total_timesteps": 1000,
-        "save_frequency": 100,
+        **RUN,
         "environment": {"id": "Pendulum-v1", **changed.pop("environment", {})},
         "hyperparameters": {"policy_kwargs": {"net_arch": [8]}, **changed.pop("hyperparameters", {})},
         "code": {"folder": str(code)},
@@ -388,6 +395,45 @@ def test_what_is_reported(code: Path) -> None:
     arguments["hyperparameters"]["buffer_size"] = 1000
     # three observations and their successors of 2 float32, and an episode's start and length and an info
     assert try_out(code, **arguments).buffer_bytes == 1000 * (4 * (6 * 2 + 1 + 1 + 1 + 1) + 3 * 8 + sys.getsizeof({}))
+
+
+@pytest.mark.parametrize("n_envs", [1, 5])
+def test_sizes_are_estimated(code: Path, n_envs: int) -> None:
+    """By the trial's small buffer and two environments at most, for all of them."""
+    report = try_out(code, environment={"n_envs": n_envs}, hyperparameters={"buffer_size": 5000, "n_steps": 3})
+    assert report.row_bytes == 4 * (3 + 1 + 1 + 1 + 1), "the next observation is the next row's"
+    assert (report.capacity, report.buffer_bytes) == (5000, 5000 * 4 * (3 + 3 + 1 + 1 + 1 + 1))
+    assert 10_000 < report.parts_bytes < 200_000
+    assert 2**30 < report.beside_bytes < 8 * 2**30
+    kept = {"last": 4, "every": 100, "best": True}
+    run_file = parse_run_file({**RUN, "total_timesteps": 2000, "save_frequency": 50, "preservation": kept})
+    assert report.stored_bytes(run_file) == 2000 * 28 + (4 + 20 + 1) * report.parts_bytes
+    longer = parse_run_file({**RUN, "total_timesteps": 10**6, "save_frequency": 50})
+    assert report.stored_bytes(longer) == (5000 + 3 * 50) * 28 + 3 * report.parts_bytes
+
+
+def test_a_rollout_is_estimated(code: Path) -> None:
+    report = try_out(code, algorithm="ppo", environment={"n_envs": 3}, hyperparameters={"n_steps": 64})
+    assert (report.capacity, report.row_bytes) == (0, 0)
+    # observation, action, reward, return, episode start, value, log probability, advantage
+    assert report.buffer_bytes == 3 * 64 * 4 * (3 + 1 + 1 + 1 + 1 + 1 + 1 + 1)
+
+
+@pytest.mark.parametrize(
+    ("changed", "field"),
+    [
+        ({}, "hyperparameters.buffer_size"),
+        ({"algorithm": "ppo"}, "hyperparameters.n_steps"),
+    ],
+)
+def test_what_does_not_fit_names_what_to_lessen(changed: dict[str, Any], field: str) -> None:
+    run_file = parse_run_file({**RUN, **changed})
+    check_memory(run_file, 3 << 30, 5 << 30, "a machine", beside=2 << 30)
+    with pytest.raises(
+        InputError, match=r"the buffer would take 3\.0 GiB, all else 2\.5; a machine has 5\.0"
+    ) as caught:
+        check_memory(run_file, 3 << 30, 5 << 30, "a machine", beside=5 << 29)
+    assert caught.value.field == field
 
 
 def test_a_state_that_will_be_lost_is_reported(code: Path) -> None:

@@ -169,12 +169,31 @@ def test_validate_says_what_it_found(run_yaml: Path, tmp_path: Path) -> None:
         "pendulum-1: sac on Pendulum-v1, 2,000 timesteps",
         "actions       Box(-2.0, 2.0",
         "resume        exact",
+        "replay buffer 40.0 MB",
+        "fits into g6.xlarge, g5.xlarge, g4dn.xlarge",
+        "MB each, at most",
     ):
         assert part in done.stdout
     assert sorted(tmp_path.rglob("*")) == before
     refused = command("validate", str(run_yaml), "--set", "environment.id=Pendulu-v1", cwd=tmp_path)
     assert (refused.returncode, refused.stdout) == (64, "")
     assert "environment.id: 'Pendulu-v1'" in refused.stderr
+
+
+@pytest.mark.slow
+def test_validate_refuses_what_an_instance_has_no_room_for(run_yaml: Path, tmp_path: Path) -> None:
+    large = ("validate", str(run_yaml), "--set", "hyperparameters.buffer_size=500e6")
+    refused = command(*large)
+    assert (refused.returncode, refused.stdout) == (64, "")
+    assert "hyperparameters.buffer_size: 500000000.0: the buffer would take 18.6 GiB" in refused.stderr
+    assert "; g6.xlarge has 15.0" in refused.stderr
+    accepted = command(*large, "--instance-type", "m6i.4xlarge", "--instance-type", "r6i.2xlarge")
+    assert accepted.returncode == 0, accepted.stderr
+    assert "fits into m6i.4xlarge, r6i.2xlarge" in accepted.stdout
+    long = ("--set", "hyperparameters.buffer_size=36e9", "--set", "total_timesteps=1e11")
+    full = command("validate", str(run_yaml), *long, "--instance-type", "r7i.48xlarge", "--store", str(tmp_path))
+    assert full.returncode == 64
+    assert f"--store: '{tmp_path}': checkpoints would take 1008.0 GB" in full.stderr
 
 
 def test_validate_checks_the_standing_in_a_store(run_yaml: Path, tmp_path: Path) -> None:

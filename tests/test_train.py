@@ -14,6 +14,8 @@ from ruamel.yaml import YAML
 from sessions import Rehearsed
 from stable_baselines3 import SAC
 
+from train_cloud.config import load_run_file
+from train_cloud.learn.check import check
 from train_cloud.learn.compare import differences
 from train_cloud.rehearsal.metadata import MetadataService
 from train_cloud.run import layout
@@ -79,6 +81,14 @@ def test_a_completed_run(done: Rehearsed) -> None:
     launched = json.loads(bytes(done.store.get(layout.RUN_JSON).body))
     assert launched["run_id"] == "a-run"
     assert bytes(done.store.get(layout.RUN_YAML).body) == done.run_file.read_bytes()
+
+
+def test_a_checkpoint_is_as_large_as_was_estimated(done: Rehearsed) -> None:
+    (session,) = read_sessions(done.store)
+    assert session.progress is not None
+    estimated = check(load_run_file(done.run_file))
+    sent = session.progress["sent_bytes"]
+    assert sent == pytest.approx(estimated.parts_bytes + 100 * estimated.row_bytes, rel=0.3)
 
 
 @pytest.mark.parametrize("at", [None, 300])

@@ -60,6 +60,15 @@ ScheduleTotal = Annotated[
         show_default="total_timesteps",
     ),
 ]
+InstanceTypes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--instance-type",
+        metavar="TYPE",
+        help="An EC2 type that it must fit into. Repeatable.",
+        show_default="Terraform's: g6.xlarge, g5.xlarge, g4dn.xlarge",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 

@@ -16,26 +16,38 @@ def register(app: typer.Typer) -> None:
 
 
 def validate(
-    run_file: options.RunFile, store: options.OptionalStore = None, overrides: options.Overrides = None
+    run_file: options.RunFile,
+    store: options.OptionalStore = None,
+    instance_types: options.InstanceTypes = None,
+    overrides: options.Overrides = None,
 ) -> None:
     """Check a run file by building what it describes.
 
-    Makes model and environment, steps twice, trains once, takes one snapshot; writes nothing. With `--store`
-    also whether the run id may be used there.
+    Makes model and environment, steps twice, trains once, takes one snapshot; writes nothing. Estimates memory and
+    checkpoints, and refuses what an instance has no room for. With `--store` also whether the run id may be used there.
 
-    `train-cloud validate run.yaml --set environment.n_envs=4`
+    `train-cloud validate run.yaml --set environment.n_envs=4 --instance-type g5.2xlarge`
     """
     from train_cloud.config import load_run_file
+    from train_cloud.instance import fit
 
     checked = load_run_file(run_file, overrides or ())
+    types = instance_types or fit.DEFAULT_TYPES
+    memory = {name: fit.memory_bytes(name) for name in types}
     if store is not None:
         from train_cloud.report.standing import check_standing
 
         check_standing(store, checked)
     os.environ.update(checked.env)  # before torch, which reads some when it is imported
+    from train_cloud.learn.build import check_memory
     from train_cloud.learn.check import check
 
     found = check(checked)
+    for name, there in memory.items() if found.buffer_bytes else ():
+        check_memory(checked, found.buffer_bytes, there, name, beside=found.beside_bytes)
+    stored = found.stored_bytes(checked)
+    if store is not None:
+        fit.check_store(store, stored)
     what = f"script {checked.entry_point}"
     if checked.environment is not None:
         what = f"{checked.algorithm} on {checked.environment.id}"
@@ -47,7 +59,15 @@ def validate(
         if space is not None:
             typer.echo(f"  {name:<13} {shorten(str(space), 100, placeholder=' …')}")
     if found.buffer_bytes:
-        typer.echo(f"  replay buffer {found.buffer_bytes / 1e6:,.0f} MB of memory when full")
+        kind = "replay buffer" if found.capacity else "rollout"
+        typer.echo(f"  {kind:<13} {found.buffer_bytes / 1e6:,.1f} MB of memory when full")
+        needed = (found.buffer_bytes + found.beside_bytes) / 2**30
+        typer.echo(f"  memory        {needed:.1f} GiB in all: fits into {', '.join(types)}")
+        each = found.parts_bytes + (checked.save_frequency or 0) * found.row_bytes
+        sizes = f"{each / 1e6:,.1f} MB each, at most {stored / 1e6:,.1f} in the store"
+        if checked.save_frequency is None and found.row_bytes:
+            sizes = f"{found.parts_bytes / 1e6:,.1f} MB each, and {found.row_bytes:,.0f} bytes for each timestep since"
+        typer.echo(f"  checkpoints   {sizes}")
     if found.choice is not None:
         exact = "exact" if found.choice.exact else f"not exact, because {found.choice.because}"
         typer.echo(f"  resume        {exact} (environment's state: {found.choice.provider})")

@@ -28,6 +28,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import ActionNoise, NormalActionNoise, OrnsteinUhlenbeckActionNoise
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.utils import LinearSchedule, set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
@@ -87,7 +88,8 @@ def build_model(run_file: RunFile) -> Built:
     try:
         arguments = arguments_of(run_file, algorithm, env.action_space)
         model = construct(run_file, algorithm, policy, env, arguments)
-        check_memory(model, run_file)
+        there, taken = psutil.virtual_memory().total, psutil.Process().memory_info().rss
+        check_memory(run_file, buffer_bytes(model), there, "this machine", beside=taken)
     except InputError:
         env.close()
         raise
@@ -295,34 +297,40 @@ def check_device(device: str) -> None:
 
 
 def buffer_bytes(model: BaseAlgorithm, transitions: int | None = None) -> int:
-    """Memory that a replay buffer takes once it is full; 0 without one.
+    """Memory that the replay or rollout buffer takes once it is full.
 
     :param transitions: of a buffer of this size instead of the model's own
     """
-    buffer: Any = getattr(model, "replay_buffer", None)
+    buffer: Any = getattr(model, "replay_buffer", None) or getattr(model, "rollout_buffer", None)
     if buffer is None:
         return 0
+    own = buffer.buffer_size * buffer.n_envs
     arrays = [
         array
         for value in vars(buffer).values()
         for array in (value.values() if isinstance(value, dict) else [value])
-        if isinstance(array, np.ndarray) and len(array) == buffer.buffer_size
+        if isinstance(array, np.ndarray) and len(array) in (buffer.buffer_size, own)  # a rollout's are flattened
     ]
     infos = sum(array.size for array in arrays if array.dtype.hasobject)  # hindsight has an empty dict for each row
     total = sum(array.nbytes for array in arrays) + infos * sys.getsizeof({})
-    return total if transitions is None else total * transitions // (buffer.buffer_size * buffer.n_envs)
+    return total if transitions is None else total * transitions // own
 
 
-def check_memory(model: BaseAlgorithm, run_file: RunFile) -> None:
+def check_memory(run_file: RunFile, buffer: int, there: int, where: str, *, beside: int) -> None:
     """NumPy gets a buffer's memory page by page as it fills: too much of it ends the training after hours, not now.
 
-    :raises InputError: this machine has less
+    :param buffer: bytes of the full buffer
+    :param there: bytes that a training may use
+    :param beside: bytes that it takes without the buffer
+    :raises InputError: ``where`` has less
     """
-    wanted, there = buffer_bytes(model), psutil.virtual_memory().total
-    if wanted > there:
-        value = run_file.hyperparameters.get("buffer_size", "the default")
-        fix = f"the replay buffer would take {wanted / 2**30:.1f} GiB, this machine has {there / 2**30:.1f}: give less"
-        raise InputError("hyperparameters.buffer_size", value, fix)
+    if buffer + beside <= there:
+        return
+    argument = "n_steps" if issubclass(load_algorithm(run_file), OnPolicyAlgorithm) else "buffer_size"
+    takes = f"the buffer would take {buffer / 2**30:.1f} GiB, all else {beside / 2**30:.1f}"
+    value = run_file.hyperparameters.get(argument, "the default")
+    fix = f"{takes}; {where} has {there / 2**30:.1f} for them: give less"
+    raise InputError(f"hyperparameters.{argument}", value, fix)
 
 
 def load_algorithm(run_file: RunFile) -> type[BaseAlgorithm]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from gymnasium import spaces
 from stable_baselines3 import HerReplayBuffer
@@ -42,6 +43,11 @@ from train_cloud.learn.build import (
 )
 from train_cloud.learn.capture import Capture, get_generators, set_generators
 
+#: What a training has in memory that this trial has not: CUDA's libraries and context, segments on their way from the
+#: store or to it. The tensors of three snapshots are counted besides: one held, one on its way, one packed.
+_BESIDE_BYTES = 2 << 30
+#: Of an environment's process: the interpreter, Gymnasium, NumPy and what SB3 imports.
+_WORKER_BYTES = 300 << 20
 _STEPS = 2
 _ENVIRONMENTS = 2
 _ROWS = 16
@@ -53,13 +59,28 @@ class CheckReport:
 
     :ivar choice: how the environments' state is saved, and whether a resume is exact; None for a script of one's own,
         which decides that itself
-    :ivar buffer_bytes: memory that the full replay buffer will take; 0 without one
+    :ivar buffer_bytes: memory that the full replay or rollout buffer will take
+    :ivar beside_bytes: memory that the training will take besides, on a machine with a GPU
+    :ivar parts_bytes: what each checkpoint sends, without replay rows
+    :ivar row_bytes: what each timestep adds to a checkpoint
     """
 
     choice: Choice | None = None
     observation_space: spaces.Space[Any] | None = None
     action_space: spaces.Space[Any] | None = None
     buffer_bytes: int = 0
+    beside_bytes: int = 0
+    parts_bytes: int = 0
+    row_bytes: float = 0.0
+    capacity: int = 0
+    """Timesteps that the replay buffer holds."""
+
+    def stored_bytes(self, run_file: RunFile) -> int:
+        """What lies in the store at most: rows of the newest checkpoints, and everything else of all that stay."""
+        policy, total = run_file.preservation, run_file.total_timesteps
+        rows = min(total, self.capacity + policy.last * (run_file.save_frequency or 0))
+        kept = policy.last + (total // policy.every if policy.every else 0) + policy.best
+        return int(rows * self.row_bytes) + kept * self.parts_bytes
 
 
 def check(run_file: RunFile) -> CheckReport:
@@ -99,18 +120,31 @@ def _check(run_file: RunFile) -> CheckReport:
                     warnings.simplefilter("ignore")
                     model.replay_buffer.truncate_last_trajectory()  # it samples from whole episodes
                 model.train(gradient_steps=1, batch_size=model.batch_size)
-            _capture(model, root, choice, run_file)
+            captured.append(_capture(model, root, choice, run_file))
             return model
 
+        captured: list[Capture] = []
         with explaining(run_file, algorithm, policy, arguments, attempt):
             model = attempt(policy, arguments)
         if callbacks:
             names = ", ".join(run_file.callbacks)
             with refusing("callbacks", names, "training with it raises"):
                 attempt(policy, arguments, callbacks)
-        parameters = inspect.signature(algorithm.__init__).parameters
-        rows = arguments.get("buffer_size", parameters["buffer_size"].default) if "buffer_size" in parameters else 0
-        return CheckReport(choice, env.observation_space, env.action_space, buffer_bytes(model, rows))
+        capture, known = captured[0], inspect.signature(algorithm.__init__).parameters
+        sizes = {name: arguments.get(name, known[name].default) for name in ("buffer_size", "n_steps") if name in known}
+        transitions = sizes.get("buffer_size") or sizes.get("n_steps", 0) * run_file.environment.n_envs
+        parts = capture.sent_bytes(0)
+        workers = run_file.environment.n_envs if run_file.environment.vectorization == "subproc" else 0
+        return CheckReport(
+            choice,
+            env.observation_space,
+            env.action_space,
+            buffer_bytes=buffer_bytes(model, transitions),
+            beside_bytes=psutil.Process().memory_info().rss + _BESIDE_BYTES + 3 * parts + workers * _WORKER_BYTES,
+            parts_bytes=parts,
+            row_bytes=(capture.sent_bytes(1) - parts) / env.num_envs,
+            capacity=transitions if capture.capacity else 0,
+        )
     finally:
         env.close()
 
@@ -161,12 +195,13 @@ def _check_hindsight(run_file: RunFile, arguments: Mapping[str, Any], env: VecEn
         raise InputError("hyperparameters.learning_starts", starts, fix)
 
 
-def _capture(model: BaseAlgorithm, root: BaseCallback, choice: Choice, run_file: RunFile) -> None:
+def _capture(model: BaseAlgorithm, root: BaseCallback, choice: Choice, run_file: RunFile) -> Capture:
     try:
         capture = Capture(model, root, None, lambda env: choice.provider)
         rows = getattr(getattr(model, "replay_buffer", None), "pos", 0)
         capture.snapshot(rows)
         capture.rows(0, rows)
+        return capture
     except InputError:
         raise
     except TrainCloudError as error:
