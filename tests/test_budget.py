@@ -91,6 +91,7 @@ def scheduled(warm: Any, tmp_path: Path) -> Rehearsed:
 
 def test_with_a_schedule_another_total_is_refused_until_somebody_says_what_becomes_of_it(scheduled: Rehearsed) -> None:
     before = scheduled.head()
+    assert scheduled.final().facts["episode_return"] == pytest.approx(scheduled.scalars()["rollout/ep_rew_mean"][-1][1])
     assert scheduled.session(options=("--set", "total_timesteps=500")) == 64
     said = scheduled.log()
     assert "total_timesteps: 500: learning_rate would run over 500 timesteps from here on, after 256" in said

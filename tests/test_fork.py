@@ -319,3 +319,12 @@ def test_it_goes_on_without_the_rows(parent: Rehearsed, tmp_path: Path) -> None:
     assert train(child, parent) == 0, child.log()
     final = child.final()
     assert final.timesteps == 600 and final.streams["replay"].last == 450
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", [150, 300])
+def test_what_is_kept_without_its_rows_is_exported(parent: Rehearsed, tmp_path: Path, at: int) -> None:
+    folder = export(str(parent.folder / "store"), "a-run", at=at, out=tmp_path / "out")
+    from stable_baselines3 import SAC
+
+    assert SAC.load(folder / "model.zip").num_timesteps == at

@@ -232,12 +232,15 @@ class Committer:
         """
         assert self._newest is not None
         for kept in self._newest.kept:
-            if kept not in self._needs:
-                try:
-                    self._needs[kept] = read_manifest(self._store, kept.manifest).keys(rows=kept.rows)
-                except CorruptCheckpoint as error:
-                    log.error("the checkpoint at %d is lost, and named no longer: %s", kept.timesteps, error)
-                    self._unreadable.add(kept)
+            if kept in self._needs:
+                continue
+            if self._in_a_hurry():
+                return  # there may be hundreds
+            try:
+                self._needs[kept] = read_manifest(self._store, kept.manifest).keys(rows=kept.rows)
+            except CorruptCheckpoint as error:
+                log.error("the checkpoint at %d is lost, and named no longer: %s", kept.timesteps, error)
+                self._unreadable.add(kept)
         if not self._unreadable.isdisjoint(self._newest.kept):
             return  # what it needs may be needed by no other, and the head names it until the next commit
         self._needs = {kept: self._needs[kept] for kept in self._newest.kept}
@@ -258,6 +261,9 @@ class Committer:
             self._store.delete(sorted(garbage))
         self._written, self._swept = needed, True
 
+    def _in_a_hurry(self) -> bool:
+        return self._hurry() or self._deadline < float("inf")
+
     def _merge(self) -> None:
         """Send a few small neighbours once more, as one segment; the next commit names it in their place.
 
@@ -271,7 +277,7 @@ class Committer:
                 continue
             columns = []
             for segment in segments:
-                if self._hurry() or self._deadline < float("inf"):
+                if self._in_a_hurry():
                     return
                 try:
                     columns.append(unpack(read_verified(self._store, segment), segment.key).arrays)

@@ -54,7 +54,9 @@ def fork(
         typer.echo(f"{field}: {before!r} becomes {after!r}")
     buffer = "" if made.rows else ", with an empty replay buffer"
     typer.echo(f"{new_id} begins at {made.timesteps:,} timesteps ({made.bytes / 1e6:,.1f} MB copied){buffer}")
-    typer.echo(f"  train-cloud train {made.run_file.name} --store {root}")
+    if root.startswith("s3://"):
+        typer.echo(f"  terraform apply -var run_file={made.run_file}    or, on this machine,")
+    typer.echo(f"  train-cloud train {made.run_file} --store {root}")
 
 
 def rollback(
