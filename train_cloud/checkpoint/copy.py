@@ -4,6 +4,7 @@ that neither run depends on the other afterwards.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -36,7 +37,9 @@ def copy(
     :return: its manifest
     :raises CorruptCheckpoint: an object is missing or changed
     """
-    folder = layout.checkpoint_prefix(manifest.timesteps, token, 0)
+    # Two that copy to one place at the same time write under names of their own: one of them gets the head.
+    number = secrets.randbelow(1_000_000)
+    folder = layout.checkpoint_prefix(manifest.timesteps, token, number)
 
     def write(key: str, body: memoryview) -> Reference:
         target.put(key, body)
@@ -47,7 +50,7 @@ def copy(
         return write(folder + name, pack(replaced) if replaced else read_verified(source, manifest.parts[name]))
 
     def segment(stream: str, old: Segment) -> Segment:
-        key = layout.segment_key(stream, old.first, old.last, token, 0)
+        key = layout.segment_key(stream, old.first, old.last, token, number)
         return old.model_copy(update={"key": write(key, read_verified(source, old)).key})
 
     with ThreadPoolExecutor(_PARALLEL) as pool:

@@ -92,13 +92,13 @@ def fork(
         # Its worker may have deleted it meanwhile, by the policy.
         _find(source, run_id, root, manifest.timesteps)
         raise
-    launch = {"run_id": new_id, "launched_by": "fork", "launched": now(), "forked_from": parent}
-    for key, body in ((layout.RUN_YAML, text), (layout.RUN_JSON, json.dumps(launch))):
-        target.put(key, body.encode())
     try:
         found(target, reference, manifest.timesteps, owner=f"fork on {platform.node()}", parent=parent)
     except ConditionFailed as error:
         raise InputError("--as", new_id, f"somebody began a run of this name under {root} just now") from error
+    launch = {"run_id": new_id, "launched_by": "fork", "launched": now(), "forked_from": parent}
+    for key, body in ((layout.RUN_YAML, text), (layout.RUN_JSON, json.dumps(launch))):
+        target.put(key, body.encode())  # after the head, so that of two forks to one name only one writes it
     out.write_text(text)
     return Forked(out, manifest.timesteps, changes, manifest.bytes(), with_rows)
 
