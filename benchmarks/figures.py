@@ -99,7 +99,7 @@ def hyperparameters(sizes: Sizes, capacity: int) -> dict[str, Any]:
     }
 
 
-# ------------------------------------------------------------------------------------------- 1, 2, 3 and 5: one run each
+# ----------------------------------------------------------------------------------------- 1, 2, 3 and 5: one run each
 
 
 def checkpoints(folder: Path, sizes: Sizes, wanted: set[int]) -> Iterator[Figure]:
