@@ -17,7 +17,7 @@ RESERVED = ".train-cloud"
 
 @dataclass(frozen=True)
 class StoredObject:
-    body: bytes | bytearray
+    body: Body
     etag: str
     """Names this content: changes whenever the content does. Opaque."""
 

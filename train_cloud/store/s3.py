@@ -159,7 +159,7 @@ class BucketStore:
         reply = self._client.get(path)
         size, etag = reply.meta["size"], _etag(reply.meta)
         if size <= _PART:
-            return StoredObject(bytes(reply.bytes()), etag)
+            return StoredObject(memoryview(reply.bytes()), etag)  # no copy: it would hold the interpreter lock
         body = bytearray(size)
         view = memoryview(body)
 
