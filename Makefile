@@ -8,10 +8,11 @@ export PATH := $(CURDIR)/.venv/bin:$(CURDIR)/.tools:$(PATH)
 PYTEST := PYTHONPATH=tests $(BIN)/python -m pytest -p minutes -n auto --dist loadgroup
 SHELL_SCRIPTS = $(wildcard scripts/*.sh bootstrap/*.sh train_cloud/rehearsal/machine/*.sh .ci/run)
 
-.PHONY: demo test test-full check format clean help
+.PHONY: demo test test-failed test-full check format clean help
 help:
 	@echo 'make demo       the whole life of a run on this machine, in a few minutes, without an AWS account'
 	@echo 'make test       the test suite, as CI runs it'
+	@echo 'make test-failed what failed last, once more, one by one'
 	@echo 'make test-full  also what does not fit into the time that CI has'
 	@echo 'make check      format, lint, types, shell, Terraform'
 	@echo 'make format     write the format that `make check` asks for'
@@ -24,7 +25,11 @@ demo: $(STAMP)
 	@$(BIN)/train-cloud rehearse examples/pendulum_sac.yaml
 
 test: $(STAMP)
-	@$(PYTEST) -m 'not full'
+	@$(PYTEST) -m 'not full and not machine'
+
+# Once more, and each by itself: for whoever wants to know whether a test fails always or only on a busy machine.
+test-failed: $(STAMP)
+	@PYTHONPATH=tests $(BIN)/python -m pytest --last-failed --last-failed-no-failures none
 
 test-full: $(STAMP)
 	@$(PYTEST)
