@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from train_cloud.checkpoint import Committer, Kept, find, merge, read_manifest, restore
-from train_cloud.checkpoint.format import drop_successors, fill_successors, join, pack, unpack
+from train_cloud.checkpoint.format import Filled, drop_successors, join, pack, unpack
 from train_cloud.checkpoint.manifest import Manifest, Segment
 from train_cloud.checkpoint.preserve import preserved
 from train_cloud.config import Preservation
@@ -153,10 +153,17 @@ def test_successors_come_back_to_the_byte(rows: int, environments: int, data: st
     before = data.draw(hnp.arrays(np.float32, shape, elements=values))
     after = data.draw(hnp.arrays(np.float32, shape, elements=values))
     whole = {"before": before, "after": after}
-    found = fill_successors(drop_successors(whole, SUCCESSORS), SUCCESSORS)
+    skip = data.draw(st.integers(0, rows - 1))
+    found = Filled(drop_successors(whole, SUCCESSORS), SUCCESSORS, skip)
     assert {name: (a.shape, a.tobytes()) for name, a in found.items()} == {
-        name: (a.shape, a.tobytes()) for name, a in whole.items()
+        name: (a[skip:].shape, a[skip:].tobytes()) for name, a in whole.items()
     }
+    start = data.draw(st.integers(0, rows - skip))
+    piece = slice(start, data.draw(st.integers(start, rows - skip)))
+    for name, array in whole.items():
+        target = np.empty_like(array[skip:][piece])
+        found.copy(name, piece, target)
+        assert target.tobytes() == array[skip:][piece].tobytes()
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(1, 3), st.data())

@@ -6,6 +6,7 @@ is all that they share.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,17 @@ class Part:
     blob: bytes = b""
 
 
+class Columns(Mapping[str, Array]):
+    """Columns that are made when they are asked for, and more cheaply where they go."""
+
+    @abstractmethod
+    def copy(self, name: str, rows: slice, target: Array) -> None:
+        """What ``target[:] = self[name][rows]`` does.
+
+        :param target: contiguous
+        """
+
+
 @dataclass(frozen=True)
 class Rows:
     """Rows ``[first, last)`` of an append-only stream of which the newest ``capacity`` rows are alive: a replay buffer.
@@ -35,7 +47,8 @@ class Rows:
     last: int
     capacity: int
     chunks: Iterable[tuple[int, Mapping[str, Array]]]
-    """(number of the first row, columns); each column has the rows along its first axis. In ascending order."""
+    """(number of the first row, columns); each column has the rows along its first axis. In ascending order. Those that
+    come back from a store are :class:`Columns`."""
     successors: Mapping[str, str] = field(default_factory=dict)
     """Column → column: ``a[i] == b[i + 1]`` nearly everywhere, so that ``a`` need not be stored where that holds."""
 

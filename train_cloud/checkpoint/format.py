@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from awscrt import checksums
 
 from train_cloud.errors import CorruptCheckpoint
-from train_cloud.snapshot import Array, Part
+from train_cloud.snapshot import Array, Columns, Part
 
 _MAGIC = b"TRNCLD01"
 _LENGTH = struct.Struct("<Q")
@@ -99,18 +99,45 @@ def drop_successors(columns: Mapping[str, Array], successors: Mapping[str, str])
     return out
 
 
-def fill_successors(columns: Mapping[str, Array], successors: Mapping[str, str]) -> dict[str, Array]:
-    """The inverse of :func:`drop_successors`."""
-    out = dict(columns)
-    for name, source in successors.items():
-        before = columns[source]
-        rows, environments = before.shape[:2]
-        index, exceptions = out.pop(name + _INDEX), out.pop(name + _EXCEPTIONS)
-        after = np.empty((rows * environments, *before.shape[2:]), dtype=exceptions.dtype)
-        after[: (rows - 1) * environments] = before[1:].reshape((rows - 1) * environments, *before.shape[2:])
-        after[index] = exceptions
-        out[name] = after.reshape(before.shape)
-    return out
+class Filled(Columns):
+    """The inverse of :func:`drop_successors`.
+
+    :param skip: so many of the first rows are left out
+    """
+
+    def __init__(self, stored: Mapping[str, Array], successors: Mapping[str, str], skip: int = 0) -> None:
+        self._stored = stored
+        self._successors = {name: source for name, source in successors.items() if name + _INDEX in stored}
+        self._skip = skip
+
+    def __getitem__(self, name: str) -> Array:
+        if name not in self._successors:
+            return self._stored[name][self._skip :]
+        before, exceptions = self._stored[self._successors[name]], self._stored[name + _EXCEPTIONS]
+        filled = np.empty((len(before) - self._skip, *before.shape[1:]), exceptions.dtype)
+        self.copy(name, slice(0, len(filled)), filled)
+        return filled
+
+    def copy(self, name: str, rows: slice, target: Array) -> None:
+        start, stop = rows.start + self._skip, rows.stop + self._skip
+        if name not in self._successors:
+            target[:] = self._stored[name][start:stop]
+            return
+        before = self._stored[self._successors[name]]
+        following, environments = before[start + 1 : stop + 1], before.shape[1]
+        target[: len(following)] = following
+        index = self._stored[name + _INDEX].astype(np.int64) - start * environments
+        low, high = np.searchsorted(index, (0, (stop - start) * environments))
+        flat = target.view()
+        flat.shape = (len(target) * environments, *target.shape[2:])  # never a copy
+        flat[index[low:high]] = self._stored[name + _EXCEPTIONS][low:high]
+
+    def __iter__(self) -> Iterator[str]:
+        dropped = {name + kind for name in self._successors for kind in (_INDEX, _EXCEPTIONS)}
+        return iter([*(name for name in self._stored if name not in dropped), *self._successors])
+
+    def __len__(self) -> int:
+        return len(self._stored) - len(self._successors)
 
 
 def join(segments: Sequence[Mapping[str, Array]], successors: Mapping[str, str]) -> dict[str, Array]:

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from train_cloud.checkpoint.format import fill_successors, unpack
+from train_cloud.checkpoint.format import Filled, unpack
 from train_cloud.checkpoint.manifest import Manifest, Segment, Stream, read_verified
 from train_cloud.snapshot import Array, Part, Rows, Snapshot
 from train_cloud.store import ObjectStore
@@ -83,8 +83,7 @@ def _chunks(
             body = future.result()
             if received:
                 received(segment.size)
-            # Only now: unpacked it takes up to twice as much.
-            columns = fill_successors(unpack(body, segment.key).arrays, stream.successors)
             skip = max(0, oldest - segment.first)  # rows that the ring has overwritten since
-            yield segment.first + skip, {name: column[skip:] for name, column in columns.items()}
+            columns = Filled(unpack(body, segment.key).arrays, stream.successors, skip)
+            yield segment.first + skip, columns
             del future, body, columns

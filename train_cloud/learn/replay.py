@@ -23,7 +23,7 @@ from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 
 from train_cloud.errors import InputError, NotYet
-from train_cloud.snapshot import Array, Rows
+from train_cloud.snapshot import Array, Columns, Rows
 
 _LARGE = ("observations", "next_observations")
 _SMALL = ("actions", "rewards", "dones", "timeouts", "ep_start")
@@ -101,7 +101,11 @@ class Ring:
             for start, stop in _laps(first, first + count, self.size):
                 at = start % self.size
                 for name, column in self._columns.items():
-                    column[at : at + stop - start] = chunk[name][start - first : stop - first]
+                    rows_of, target = slice(start - first, stop - first), column[at : at + stop - start]
+                    if isinstance(chunk, Columns):
+                        chunk.copy(name, rows_of, target)
+                    else:
+                        target[:] = chunk[name][rows_of]
         self.buffer.pos = rows.last % self.size
         self.buffer.full = rows.last >= self.size
         if not rows.last:
