@@ -28,7 +28,7 @@ keep() {
 	known=$(retry 60 keys "env/$digest/SHA256SUMS")
 	[ -z "$known" ] || return 0
 	if [ -d "$opt/python" ]; then content+=(python); fi
-	tar -C "$opt" --exclude=venv/installed -I 'zstd -T0' -cf "$work/environment.tar.zst" "${content[@]}"
+	tar -C "$opt" --exclude=venv/installed -I 'zstd -1 -T0' -cf "$work/environment.tar.zst" "${content[@]}"
 	(cd "$work" && sha256sum environment.tar.zst >SHA256SUMS)
 	retry 60 aws s3 cp --only-show-errors "$work/environment.tar.zst" "s3://$bucket/$run/env/$digest/environment.tar.zst"
 	create "env/$digest/SHA256SUMS" --body "$work/SHA256SUMS"

@@ -30,7 +30,7 @@ from moto.ec2.models.instances import Instance
 from moto.ec2.models.launch_templates import LaunchTemplateBackend
 from moto.iam.access_control import IAMPolicyStatement, IAMRequestBase, PermissionResult
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
-from moto.s3.models import FakeBucket, FakeDeleteMarker
+from moto.s3.models import FakeBucket, FakeDeleteMarker, FakeKey
 from moto.s3.responses import S3Response
 from moto.ssm.models import Parameter, SimpleSystemManagerBackend
 from werkzeug.serving import make_server
@@ -127,6 +127,15 @@ def _authorize(original: Answer, self: Any, bucket_name: str | None = None, key_
         keys = [element.text for element in ElementTree.fromstring(self.body).iter() if element.tag.endswith("Key")]
     for key in keys:
         original(self, bucket_name=bucket_name, key_name=key)
+
+
+@fills(FakeKey, "__deepcopy__")
+def _copied(_: Answer | None, self: Any, memo: object) -> Any:
+    """Listing versions copies the bytes of all objects, for each object that Terraform deletes. The copies are only
+    looked at."""
+    twin = object.__new__(type(self))
+    twin.__dict__.update(self.__dict__)
+    return twin
 
 
 @fills(FakeDeleteMarker, "dispose")

@@ -76,6 +76,8 @@ DHCP=ipv4
 LinkLocalAddressing=no
 IPv6AcceptRA=no
 """,
+    # For each part that is asked for moto reads the whole object, and large parts of what it is sent it copies often.
+    "root/.aws/config": "[default]\ns3 =\n    multipart_chunksize = 32MB\n",
     "etc/pip.conf": "[global]\nno-index = true\nfind-links = /opt/wheelhouse\n",
     "etc/machine-id": "",
 }
