@@ -313,19 +313,20 @@ def notices(folder: Path, sizes: Sizes, wanted: set[int]) -> Iterator[Figure]:
 
 def _notice(folder: Path, sizes: Sizes, size: int, server: Server, turn: int) -> tuple[float, int]:
     """:return: seconds, bytes received until then"""
+    before = sizes.every * 3 // 2  # a first checkpoint, and none when the notice comes
     path = run_file(
         folder,
         f"notice-{size}-{turn}-{server.url.rpartition(':')[2]}",
         size=size,
         total=1_000_000,
-        every=1_000_000,
+        every=before,
         probe="Filled",
         **hyperparameters(sizes, 100_000),
     )
     plan = folder / "plan.json"
-    plan.write_text(json.dumps(asdict(Plan(sizes.every))))
+    plan.write_text(json.dumps(asdict(Plan(before + sizes.every))))
     worker = begin(path, server.url, env={PLAN: str(plan)})
-    worker.wait_for_steps(sizes.every + 20)
+    worker.wait_for_steps(before + sizes.every + 20)
     time.sleep(random.Random(turn).uniform(0, 0.05))  # anywhere within a step
     server.log()
     noticed = time.monotonic()
