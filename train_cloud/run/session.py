@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import uuid
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from train_cloud.errors import ConditionFailed, ObjectMissing
 from train_cloud.run import layout
@@ -33,6 +34,13 @@ class Session(BaseModel):
     restart: int
     instance_id: str
     boot_id: str
+    began: float = Field(default_factory=time.monotonic)
+    """On ``time.monotonic()``, which restarts within one boot share. Wall clocks jump, and hours are money."""
+
+    @property
+    def seconds(self) -> float:
+        """Since the session began."""
+        return time.monotonic() - self.began
 
     @property
     def token(self) -> Token:
@@ -103,7 +111,8 @@ def begin_session(
 
 def end_session(store: ObjectStore, session: Session, **facts: Any) -> None:
     """Write how the session ended, once; a restart that ends again changes nothing."""
-    body = json.dumps({"session": session.number, "restart": session.restart, "ended": now(), **facts}, indent=1)
+    own = {"session": session.number, "restart": session.restart, "ended": now(), "seconds": session.seconds}
+    body = json.dumps({**own, **facts}, indent=1)
     try:
         store.create(layout.end_key(session.number), body.encode())
     except ConditionFailed:
@@ -112,7 +121,7 @@ def end_session(store: ObjectStore, session: Session, **facts: Any) -> None:
 
 def write_progress(store: ObjectStore, session: Session, **facts: Any) -> None:
     """Overwrite the session's progress: the only one of its records that changes."""
-    body = json.dumps({"session": session.number, "at": now(), **facts}, indent=1)
+    body = json.dumps({"session": session.number, "at": now(), "seconds": session.seconds, **facts}, indent=1)
     store.put(layout.progress_key(session.number), body.encode())
 
 

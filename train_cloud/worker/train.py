@@ -21,7 +21,6 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -142,7 +141,6 @@ class _Session:
         self._boot_id = boot_id
         self._on_worker = on_worker
         self._pulse = Pulse(state_dir, config.total_timesteps, every_second=self._every_second)
-        self._began = time.monotonic()
         self._hours_before = 0.0
         self._first_timestep = self._resumed_at = 0
         self._events = state_dir / "tensorboard"
@@ -508,19 +506,18 @@ class _Session:
         hours = self._config.limits.hours
         if hours is None:
             return
-        used = self._hours_before + (time.monotonic() - self._began) / 3600
+        used = self._hours_before + (self._session.seconds if self._session else 0.0) / 3600
         if used >= hours:
             self._stop.at_limit(f"limits.hours: {hours} instance hours are used")
 
 
 def _hours_before(store: ObjectStore, session: Session) -> float:
-    """Hours of the sessions before this one, from their start to the last sign of them."""
+    """Hours of the sessions before this one, from their start to the last sign of them, each by its own clock."""
     total = 0.0
     for record in read_sessions(store):
-        if record.number >= session.number or "started" not in record.start:
-            continue
-        last = (record.end or {}).get("ended") or (record.progress or {}).get("at") or record.start["started"]
-        total += (datetime.fromisoformat(last) - datetime.fromisoformat(record.start["started"])).total_seconds()
+        if record.number < session.number:
+            signs = [sign["seconds"] for sign in (record.progress, record.end) if sign is not None]
+            total += max(signs, default=0.0)
     return total / 3600
 
 
