@@ -51,6 +51,8 @@ the latest 10 minutes before they expire. So none has expired when it signs, as 
 _EXPIRED = ("ExpiredToken", "TokenRefreshRequired", "InvalidToken", "InvalidAccessKeyId", "SignatureDoesNotMatch")
 _ELSEWHERE = ("AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect")
 _TRY_AGAIN = (408, 409, 412, 429)
+_DAMAGED = ("BadDigest", "IncompleteBody", "RequestTimeout")
+"""With status 400: what arrived is not what was sent (Amazon S3 API Reference, "Error responses")."""
 _UNREACHABLE = re.compile(r"Connect|Timeout|Metadata|iam-role|container-role", re.IGNORECASE)
 """In botocore's text: the credentials could not be fetched, which is not the same as being refused."""
 
@@ -266,7 +268,8 @@ class BucketStore:
                 f"{where}: {code or status}: these AWS credentials need s3:ListBucket on the bucket, and s3:GetObject, "
                 "s3:PutObject and s3:DeleteObject below this prefix"
             ) from error
-        if status is not None and 400 <= status < 500 and status not in _TRY_AGAIN and code != "RequestTimeout":
+        temporary = status is None or status >= 500 or status in _TRY_AGAIN or code in _DAMAGED
+        if not temporary:
             raise StoreError(f"{where}: S3 refuses the request: {status} {code}: {text}") from error
         cause = re.search(r'(?:message|error): "([^"]+)"|TimedOut', str(error)) if status is None else None
         why = (cause[1] or "time-out") if cause else f"{status} {code}" if status else text

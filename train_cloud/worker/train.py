@@ -516,7 +516,7 @@ def _hours_before(store: ObjectStore, session: Session) -> float:
     total = 0.0
     for record in read_sessions(store):
         if record.number < session.number:
-            signs = [sign["seconds"] for sign in (record.progress, record.end) if sign is not None]
+            signs = [float(sign.get("seconds", 0.0)) for sign in (record.progress, record.end) if sign is not None]
             total += max(signs, default=0.0)
     return total / 3600
 
