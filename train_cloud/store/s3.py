@@ -268,7 +268,7 @@ class BucketStore:
                 f"{where}: {code or status}: these AWS credentials need s3:ListBucket on the bucket, and s3:GetObject, "
                 "s3:PutObject and s3:DeleteObject below this prefix"
             ) from error
-        temporary = status is None or status >= 500 or status in _TRY_AGAIN or code in _DAMAGED
+        temporary = status is None or not 400 <= status < 500 or status in _TRY_AGAIN or code in _DAMAGED
         if not temporary:
             raise StoreError(f"{where}: S3 refuses the request: {status} {code}: {text}") from error
         cause = re.search(r'(?:message|error): "([^"]+)"|TimedOut', str(error)) if status is None else None
