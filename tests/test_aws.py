@@ -294,3 +294,16 @@ def test_permissions_hold_for_an_assumed_role_and_only_inside_the_block(aws: Emb
         assert aws.client("s3").list_buckets()["Buckets"]
     aws.client("s3", credentials).put_object(Bucket="limits", Key="theirs/a", Body=b"x")
     assert not [entry for entry in aws.resources_left() if entry.startswith("user ")]
+
+
+def test_a_listing_of_versions_leaves_the_bytes(aws: EmbeddedAws) -> None:
+    s3 = aws.client("s3")
+    s3.create_bucket(Bucket="versions")
+    s3.put_bucket_versioning(Bucket="versions", VersioningConfiguration={"Status": "Enabled"})
+    for body in (b"older", b"new"):
+        s3.put_object(Bucket="versions", Key="k", Body=body)
+    for _ in range(2):
+        listed = s3.list_object_versions(Bucket="versions")["Versions"]
+        assert [(version["Size"], version["IsLatest"]) for version in listed] == [(3, True), (5, False)]
+    bodies = [s3.get_object(Bucket="versions", Key="k", VersionId=v["VersionId"])["Body"].read() for v in listed]
+    assert bodies == [b"new", b"older"]

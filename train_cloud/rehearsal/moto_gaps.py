@@ -7,6 +7,7 @@ inside a mixed instances policy, user-data over 16 KB, an unknown image) is guar
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -131,10 +132,13 @@ def _authorize(original: Answer, self: Any, bucket_name: str | None = None, key_
 
 @fills(FakeKey, "__deepcopy__")
 def _copied(_: Answer | None, self: Any, memo: object) -> Any:
-    """Listing versions copies the bytes of all objects, for each object that Terraform deletes. The copies are only
-    looked at."""
+    """Listing versions copies the bytes of all objects, for each object that Terraform deletes. Nobody reads them."""
+    known = self.etag  # made from the bytes, where nobody has asked for it yet
     twin = object.__new__(type(self))
-    twin.__dict__.update(self.__dict__)
+    # A copy that goes closes its bytes and its parts: not the original's.
+    twin.__dict__.update(
+        self.__dict__, _etag=known.strip('"'), _value_buffer=io.BytesIO(), multipart=None, disposed=True
+    )
     return twin
 
 
