@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that `train-cloud rehearse --machine` needs, where they are missing and this is root.
+# Installs the Debian packages that `train-cloud rehearse --machine` and its tests need, where they are missing and this is root.
 # Where it cannot, it says so and goes on: the rehearsal and its tests name what is missing.
 set -euo pipefail
-readonly needed=(systemd-container mmdebstrap dnsmasq-base iproute2)
+readonly needed=(systemd-container mmdebstrap dnsmasq-base iproute2 zstd)
 
 missing=()
 for package in "${needed[@]}"; do

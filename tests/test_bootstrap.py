@@ -754,6 +754,34 @@ def test_torch_must_compute_on_the_device(boot: Boot, works: bool) -> None:
     assert ("computes on a GPU" in done.stdout) == works
 
 
+@pytest.mark.skipif(shutil.which("zstd") is None, reason="needs zstd")
+def test_an_environment_is_kept_and_restored_only_whole(boot: Boot) -> None:
+    venv, digest = boot.root / "opt/train-cloud/venv", "d" * 64
+
+    def install() -> None:
+        venv.mkdir(parents=True)
+        for name, text in {"environment": f"{digest}\n", "installed": "stamp", "library": "as installed"}.items():
+            (venv / name).write_text(text)
+
+    install()
+    for _ in range(2):
+        done = step(boot, "environment.sh", "keep")
+        assert done.returncode == 0, done.stderr
+    assert boot.keys("env/") == [f"env/{digest}/SHA256SUMS", f"env/{digest}/environment.tar.zst"]
+
+    shutil.rmtree(venv)
+    assert step(boot, "environment.sh", "restore", "e" * 64).returncode == 0
+    assert not venv.exists(), "another digest is another environment"
+    assert step(boot, "environment.sh", "restore", digest).returncode == 0
+    assert (venv / "library").read_text() == "as installed"
+    assert not (venv / "installed").exists(), "whether it is complete is python.sh's to say"
+
+    shutil.rmtree(venv)
+    boot.put(f"env/{digest}/environment.tar.zst", b"cut short")
+    assert step(boot, "environment.sh", "restore", digest).returncode != 0
+    assert not venv.exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_the_second_boot_of_a_run_installs_the_versions_of_the_first(boot: Boot, device: str) -> None:

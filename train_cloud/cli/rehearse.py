@@ -33,6 +33,8 @@ def rehearse(
     uninterrupted twin to compare with. Needs Linux and Terraform. Leaves a report, a learning curve, TensorBoard logs
     and the final model in `rehearsal/RUN_ID`.
 
+    With `--machine` each instance is a real Linux: docs/machine.md.
+
     `train-cloud rehearse examples/pendulum_sac.yaml`
     """
     from train_cloud.rehearsal.rehearse import rehearse as rehearse_run
