@@ -105,6 +105,7 @@ class Checkpoints(BaseCallback):
         self._schedules: list[str] = []
         self._choices: dict[str, Choice] = {}
         self._capture: Capture | None = None
+        self._capacity = 0
         self._rows = 0
         self._submitted_rows = 0
         self._submitted_timesteps = -1
@@ -132,6 +133,7 @@ class Checkpoints(BaseCallback):
         self.model._total_timesteps = self._host.schedule_timesteps
         self.model.logger.output_formats.extend(self._host.outputs())
         self._capture = Capture(self.model, self.locals["callback"], self, self._provider_of)
+        self._capacity = self._capture.capacity
         self._steer()
         self._schedules = schedules(self.model)
         restored = self._host.restored
@@ -171,10 +173,10 @@ class Checkpoints(BaseCallback):
             self._plan_save(now)
 
     def _on_step(self) -> bool:
-        self._host.step(self.model.num_timesteps)
-        if self._capture is not None and self._capture.capacity:
+        self._host.step(self.num_timesteps)
+        if self._capacity:
             self._rows += 1
-            self._keep_rows(self._capture.capacity)
+            self._keep_rows(self._capacity)
         deadline = self._host.stop_deadline()
         if deadline is not None and self._held is not None and time.monotonic() + self._until_committed() > deadline:
             self._stop(*self._held)
@@ -375,11 +377,11 @@ def learn(model: BaseAlgorithm, host: Host, callbacks: Sequence[BaseCallback], c
     consistent point (see :meth:`Checkpoints._at_log_interval`).
     """
     interval = inspect.signature(model.learn).parameters["log_interval"].default
-    if isinstance(model, OnPolicyAlgorithm) and interval is not None:
-        own = Checkpoints(host, choice, log_interval=interval)
-        model.learn(host.total_timesteps, callback=[*callbacks, own], log_interval=1)
-    else:
-        model.learn(host.total_timesteps, callback=[*callbacks, Checkpoints(host, choice)])
+    each = isinstance(model, OnPolicyAlgorithm) and interval is not None
+    own = Checkpoints(host, choice, log_interval=interval if each else None)
+    # A list of one costs every step as much as the callback in it.
+    callback: Any = [*callbacks, own] if callbacks else own
+    model.learn(host.total_timesteps, callback=callback, log_interval=1 if each else interval)
 
 
 def _leaves(root: BaseCallback) -> Iterator[BaseCallback]:

@@ -141,6 +141,8 @@ class _Session:
         self._boot_id = boot_id
         self._on_worker = on_worker
         self._pulse = Pulse(state_dir, config.total_timesteps, every_second=self._every_second)
+        # Asked at every step of the environments: not one call more than it takes.
+        self.step, self.stop_deadline = self._pulse.step, stop.deadline
         self._hours_before = 0.0
         self._first_timestep = self._resumed_at = 0
         self._events = state_dir / "tensorboard"
@@ -346,9 +348,6 @@ class _Session:
 
     # ------------------------------------------------------------------------------------- what the callback asks for
 
-    def stop_deadline(self) -> float | None:
-        return self._stop.deadline()
-
     def save_requested(self) -> bool:
         return self._stop.save_requested()
 
@@ -390,9 +389,6 @@ class _Session:
 
     def phase(self, name: str) -> None:
         self._pulse.phase(name)
-
-    def step(self, timesteps: int) -> None:
-        self._pulse.step(timesteps)
 
     def outputs(self) -> Sequence[KVWriter]:
         from train_cloud.learn.scalars import SessionTensorBoard
