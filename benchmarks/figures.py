@@ -30,6 +30,7 @@ from benchmarks.worker import ROOT, STORE, Worker, begin, in_warm_process, run_f
 RATES = (94e6, 625e6)
 LATENCY = 0.030
 _WARM = 300
+_ROLLOUT = 2048
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,9 @@ class Sizes:
     """Observation, buffer, limit (figure 1), cycles, steps per block, stock in each so-manieth cycle."""
     notices: int
     restores: int
-    slices: int
-    """Pairs of slices, and their seconds."""
-    seconds: float
+    sac: tuple[int, int]
+    """Slices of a process, and steps of a slice."""
+    ppo: tuple[int, int]
     pairs: int
     """Pairs of processes."""
     starts: int
@@ -59,8 +60,8 @@ FULL = Sizes(
     blocks=((24, 1_000_000, 1 / 200, 60, 24, 4), (1080, 100_000, 1 / 50, 50, 40, 5)),
     notices=7,
     restores=9,
-    slices=40,
-    seconds=0.5,
+    sac=(30, 60),
+    ppo=(10, 2 * 2048),
     pairs=3,
     starts=7,
 )
@@ -71,8 +72,8 @@ LARGE = Sizes(
     blocks=((1080, 1_000_000, 1 / 300, 40, 40, 10),),
     notices=0,
     restores=0,
-    slices=0,
-    seconds=0.0,
+    sac=(0, 0),
+    ppo=(0, 0),
     pairs=0,
     starts=0,
 )
@@ -83,8 +84,8 @@ QUICK = Sizes(
     blocks=((24, 1000, 1 / 200, 4, 10, 2),),
     notices=2,
     restores=2,
-    slices=2,
-    seconds=0.1,
+    sac=(2, 10),
+    ppo=(2, 2048),
     pairs=1,
     starts=1,
 )
@@ -342,25 +343,26 @@ def _notice(folder: Path, sizes: Sizes, size: int, server: Server, turn: int) ->
 
 def throughput(folder: Path, sizes: Sizes, wanted: set[int]) -> Iterator[Figure]:
     """Two processes, of which one is stopped while the other runs, in turn; both count their steps."""
-    settings: list[tuple[str, str, dict[str, Any]]] = [
-        ("SAC", "sac", hyperparameters(sizes, 100_000)),
-        ("PPO", "ppo", {}),
+    # Timesteps between checkpoints, of a slice: of PPO whole rollouts, so that each has its share of updates.
+    settings: list[tuple[str, int, int, int, dict[str, Any]]] = [
+        ("SAC", 1000, *sizes.sac, hyperparameters(sizes, 100_000)),
+        ("PPO", 10 * _ROLLOUT, *sizes.ppo, {"n_steps": _ROLLOUT}),
     ]
     with Server() as server:
-        for name, algorithm, arguments in settings:
+        for name, every, slices, steps, arguments in settings:
             ratios: list[float] = []
             rates: list[tuple[float, float]] = []
             for pair in range(sizes.pairs):
                 path = run_file(
                     folder,
-                    f"{algorithm}-{pair}",
+                    f"{name.lower()}-{pair}",
                     size=24,
                     total=1_000_000_000,
-                    every=1000 if algorithm == "sac" else 20_480,
-                    algorithm=algorithm,
+                    every=every,
+                    algorithm=name.lower(),
                     **arguments,
                 )
-                found = list(_slices(folder, path, server, sizes))
+                found = list(_slices(folder, path, server, slices, steps))
                 rates += found
                 ratios += [ours / plain for ours, plain in found]
             yield Figure(
@@ -376,7 +378,7 @@ def throughput(folder: Path, sizes: Sizes, wanted: set[int]) -> Iterator[Figure]
             )
 
 
-def _slices(folder: Path, path: Path, server: Server, sizes: Sizes) -> Iterator[tuple[float, float]]:
+def _slices(folder: Path, path: Path, server: Server, slices: int, steps: int) -> Iterator[tuple[float, float]]:
     """:return: steps/s of the worker and of plain learn(), in slices side by side"""
     counts = [folder / "worker.count", folder / "plain.count"]
     for count in counts:
@@ -397,10 +399,10 @@ def _slices(folder: Path, path: Path, server: Server, sizes: Sizes) -> Iterator[
         os.kill(worker.pid, signal.SIGSTOP)
         _wait_for_count(counts[1], plain.pid, _WARM)
         os.kill(plain.pid, signal.SIGSTOP)
-        for turn in range(sizes.slices):
+        for turn in range(slices):
             pair = [0.0, 0.0]
             for which in (0, 1) if turn % 2 else (1, 0):
-                pair[which] = _slice(counts[which], pids[which], sizes.seconds)
+                pair[which] = _slice(counts[which], pids[which], steps)
             yield pair[0], pair[1]
     finally:
         for pid in pids:
@@ -409,17 +411,16 @@ def _slices(folder: Path, path: Path, server: Server, sizes: Sizes) -> Iterator[
         worker.kill()
 
 
-def _slice(count: Path, pid: int, seconds: float) -> float:
-    """Let the process run for so long; whole steps only."""
+def _slice(count: Path, pid: int, steps: int) -> float:
+    """Let the process run for so many steps, or a few more; their number per second."""
     before, _ = read_count(count)
     os.kill(pid, signal.SIGCONT)
     first, began = _wait_for_count(count, pid, before + 1)
-    time.sleep(seconds)
+    last, ended = _wait_for_count(count, pid, first + steps)
     os.kill(pid, signal.SIGSTOP)
     while psutil.Process(pid).status() != psutil.STATUS_STOPPED:
         time.sleep(0.0005)
-    last, ended = read_count(count)
-    return (last - first) / (ended - began) if last > first else 0.0
+    return (last - first) / (ended - began)
 
 
 def _wait_for_count(count: Path, pid: int, wanted: int) -> tuple[int, float]:
