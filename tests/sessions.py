@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from train_cloud.artifacts import tensorboard
 from train_cloud.artifacts.tensorboard import read_scalars
 from train_cloud.checkpoint import read_manifest, restore
 from train_cloud.run import layout
@@ -35,8 +38,8 @@ def _train(arguments: list[str], environment: dict[str, str], log: str) -> None:
     sys.exit(main(arguments))
 
 
-@pytest.fixture(scope="session")
-def warm() -> Iterator[Any]:
+@contextlib.contextmanager
+def forking() -> Iterator[Any]:
     """A process that has imported everything, from which each session is forked: seconds saved at each."""
     with pytest.MonkeyPatch.context() as patch:
         for name in PINNED:
@@ -51,15 +54,37 @@ def warm() -> Iterator[Any]:
         yield context
 
 
-class Rehearsed:
-    """One run in one folder store."""
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Any]:
+    with forking() as context:
+        yield context
 
-    def __init__(self, context: Any, folder: Path, run: dict[str, Any]) -> None:
+
+class Rehearsed:
+    """One run in one store.
+
+    :param root: of the store; a folder below ``folder`` by default
+    """
+
+    def __init__(self, context: Any, folder: Path, run: dict[str, Any], root: str | None = None) -> None:
         self.context, self.folder = context, folder
         folder.mkdir(parents=True, exist_ok=True)
         self.run_file = folder / "run.yaml"
         YAML().dump({"run_id": "a-run", **run}, self.run_file)
-        self.store = open_store(layout.run_url(str(folder / "store"), "a-run"))
+        self.root = root or str(folder / "store")
+        self.store = open_store(layout.run_url(self.root, "a-run"))
+
+    def start(self, *options: str, state: str = "state", env: dict[str, str] | None = None) -> Any:
+        """Begin a session; its process.
+
+        :param state: name of its state folder, which one process at a time may have
+        """
+        arguments = ["train", str(self.run_file), "--store", self.root, *options]
+        arguments += ["--state-dir", str(self.folder / state)]
+        environment = {"TRAIN_CLOUD_THREADS": "1", **(env or {})}
+        process = self.context.Process(target=_train, args=(arguments, environment, str(self.folder / "log.txt")))
+        process.start()
+        return process
 
     def session(
         self,
@@ -75,14 +100,9 @@ class Rehearsed:
         :param env: variables of the process
         :param outside: sent from here instead, a moment after that step
         """
-        arguments = ["train", str(self.run_file), "--store", str(self.folder / "store"), *options]
-        arguments += ["--state-dir", str(self.folder / "state")]
-        log = self.folder / "log.txt"
-        environment = {"INTERRUPT": "" if outside else interrupt, "TRAIN_CLOUD_THREADS": "1", **(env or {})}
-        process = self.context.Process(target=_train, args=(arguments, environment, str(log)))
         state = self.folder / "state"
         (state / "timesteps").unlink(missing_ok=True)
-        process.start()
+        process = self.start(*options, env={"INTERRUPT": "" if outside else interrupt, **(env or {})})
         name, _, at = interrupt.partition("@")
         deadline = time.monotonic() + 120
         while outside and process.exitcode is None and time.monotonic() < deadline:
@@ -94,7 +114,7 @@ class Rehearsed:
         if process.exitcode is None:
             process.kill()
             process.join()
-            pytest.fail(f"the session did not end: {log.read_text()[-3000:]}")
+            pytest.fail(f"the session did not end: {self.log()[-3000:]}")
         return int(process.exitcode)
 
     def log(self) -> str:
@@ -111,5 +131,7 @@ class Rehearsed:
         return restore(self.store, read_manifest(self.store, head.manifest))
 
     def scalars(self) -> dict[str, list[tuple[int, float]]]:
-        found = read_scalars(self.folder / "store/runs/a-run/artifacts/tensorboard")
+        with tempfile.TemporaryDirectory() as folder:
+            tensorboard.pull(self.store, Path(folder))
+            found = read_scalars(Path(folder))
         return {tag: points for tag, points in found.items() if not tag.startswith("time/")}
