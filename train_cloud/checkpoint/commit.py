@@ -36,8 +36,9 @@ from train_cloud.store import ObjectStore
 log = logging.getLogger(__name__)
 
 _PARALLEL = 8
-#: More segments than this are written in parallel although nobody waits: a first commit of a large buffer.
-_FEW = 4
+#: More segments than this, about a gigabyte, are written in parallel although nobody waits: it costs the training four
+#: times as much (docs/checkpoint-cost.md), but what is not committed is at risk.
+_FEW = 64
 #: Of rows in memory: about half of it is stored, which then is one PUT in one part.
 _SEGMENT_BYTES = 31 << 20
 _TOKEN_IN_KEY = re.compile(r"-(\d{6})\.(\d{4})-\d{6}(?:/|$)")
