@@ -180,7 +180,6 @@ BAD: list[tuple[str, str, str]] = [
     ("save_frequency=2001", "save_frequency", "at most total_timesteps, which is 2000"),
     ("save_frequency=true", "save_frequency", "whole number"),
     ("save_frequency=null", "save_frequency", "it is required: add it, or max_seconds_at_risk"),
-    ("max_seconds_at_risk=60", "max_seconds_at_risk", "this or save_frequency"),
     ("max_seconds_at_risk=0", "max_seconds_at_risk", "above 0"),
     ("max_seconds_at_risk=.inf", "max_seconds_at_risk", "finite"),
     ("max_seconds_at_risk=1 min", "max_seconds_at_risk", "number"),
@@ -422,9 +421,17 @@ def test_identity_and_budget(override: str, changes: list[tuple[str, object, obj
 
 def test_seconds_at_risk_instead_of_steps() -> None:
     old = parse_run_file(GOOD)
-    new = parse_run_file(GOOD, ["save_frequency=null", "max_seconds_at_risk=90"])
+    new = parse_run_file(GOOD, ["max_seconds_at_risk=90"])
     assert (new.save_frequency, new.max_seconds_at_risk) == (None, 90.0)
     assert identity_changes(old.identity(), new.identity()) == []
+    seconds = {**GOOD, "save_frequency": None, "max_seconds_at_risk": 60}
+    assert parse_run_file(seconds).max_seconds_at_risk == 60
+    for launched in ({"extra": {"save_frequency": 7}}, {"overrides": ["save_frequency=7"]}):
+        found = parse_run_file(seconds, **launched)
+        assert (found.save_frequency, found.max_seconds_at_risk) == (7, None)
+    assert parse_run_file(seconds, extra={"save_frequency": None}).max_seconds_at_risk == 60
+    with pytest.raises(InputError, match=r"max_seconds_at_risk: 60\.0: give this or save_frequency"):
+        parse_run_file({**GOOD, "max_seconds_at_risk": 60})
 
 
 def test_a_field_of_a_later_version_changes_no_older_run() -> None:

@@ -21,6 +21,8 @@ from train_cloud.errors import InputError
 #: Names that users of the predecessor know. ``total_timesteps`` and ``save_frequency`` are the same in both.
 ALIASES = {"training_type": "algorithm"}
 
+_INSTEAD = {"save_frequency": "max_seconds_at_risk", "max_seconds_at_risk": "save_frequency"}
+
 _SECTIONS: dict[str, type[BaseModel]] = {
     "": RunFile,
     "environment": Environment,
@@ -96,13 +98,15 @@ def parse_run_file(
 ) -> RunFile:
     """Check a run file's content that is in memory already.
 
+    Of fields that stand for each other one is enough to overrule the other.
+
     :param base: the folder that relative paths refer to, by default the current one
     """
     tree = _canonical(values)
-    for key, value in (extra or {}).items():
+    for key, value in [*(extra or {}).items(), *parse_overrides(overrides).items()]:
         _put(tree, key, value)
-    for key, value in parse_overrides(overrides).items():
-        _put(tree, key, value)
+        if key in _INSTEAD and value is not None:
+            tree[_INSTEAD[key]] = None
     _place_paths(tree, (base or Path()).absolute())
     try:
         return RunFile.model_validate(tree)

@@ -439,7 +439,7 @@ class _Report:
 def _interval(config: RunFile) -> int:
     """Timesteps between two commits: the rehearsal's promises are counted in them."""
     if config.save_frequency is None:
-        fix = "the rehearsal counts steps: --set max_seconds_at_risk=null --set save_frequency=500"
+        fix = "the rehearsal's promises are counted in steps: add --set save_frequency=500"
         raise InputError("max_seconds_at_risk", config.max_seconds_at_risk, fix)
     return config.save_frequency
 
