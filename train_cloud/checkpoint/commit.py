@@ -171,7 +171,7 @@ class Committer:
             for first, columns in _split(rows)
         ]
         known = (before.keys() if before else set()) | {merged.key for _, merged in self._merged.values()}
-        with _Writes(self._store, _PARALLEL if self._hurry() or len(segments) > _FEW else 1) as writes:
+        with _Writes(self._store, lambda: self._hurry() or len(segments) > _FEW) as writes:
             references = {
                 name: _part(writes, folder + name, part, before.parts.get(name) if before else None)
                 for name, part in snapshot.parts.items()
@@ -290,7 +290,7 @@ class Committer:
             key = layout.segment_key(name, first, last, head.token, head.seq)
             self._written.add(key)
             level = segments[0].merged + 1
-            written = _Writes(self._store, 1).put(key, body)
+            written = _Writes(self._store, lambda: False).put(key, body)
             merged = Segment(first=first, last=last, merged=level, **written.model_dump())
             self._merged[name] = (segments, merged)
             self.merged_bytes += merged.size
@@ -300,21 +300,23 @@ class Committer:
 class _Writes:
     """Writes bodies, all of them by the end of its ``with``; what they will be is known before.
 
-    :param threads: how many at once. More than one cost the training milliseconds in which the interpreter lock changes
-        hands, so that one is best where nobody waits.
+    :param at_once: asked before each, whether they are written in parallel from there on. That costs the training
+        milliseconds in which the interpreter lock changes hands, and is for when somebody waits.
     """
 
-    def __init__(self, store: ObjectStore, threads: int) -> None:
+    def __init__(self, store: ObjectStore, at_once: Callable[[], bool]) -> None:
         self._store = store
-        self._threads = threads
-        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
+        self._at_once = at_once
+        self._pool: ThreadPoolExecutor | None = None
         self._under_way: deque[Future[str]] = deque()
 
     def put(self, key: str, body: memoryview) -> Reference:
+        if self._pool is None and _PARALLEL > 1 and self._at_once():
+            self._pool = ThreadPoolExecutor(_PARALLEL)
         if self._pool is None:
             self._store.put(key, body)
         else:
-            while len(self._under_way) >= self._threads:  # no more bodies in memory than there are threads
+            while len(self._under_way) >= _PARALLEL:  # no more bodies in memory than there are threads
                 self._under_way.popleft().result()
             self._under_way.append(self._pool.submit(self._store.put, key, body))
         return Reference(key=key, size=len(body), crc64nvme=crc64nvme(body))
