@@ -55,7 +55,7 @@ class Noise(gymnasium.Env[Any, Any]):
 def write(rows: Rows, name: str, at_once: int) -> None:
     """What a commit does with rows, from the ring to the store."""
     segments = list(_split(rows))
-    with _Writes(open_store(f"{STORE}/{name}"), at_once) as writes:
+    with _Writes(open_store(f"{STORE}/{name}"), lambda: at_once > 1) as writes:
         for first, columns in segments:
             writes.put(f"segment-{first}", pack(Part(drop_successors(columns, rows.successors))))
 
