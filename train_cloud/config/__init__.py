@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from train_cloud.config.environment import Environment
 from train_cloud.config.fork import check_fork
 from train_cloud.config.identity import PARTS, code_digest, code_files, identity_changes
 from train_cloud.config.load import ALIASES, dump_run_file, load_run_file, parse_overrides, parse_run_file, read_yaml
-from train_cloud.config.run_file import SUPPORTED, Code, Environment, Limits, Preservation, RunFile
+from train_cloud.config.run_file import SUPPORTED, Code, Limits, Preservation, RunFile
 
 __all__ = [
     "ALIASES",

@@ -15,7 +15,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError, SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from train_cloud.config.run_file import Code, Environment, Limits, Preservation, RunFile, suggestion
+from train_cloud.config.environment import Environment
+from train_cloud.config.run_file import Code, Limits, Preservation, RunFile, suggestion
 from train_cloud.errors import InputError
 
 #: Names that users of the predecessor know. ``total_timesteps`` and ``save_frequency`` are the same in both.

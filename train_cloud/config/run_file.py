@@ -7,14 +7,26 @@ Stable-Baselines3 or Gymnasium can tell (does the environment import, does the a
 
 from __future__ import annotations
 
-import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, Strict, model_validator
 
+from train_cloud.config.environment import Environment
 from train_cloud.config.identity import PARTS, code_digest, file_digest
+from train_cloud.config.shapes import (
+    MODULE,
+    REFERENCE,
+    Arguments,
+    Number,
+    Reference,
+    Section,
+    Text,
+    VariableName,
+    Whole,
+    matching,
+)
 from train_cloud.errors import InputError, NotYet
 
 #: Names of stable-baselines3 2.9 and of sb3-contrib 2.9, in lower case.
@@ -23,17 +35,6 @@ CONTRIB_ALGORITHMS = ("ars", "crossq", "maskableppo", "qrdqn", "recurrentppo", "
 #: Those whose resumed run a test has shown to equal the uninterrupted one.
 SUPPORTED = ("a2c", "ddpg", "dqn", "ppo", "sac", "td3")
 
-#: ``stable_baselines3.common.vec_env.VecNormalize``'s own arguments.
-NORMALIZE_KEYS = (
-    "training",
-    "norm_obs",
-    "norm_reward",
-    "clip_obs",
-    "clip_reward",
-    "gamma",
-    "epsilon",
-    "norm_obs_keys",
-)
 #: Arguments of an SB3 algorithm that have a field of their own, so that there is one place to set them.
 ELSEWHERE = {
     "policy": "policy",
@@ -46,48 +47,10 @@ ELSEWHERE = {
 }
 SCHEDULED = ("learning_rate", "clip_range", "clip_range_vf")
 
-_REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-_MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _RUN_ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 _SCHEDULE = re.compile(r"lin_[0-9.]+(e[+-]?[0-9]+)?", re.IGNORECASE)
-_DEPTH = 32
 #: Checkpoints that stay by ``preservation.every``: each manifest names them all.
 _MOST_KEPT = 500
-
-
-def _matching(pattern: re.Pattern[str], fix: str) -> AfterValidator:
-    def check(value: str) -> str:
-        if not pattern.fullmatch(value):
-            raise ValueError(fix)
-        return value
-
-    return AfterValidator(check)
-
-
-def _whole(value: object) -> object:
-    """``1e6`` is a float in YAML and a step count to everybody who writes it."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value
-
-
-def _plain(value: Any, depth: int = 0) -> Any:
-    """Arguments are recorded as JSON and compared across sessions: only what survives that may stand in them."""
-    if depth > _DEPTH:
-        raise ValueError(f"nest it at most {_DEPTH} levels deep")
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise ValueError(f"the key {key!r} is not text: put it in quotes")
-            _plain(item, depth + 1)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            _plain(item, depth + 1)
-    elif isinstance(value, float) and math.isnan(value):
-        raise ValueError("nan equals nothing, not even itself: give a number")
-    elif not isinstance(value, str | int | float | bool | None):
-        raise ValueError(f"{type(value).__name__} is no JSON value: give text, a number, true, false, a list or a map")
-    return value
 
 
 def _environment_value(value: object) -> object:
@@ -104,65 +67,6 @@ def _glob(value: str) -> str:
     if value.startswith("/") or ".." in segments:
         raise ValueError("write it relative to code.folder, without ..")
     return value
-
-
-def _normalize(value: object) -> object:
-    if isinstance(value, bool):
-        return {} if value else None
-    return value
-
-
-Text = Annotated[str, Strict()]
-Whole = Annotated[int, BeforeValidator(_whole), Strict()]
-Number = Annotated[float, Strict()]
-Reference = Annotated[Text, _matching(_REFERENCE, "write it as module:Name, for example my_project.wrappers:Shift")]
-ModuleName = Annotated[Text, _matching(_MODULE, "write an importable module's name, for example my_project.envs")]
-Arguments = Annotated[dict[str, Any], AfterValidator(_plain)]
-VariableName = Annotated[Text, _matching(re.compile(r"[A-Za-z_][A-Za-z0-9_]*"), "use letters, digits and underscores")]
-
-
-class Section(BaseModel):
-    """A mapping in the run file: frozen, and closed to unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Environment(Section):
-    """What is trained on: a Gymnasium id, how it is made, and how many there are."""
-
-    id: Annotated[Text, Field(min_length=1)] = Field(description="Registered Gymnasium id, for example `Pendulum-v1`.")
-    module: ModuleName | None = Field(None, description="Module imported first, because it registers the id.")
-    kwargs: Arguments = Field({}, description="Arguments for `gymnasium.make`.")
-    wrappers: tuple[Reference, ...] = Field(
-        (), description="`module:Class` of Gymnasium wrappers, the innermost first; called with the environment alone."
-    )
-    n_envs: Annotated[Whole, Field(ge=1)] = Field(1, description="Number of environments stepped together.")
-    vectorization: Literal["dummy", "subproc"] = Field(
-        "dummy", description="`dummy` steps them in this process, `subproc` in one process each."
-    )
-    normalize: Annotated[Arguments | None, BeforeValidator(_normalize)] = Field(
-        None, description="Arguments for SB3's `VecNormalize`; `true` for its defaults, null for none."
-    )
-    frame_stack: Annotated[Whole, Field(ge=1)] | None = Field(None, description="Frames per observation. Not yet.")
-    state: Literal["auto", "own", "mujoco", "ale", "pickle", "replay", "episode"] = Field(
-        "auto",
-        description="How the environment's state is saved; `auto` takes the first of `own` (`get_state`/`set_state`), "
-        "`mujoco`, `ale`, `pickle`, `replay` that passes a round trip in mid-episode. "
-        "`episode` resumes at an episode's start and is recorded as not exact.",
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> Environment:
-        if self.frame_stack is not None:
-            raise NotYet("environment.frame_stack", self.frame_stack, "not in this version: leave it null")
-        for key in self.normalize or {}:
-            if key not in NORMALIZE_KEYS:
-                raise InputError(
-                    f"environment.normalize.{key}",
-                    (self.normalize or {})[key],
-                    f"use one of {', '.join(NORMALIZE_KEYS)}",
-                )
-        return self
 
 
 class Code(Section):
@@ -224,7 +128,7 @@ class RunFile(Section):
     """One training goal. The same file runs on a laptop, in the rehearsal and on EC2."""
 
     run_id: Annotated[
-        Text, _matching(_RUN_ID, "use 1 to 40 lower-case letters, digits and inner hyphens, for example pendulum-sac-1")
+        Text, matching(_RUN_ID, "use 1 to 40 lower-case letters, digits and inner hyphens, for example pendulum-sac-1")
     ] = Field(description="Name of this training goal; never used for another. It names folders and AWS resources.")
     experiment: Any = Field(None, description="Group of runs. Not yet.")
     algorithm: Text | None = Field(
@@ -232,7 +136,7 @@ class RunFile(Section):
     )
     policy: Text = Field("MlpPolicy", description="SB3's policy name, or `module:Class`.")
     seed: Annotated[Whole, Field(ge=0, lt=2**32)] = Field(0, description="Seed of every generator; 0 to 4294967295.")
-    device: Annotated[Text, _matching(re.compile(r"auto|cpu|cuda(:\d+)?"), "use auto, cpu, cuda or cuda:N")] = Field(
+    device: Annotated[Text, matching(re.compile(r"auto|cpu|cuda(:\d+)?"), "use auto, cpu, cuda or cuda:N")] = Field(
         "auto", description="`auto` takes a GPU where there is one; `cpu`; `cuda` or `cuda:N` fail where there is none."
     )
     total_timesteps: Annotated[Whole, Field(ge=1)] = Field(
@@ -311,7 +215,7 @@ class RunFile(Section):
         if self.environment is None:
             raise InputError("environment", None, "add a section with at least an id, for example {id: Pendulum-v1}")
         if ":" in self.algorithm:
-            if not _REFERENCE.fullmatch(self.algorithm):
+            if not REFERENCE.fullmatch(self.algorithm):
                 raise InputError("algorithm", self.algorithm, "write it as module:Class, for example sb3_contrib:TQC")
         elif self.algorithm not in SUPPORTED:
             if self.algorithm in SB3_ALGORITHMS + CONTRIB_ALGORITHMS:
@@ -322,7 +226,7 @@ class RunFile(Section):
                 suggestion(self.algorithm, SB3_ALGORITHMS + CONTRIB_ALGORITHMS)
                 or f"use {', '.join(SUPPORTED)} or module:Class",
             )
-        if not (_MODULE.fullmatch(self.policy) and "." not in self.policy) and not _REFERENCE.fullmatch(self.policy):
+        if not (MODULE.fullmatch(self.policy) and "." not in self.policy) and not REFERENCE.fullmatch(self.policy):
             raise InputError("policy", self.policy, "use SB3's name, for example MlpPolicy, or module:Class")
 
     def _check_hyperparameters(self) -> None:
