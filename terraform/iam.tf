@@ -59,10 +59,15 @@ resource "aws_iam_role_policy" "worker" {
         Resource = local.group_arn
       },
       {
-        # These two know no resources.
-        Sid      = "Look"
-        Effect   = "Allow"
-        Action   = ["autoscaling:DescribeAutoScalingGroups", "autoscaling:DescribeLifecycleHooks"]
+        # None of these knows resources. The last two tell what this machine costs.
+        Sid    = "Look"
+        Effect = "Allow"
+        Action = [
+          "autoscaling:DescribeAutoScalingGroups",
+          "autoscaling:DescribeLifecycleHooks",
+          "ec2:DescribeSpotPriceHistory",
+          "pricing:GetProducts",
+        ]
         Resource = "*"
       },
     ]
