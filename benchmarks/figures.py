@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -21,8 +21,8 @@ import numpy as np
 import psutil
 
 from benchmarks.environment import COUNT, read_count
-from benchmarks.measure import Figure, interval
-from benchmarks.probes import PLAN, Plan
+from benchmarks.measure import Figure, Waited, interval
+from benchmarks.probes import PLAN, Plan, Span
 from benchmarks.server import Request, Server
 from benchmarks.worker import ROOT, STORE, Worker, begin, in_warm_process, run_file
 
@@ -82,10 +82,10 @@ QUICK = Sizes(
     net=(32, 32),
     batch=16,
     blocks=((24, 1000, 1 / 200, 4, 10, 2),),
-    notices=2,
-    restores=2,
+    notices=1,
+    restores=1,
     sac=(2, 10),
-    ppo=(2, 2048),
+    ppo=(1, 2048),
     pairs=1,
     starts=1,
 )
@@ -133,10 +133,9 @@ def checkpoints(folder: Path, sizes: Sizes, wanted: set[int]) -> Iterator[Figure
 
 
 def _lost(setting: str, cycles: list[dict[str, Any]], limit: float) -> Figure:
-    lost = [_beside(cycle) for cycle in cycles]
-    stock = [sum(cycle["stock"]) for cycle in cycles if cycle["stock"]]
-    ours = interval(lost)
-    theirs = interval(stock)
+    lost = [_beside(cycle, _own) for cycle in cycles]
+    stock = [sum(map(_own, cycle["stock"])) for cycle in cycles if cycle["stock"]]
+    ours, theirs = interval(lost), interval(stock)
     return Figure(
         1,
         setting,
@@ -146,19 +145,29 @@ def _lost(setting: str, cycles: list[dict[str, Any]], limit: float) -> Figure:
             "lost, ms": ours.value * 1e3,
             "from, ms": ours.low * 1e3,
             "to, ms": ours.high * 1e3,
+            "by the wall's clock, ms": statistics.median(_beside(cycle, _wall) for cycle in cycles) * 1e3,
             "stock, ms": theirs.value * 1e3,
-            "of it saving, ms": statistics.median(cycle["stock"][0] for cycle in cycles if cycle["stock"]) * 1e3,
+            "of it saving, ms": statistics.median(_own(cycle["stock"][0]) for cycle in cycles if cycle["stock"]) * 1e3,
             "stock's checkpoints": len(stock),
-            "one step, ms": statistics.median(step for cycle in cycles for step in cycle["before"]) * 1e3,
+            "one step, ms": statistics.median(_own(step) for cycle in cycles for step in cycle["before"]) * 1e3,
             "steps compared": statistics.median(len(cycle["block"]) for cycle in cycles),
         },
     )
 
 
-def _beside(cycle: dict[str, Any]) -> float:
+def _own(span: Span) -> float:
+    """Seconds without those in which others had the core."""
+    return span[0] - span[1]
+
+
+def _wall(span: Span) -> float:
+    return span[0]
+
+
+def _beside(cycle: dict[str, Any], seconds: Callable[[Span], float]) -> float:
     """What the steps from the checkpoint on took longer than as many steps around it: the median of such stretches."""
-    block: list[float] = cycle["block"]
-    around: list[list[float]] = [cycle["before"], cycle["after"]]
+    block = [seconds(step) for step in cycle["block"]]
+    around = [[seconds(step) for step in cycle[name]] for name in ("before", "after")]
     count = len(block)
     stretches = [
         sum(steps[start : start + count]) for steps in around for start in range(0, len(steps) - count + 1, count)
@@ -169,8 +178,8 @@ def _beside(cycle: dict[str, Any]) -> float:
 
 
 def _stall(setting: str, cycles: list[dict[str, Any]], sizes: Sizes) -> Figure:
-    stalls = [cycle["stall"] for cycle in cycles]
-    clones = [statistics.mean(cycle["clones"]) for cycle in cycles]
+    stalls = [_own(cycle["stall"]) for cycle in cycles]
+    clones = [statistics.mean(map(_own, cycle["clones"])) for cycle in cycles]
     return Figure(
         2,
         f"{setting}, nets {'x'.join(map(str, sizes.net))}",
@@ -350,8 +359,7 @@ def throughput(folder: Path, sizes: Sizes, wanted: set[int]) -> Iterator[Figure]
     ]
     with Server() as server:
         for name, every, slices, steps, arguments in settings:
-            ratios: list[float] = []
-            rates: list[tuple[float, float]] = []
+            found: list[tuple[Span, Span]] = []
             for pair in range(sizes.pairs):
                 path = run_file(
                     folder,
@@ -362,24 +370,23 @@ def throughput(folder: Path, sizes: Sizes, wanted: set[int]) -> Iterator[Figure]
                     algorithm=name.lower(),
                     **arguments,
                 )
-                found = list(_slices(folder, path, server, slices, steps))
-                rates += found
-                ratios += [ours / plain for ours, plain in found]
+                found += _slices(folder, path, server, slices, steps)
             yield Figure(
                 6,
                 name,
-                interval(ratios),
+                interval([_own(plain) / _own(ours) for ours, plain in found]),
                 0.98,
                 at_least=True,
                 detail={
-                    "worker, steps/s": statistics.median(ours for ours, _ in rates),
-                    "plain learn(), steps/s": statistics.median(plain for _, plain in rates),
+                    "worker, steps/s": statistics.median(1 / _own(ours) for ours, _ in found),
+                    "plain learn(), steps/s": statistics.median(1 / _own(plain) for _, plain in found),
+                    "ratio by the wall's clock": statistics.median(plain[0] / ours[0] for ours, plain in found),
                 },
             )
 
 
-def _slices(folder: Path, path: Path, server: Server, slices: int, steps: int) -> Iterator[tuple[float, float]]:
-    """:return: steps/s of the worker and of plain learn(), in slices side by side"""
+def _slices(folder: Path, path: Path, server: Server, slices: int, steps: int) -> Iterator[tuple[Span, Span]]:
+    """:return: what a step of the worker took, and one of plain learn(), in slices side by side"""
     counts = [folder / "worker.count", folder / "plain.count"]
     for count in counts:
         count.write_bytes(bytes(16))
@@ -400,7 +407,7 @@ def _slices(folder: Path, path: Path, server: Server, slices: int, steps: int) -
         _wait_for_count(counts[1], plain.pid, _WARM)
         os.kill(plain.pid, signal.SIGSTOP)
         for turn in range(slices):
-            pair = [0.0, 0.0]
+            pair = [(0.0, 0.0), (0.0, 0.0)]
             for which in (0, 1) if turn % 2 else (1, 0):
                 pair[which] = _slice(counts[which], pids[which], steps)
             yield pair[0], pair[1]
@@ -411,16 +418,20 @@ def _slices(folder: Path, path: Path, server: Server, slices: int, steps: int) -
         worker.kill()
 
 
-def _slice(count: Path, pid: int, steps: int) -> float:
-    """Let the process run for so many steps, or a few more; their number per second."""
+def _slice(count: Path, pid: int, steps: int) -> Span:
+    """Let the process run for so many steps, or a few more; the seconds that one took."""
     before, _ = read_count(count)
+    waited = Waited(pid)
     os.kill(pid, signal.SIGCONT)
     first, began = _wait_for_count(count, pid, before + 1)
+    waited_before = waited()
     last, ended = _wait_for_count(count, pid, first + steps)
+    delay = waited() - waited_before
+    waited.close()
     os.kill(pid, signal.SIGSTOP)
     while psutil.Process(pid).status() != psutil.STATUS_STOPPED:
         time.sleep(0.0005)
-    return (last - first) / (ended - began)
+    return (ended - began) / (last - first), delay / (last - first)
 
 
 def _wait_for_count(count: Path, pid: int, wanted: int) -> tuple[int, float]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -52,6 +54,25 @@ class Figure:
             low, high = -high, -low
         limit = -self.limit if self.at_least else self.limit
         return "reached" if high <= limit else "missed" if low > limit else "not resolvable"
+
+
+class Waited:
+    """How long a thread has waited for a core that others had: seconds, by the kernel's ``schedstat`` (Linux,
+    Documentation/scheduler/sched-stats). Elsewhere 0.
+
+    :param of: a process's first thread; None is the calling thread
+    """
+
+    def __init__(self, of: int | None = None) -> None:
+        path = Path("/proc/thread-self/schedstat" if of is None else f"/proc/{of}/schedstat")
+        self._file = os.open(path, os.O_RDONLY) if path.exists() else None
+
+    def __call__(self) -> float:
+        return 0.0 if self._file is None else int(os.pread(self._file, 100, 0).split()[1]) / 1e9
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
 
 
 def interval(

@@ -22,6 +22,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 
+from benchmarks.measure import Waited
 from train_cloud.learn.callback import Checkpoints
 
 PLAN = "BENCHMARK_PLAN"
@@ -31,6 +32,10 @@ _NEVER = 1 << 62
 _FILL = 500
 _WARM = 10
 _BEYOND = 2
+
+
+Span = tuple[float, float]
+"""Seconds, and those of them in which the training thread waited for a core that others had."""
 
 
 @dataclass(frozen=True)
@@ -50,17 +55,19 @@ class Plan:
 
 @dataclass
 class Cycle:
-    """One checkpoint of ours among steps without one. Seconds of each step, and of what the loop does for it."""
+    """One checkpoint of ours among steps without one: of each step its seconds, and those of them in which the training
+    thread waited for a core.
+    """
 
-    before: list[float] = field(default_factory=list)
-    block: list[float] = field(default_factory=list)
+    before: list[Span] = field(default_factory=list)
+    block: list[Span] = field(default_factory=list)
     """Begins with the checkpoint, ends some steps after its commit is over."""
-    after: list[float] = field(default_factory=list)
-    stall: float = 0.0
+    after: list[Span] = field(default_factory=list)
+    stall: Span = (0.0, 0.0)
     """In the callback."""
-    clones: list[float] = field(default_factory=list)
+    clones: list[Span] = field(default_factory=list)
     """The loop that clones each tensor, before and after."""
-    stock: list[float] = field(default_factory=list)
+    stock: list[Span] = field(default_factory=list)
     """Saving and uploading with stock, if it was this cycle's turn."""
 
 
@@ -75,19 +82,20 @@ class _Stock:
         config = Config(s3={"addressing_style": "path", "payload_signing_enabled": False})
         self._client = boto3.client("s3", config=config)
 
-    def save(self, timesteps: int) -> list[float]:
-        """:return: seconds for saving, seconds for uploading"""
-        began = time.perf_counter()
+    def save(self, timesteps: int, clock: _Clock) -> list[Span]:
+        """:return: for saving and for uploading"""
+        began = clock.now()
         self._callback.num_timesteps = timesteps
         self._callback.n_calls = 1
         self._callback._on_step()
-        saved = time.perf_counter()
+        saved = clock.since(began)
+        began = clock.now()
         for path in sorted(Path(self._folder.name).iterdir()):
             self._client.upload_file(str(path), "stock", path.name)
-        uploaded = time.perf_counter()
+        uploaded = clock.since(began)
         for path in Path(self._folder.name).iterdir():
             path.unlink()
-        return [saved - began, uploaded - saved]
+        return [saved, uploaded]
 
 
 class Blocks(BaseCallback):
@@ -116,8 +124,8 @@ class Blocks(BaseCallback):
         self._learn(False)
 
     def _on_rollout_start(self) -> None:
-        run, plan, now = self._run, self._plan, time.perf_counter()
-        run.steps.append(now - run.began)
+        run, plan = self._run, self._plan
+        run.steps.append(run.clock.since(run.began))
         if run.phase == "fill":
             if self.num_timesteps < plan.rows or self.num_timesteps % plan.every < plan.every - plan.block - _WARM:
                 return
@@ -139,11 +147,11 @@ class Blocks(BaseCallback):
             self._clone()
             if len(run.cycles) % plan.stock_every == 0:
                 assert run.stock is not None
-                run.cycle.stock = run.stock.save(self.num_timesteps)
+                run.cycle.stock = run.stock.save(self.num_timesteps, run.clock)
             run.cycles.append(run.cycle)
             self._begin("fill", [])
             self._learn(False)
-        run.began = time.perf_counter()
+        run.began = run.clock.now()
 
     def _on_step(self) -> bool:
         return True
@@ -174,15 +182,15 @@ class Blocks(BaseCallback):
     def _rollouts_of(self, steps: int) -> None:
         self.model.train_freq = TrainFreq(steps, TrainFrequencyUnit.STEP)  # type: ignore[assignment]
 
-    def _begin(self, phase: str, steps: list[float]) -> None:
+    def _begin(self, phase: str, steps: list[Span]) -> None:
         self._run.phase, self._run.steps = phase, steps
 
     def _clone(self) -> None:
         if not self._run.tensors:
             self._run.tensors = list(_tensors(self.model))  # optimizers have theirs from their first step on
-        began = time.perf_counter()
+        began = self._run.clock.now()
         clones = [tensor.detach().clone() for tensor in self._run.tensors]
-        self._run.cycle.clones.append(time.perf_counter() - began)
+        self._run.cycle.clones.append(self._run.clock.since(began))
         del clones
 
 
@@ -224,18 +232,32 @@ class _Behind(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         if self._run.phase == "block" and not self._run.steps:
-            self._run.cycle.stall = time.perf_counter() - self._run.began
+            self._run.cycle.stall = self._run.clock.since(self._run.began)
 
     def _on_step(self) -> bool:
         return True
 
 
+class _Clock:
+    """Of the training thread, which must be the one that makes it."""
+
+    def __init__(self) -> None:
+        self._waited = Waited()
+
+    def now(self) -> Span:
+        return time.perf_counter(), self._waited()
+
+    def since(self, began: Span) -> Span:
+        return time.perf_counter() - began[0], self._waited() - began[1]
+
+
 @dataclass
 class _Run:
+    clock: _Clock = field(default_factory=_Clock)
     phase: str = "fill"
-    began: float = 0.0
+    began: Span = (0.0, 0.0)
     """When the step that goes on did."""
-    steps: list[float] = field(default_factory=list)
+    steps: list[Span] = field(default_factory=list)
     """Of this phase."""
     beyond: int = 0
     """Steps since the commit is over."""
