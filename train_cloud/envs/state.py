@@ -38,6 +38,7 @@ from typing import Any, Protocol, TypeAlias
 import gymnasium
 import numpy as np
 
+from train_cloud.envs.parallel import Together, inside
 from train_cloud.errors import InputError, TrainCloudError
 
 Env: TypeAlias = gymnasium.Env[Any, Any]
@@ -49,7 +50,7 @@ FAILURES = (Exception,)
 
 #: Attributes of a layer that say how it was made or where it writes: the fresh environment's own are right.
 KEPT = frozenset({"env", "spec", "_cached_spec", "_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs",
-                  "results_writer", "mujoco_renderer"})  # fmt: skip
+                  "results_writer", "mujoco_renderer", "parallel", "aec_env"})  # fmt: skip
 #: Monitor's records of past episodes grow without end and act on nothing: not worth copying at every reset.
 _PAST_EPISODES = ("episode_returns", "episode_lengths", "episode_times")
 #: Its lists of plain numbers, as the array module codes them. A snapshot must not take longer the longer a run is.
@@ -86,7 +87,7 @@ class Pickler(pickle.Pickler):
         self._layers = {id(layer): (i, j) for i, env in enumerate(envs) for j, layer in enumerate(layers(env))}
 
     def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, gymnasium.Env) and id(obj) in self._layers:
+        if id(obj) in self._layers:
             return _live_layer, self._layers[id(obj)]
         module = getattr(type(obj), "__module__", None) or ""  # SWIG's types have none
         if module.startswith(_VIEWERS):
@@ -161,14 +162,19 @@ class StatefulEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 def layers(env: Env) -> list[Env]:
-    """The environment's layers, outermost first; our own wrapper is not one of them."""
-    found = []
+    """The environment's layers, outermost first; our own wrapper is not one of them. Of several agents' environment
+    those below :class:`Together` are PettingZoo's.
+    """
+    found: list[Env] = []
+    several = False
     while True:
         if not isinstance(env, StatefulEnv):
             found.append(env)
-        if not isinstance(env, gymnasium.Wrapper):
+        several = several or isinstance(env, Together)
+        within = env.env if isinstance(env, gymnasium.Wrapper) else inside(env) if several else None
+        if within is None:
             return found
-        env = env.env
+        env = within
 
 
 @dataclass
@@ -332,18 +338,23 @@ class _Layered:
 
 def _with_generators(state: EnvState, base: Env) -> EnvState:
     state.spaces = {name: vars(base)[name] for name in ("action_space", "observation_space") if name in vars(base)}
-    state.np_random = vars(base).get("_np_random")
+    state.np_random = vars(base).get(_generator_name(base))
     return state
+
+
+def _generator_name(base: Env) -> str:
+    """Of the attribute with the base's own generator: Gymnasium's, or the one that PettingZoo's environments have."""
+    return "_np_random" if isinstance(base, gymnasium.Env) else "np_random"
 
 
 def _set_generators(state: EnvState, base: Env) -> None:
     # A space is replaced, not changed: SB3's model holds the very object, and gets the same one from the same pickle.
     vars(base).update(state.spaces)
-    live = vars(base).get("_np_random")
+    live = vars(base).get(_generator_name(base))
     if live is not None and state.np_random is not None:
         live.bit_generator.state = state.np_random.bit_generator.state  # in place: the base's parts may hold it
     elif state.np_random is not None:
-        base._np_random = state.np_random
+        vars(base)[_generator_name(base)] = state.np_random
 
 
 class _Own(_Layered):
@@ -351,7 +362,7 @@ class _Own(_Layered):
     own = True
 
     def refuses(self, env: Env) -> str | None:
-        return None if _has_own(env.unwrapped) else "the environment has no get_state() and set_state(state)"
+        return None if _has_own(layers(env)[-1]) else "the environment has no get_state() and set_state(state)"
 
     def _get(self, base: Env) -> Layer:
         return _get_layer(base, own=True)
@@ -521,13 +532,13 @@ class _Replay:
                 past = {name: vars(layer)[name] for name in _PAST_EPISODES if name in vars(layer)}
                 content.content = {**past, **content.content}
             _set_layer(layer, content)
-        if before.np_random is None:
+        if before.np_random is None and isinstance(base, gymnasium.Env):
             base._np_random = None
         _set_generators(before, base)
         observation, _ = env.env.reset(seed=record.seed, options=copy.deepcopy(record.options))
         for action in record.actions:
             observation = env.env.step(action)[0]
-        live = vars(base).get("_np_random")
+        live = vars(base).get(_generator_name(base))
         if _digest(observation) != record.seen or _generator_state(live) != _generator_state(state.np_random):
             raise TrainCloudError(
                 f"replaying {len(record.actions)} steps did not lead to where the episode was saved: "
@@ -557,7 +568,7 @@ class _Episode:
             states.append(content)
         state = EnvState(self.name, states, None)
         # Without the spaces: these may be what cannot be pickled, and a draw more or less makes nothing worse.
-        state.np_random = vars(base).get("_np_random")
+        state.np_random = vars(base).get(_generator_name(base))
         return state
 
     def set(self, env: Env, state: EnvState) -> Any:
@@ -807,7 +818,8 @@ def _patiently(steps: int) -> Iterator[int]:
 
 
 def _np_random(env: Env) -> Any:
-    return vars(layers(env)[-1]).get("_np_random")
+    base = layers(env)[-1]
+    return vars(base).get(_generator_name(base))
 
 
 def _generator_state(generator: Any) -> Any:
