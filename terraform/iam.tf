@@ -5,7 +5,7 @@ locals {
   group_arn = "arn:${data.aws_partition.current.partition}:autoscaling:${var.aws_region}:${data.aws_caller_identity.current.account_id}:autoScalingGroup:*:autoScalingGroupName/${local.name}"
 
   # run.yaml, run.json and overrides-*.json are not among them: what was launched stays as it was launched.
-  written_by_worker = ["head.json", "checkpoints/*", "replay/*", "sessions/*", "boots/*", "env/*", "artifacts/*", "logs/*"]
+  written_by_worker = ["head.json", "checkpoints/*", "replay/*", "sessions/*", "boots/*", "env/*", "artifacts/*", "evaluations/*", "logs/*"]
 }
 
 resource "aws_iam_role" "worker" {

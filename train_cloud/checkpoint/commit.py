@@ -17,7 +17,7 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -59,6 +59,7 @@ class Committer:
     :param lease: the right to swap the head
     :param manifest: the run's newest checkpoint, which the first commit builds on
     :param policy: which of the earlier checkpoints are preserved
+    :param hold: timesteps of checkpoints that stay besides, as long as they are named
     :param before_head: called in the thread when all is written, right before the head is swapped
     :param on_commit: called in the thread after the swap
     :param hurry: whether somebody waits for the store: all is written at once then, and nothing is merged
@@ -71,6 +72,7 @@ class Committer:
         manifest: Manifest | None,
         *,
         policy: Preservation | None = None,
+        hold: Callable[[], Collection[int]] = tuple,
         before_head: Callable[[], None] = lambda: None,
         on_commit: Callable[[Committed], None] = lambda committed: None,
         hurry: Callable[[], bool] = lambda: False,
@@ -79,6 +81,7 @@ class Committer:
         self._lease = lease
         self._newest = manifest
         self._policy = policy or Preservation()
+        self._hold = hold
         self._before_head = before_head
         self._on_commit = on_commit
         self._hurry = hurry
@@ -193,7 +196,8 @@ class Committer:
                 kept=(),
                 facts=dict(snapshot.facts),
             )
-            manifest = manifest.model_copy(update={"kept": preserved(self._policy, manifest.episode_return, earlier)})
+            kept = preserved(self._policy, manifest.episode_return, earlier, self._hold())
+            manifest = manifest.model_copy(update={"kept": kept})
             reference = writes.put(folder + "manifest.json", memoryview(manifest.model_dump_json().encode()))
         self._before_head()
         self._lease.commit(reference, snapshot.timesteps, outcome=outcome, reason=reason)

@@ -8,19 +8,23 @@ rows, as for on-policy algorithms, nothing is missing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from train_cloud.checkpoint.manifest import Kept
 from train_cloud.config import Preservation
 
 
-def preserved(policy: Preservation, episode_return: float | None, earlier: Sequence[Kept]) -> tuple[Kept, ...]:
+def preserved(
+    policy: Preservation, episode_return: float | None, earlier: Sequence[Kept], held: Collection[int] = ()
+) -> tuple[Kept, ...]:
     """Those of the earlier checkpoints that stay beside a new one.
 
     :param episode_return: of the new one
     :param earlier: newest first, as the return value
+    :param held: timesteps of those that somebody still has to read: they stay, without rows
     """
     staying = {*earlier[: policy.last - 1], *_first_of_each(policy.every, earlier)}
+    staying |= {kept for kept in earlier if kept.timesteps in held}
     if policy.best:
         staying |= _best(episode_return, earlier)
     return tuple(

@@ -16,6 +16,7 @@ SESSIONS = "sessions/"
 BOOTS = "boots/"
 TENSORBOARD = "artifacts/tensorboard/"
 FINAL = "artifacts/final/"
+EVALUATIONS = "evaluations/"
 
 
 def run_url(root: str, run_id: str) -> str:
@@ -66,3 +67,8 @@ def overrides_number(key: str) -> int | None:
 
 def boot_key(number: int, instance_id: str) -> str:
     return f"{BOOTS}{number:06d}-{instance_id}"
+
+
+def evaluation_key(timesteps: int) -> str:
+    """What the evaluation of the checkpoint at ``timesteps`` found."""
+    return f"{EVALUATIONS}{timesteps:012d}.json"

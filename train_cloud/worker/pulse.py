@@ -21,8 +21,15 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 log = logging.getLogger(__name__)
 
 #: Seconds of silence per phase, after which the watchdog is no longer fed.
-PATIENCE = {"start": 900.0, "restore": 600.0, "steps": 600.0, "update": 3600.0, "store": 3600.0}
-_DOING = {"start": "starting", "restore": "restoring", "steps": "training", "update": "training", "store": "saving"}
+PATIENCE = {"start": 900.0, "restore": 600.0, "steps": 600.0, "update": 3600.0, "store": 3600.0, "evaluate": 600.0}
+_DOING = {
+    "start": "starting",
+    "restore": "restoring",
+    "steps": "training",
+    "update": "training",
+    "store": "saving",
+    "evaluate": "evaluating",
+}
 _LINE_SECONDS = 30.0
 _STEPS_FILE = "timesteps"
 _COUNT = struct.Struct("<Q")

@@ -1,0 +1,322 @@
+"""Plays the episodes of an evaluation with an exported model, one after the other, as somebody with that model would.
+
+The model is loaded from the same ``model.zip`` and ``vecnormalize.pkl`` that people take home, so whoever plays it with
+plain Stable-Baselines3 on the same seeds finds the same returns.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import logging
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecNormalize
+
+from train_cloud.config import Environment, RunFile
+from train_cloud.config.evaluation import Category, Evaluation, below, compare, level_paths
+from train_cloud.envs.state import FAILURES
+from train_cloud.errors import InputError
+from train_cloud.evaluate.results import Episode
+from train_cloud.evaluate.routes import Route, draw, read_centreline, read_map
+from train_cloud.evaluate.video import Film
+from train_cloud.learn.build import MakeEnv, load_object, refusing
+
+log = logging.getLogger(__name__)
+
+#: Names under which environments report collisions: highway-env; F1TENTH; MetaDrive, CARLA and many others.
+COLLISIONS = ("crashed", "collisions", "collision", "crash", "is_collision")
+VIDEOS = "videos"
+ROUTES = "route_visualizations"
+
+
+@dataclass(frozen=True)
+class Player:
+    """Everything that a process needs to play a category.
+
+    :ivar model: folder with ``model.zip`` and, where the run normalises, ``vecnormalize.pkl``
+    :ivar algorithm: ``module:Class`` of the model
+    :ivar out: artifact folder, in which videos and routes are put
+    """
+
+    run_id: str
+    timesteps: int
+    model: Path
+    algorithm: str
+    environment: Environment
+    evaluation: Evaluation
+    code_folder: Path | None
+    out: Path
+
+
+Played = tuple[tuple[Episode, ...], tuple[str, ...]]
+
+
+def play(player: Player) -> tuple[dict[str, tuple[Episode, ...]], tuple[str, ...]]:
+    """Every category's episodes, and what could not be done.
+
+    :raises InputError: the environment, or something of the user's code, refuses
+    """
+    # A machine without a screen: set before anything draws, and only where nobody has decided.
+    for name, value in (("MUJOCO_GL", "egl"), ("SDL_VIDEODRIVER", "dummy"), ("PYGAME_HIDE_SUPPORT_PROMPT", "1")):
+        os.environ.setdefault(name, value)
+    names = list(player.evaluation.categories)
+    if player.evaluation.separate:
+        played = dict(zip(names, _separately(player, names), strict=True))
+    else:
+        played = {name: play_category(player, name) for name in names}
+    warnings = dict.fromkeys(warning for _, told in played.values() for warning in told)
+    return {name: episodes for name, (episodes, _) in played.items()}, tuple(warnings)
+
+
+def _separately(player: Player, names: list[str]) -> Iterator[Played]:
+    context = multiprocessing.get_context("spawn")
+    for name in names:
+        with ProcessPoolExecutor(1, mp_context=context) as process:
+            yield process.submit(play_category, player, name).result()
+
+
+def play_category(player: Player, name: str) -> Played:
+    """The episodes of one category, and what could not be done."""
+    torch.set_num_threads(1)
+    category, warnings = player.evaluation.categories[name], list[str]()
+    levels = level_paths(category, player.code_folder, name)
+    seeds = category.seeds or tuple(range(player.evaluation.seed, player.evaluation.seed + player.evaluation.episodes))
+    if len(seeds) < len(levels):
+        fix = f"the category {name} has {len(levels)} levels: give at least as many, so that each is played"
+        raise InputError("evaluation.episodes", len(seeds), fix)
+    drawn = _Drawn(player, name, warnings)
+    episodes = []
+    with refusing("evaluation", name, "playing it raises"):
+        for place, level in enumerate(levels or (None,)):
+            env, model = drawn.make(category, level)
+            for index in range(place, len(seeds), max(1, len(levels))):
+                episodes.append(_play(drawn, env, model, name, index, seeds[index], level))
+            env.close()
+    return tuple(sorted(episodes, key=lambda episode: episode.index)), tuple(warnings)
+
+
+class _Watched(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Innermost of what is put around the environment: sees each step before a VecEnv resets it."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self.film: Film | None = None
+        self.route: Route | None = None
+        self.info: Mapping[str, Any] = {}
+        self.hits: list[float] = []
+        self.collisions: str | None = None
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        observation, info = super().reset(**kwargs)
+        if self.film is not None:
+            self.film.add(self.env)
+        return observation, info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = super().step(action)
+        self.info = info
+        if self.film is not None:
+            self.film.add(self.env)
+        if self.route is not None:
+            self.route.add(self.env, info)
+        for key in (self.collisions,) if self.collisions else COLLISIONS:
+            if key in info:
+                self.hits.append(float(np.sum(info[key])))
+                break
+        return observation, reward, terminated, truncated, info
+
+
+class _Drawn:
+    """A category's environments and model; and whether videos and routes can be made of them."""
+
+    def __init__(self, player: Player, name: str, warnings: list[str]) -> None:
+        self.player = player
+        self.name = name
+        self.warnings = warnings
+        self.films = player.evaluation.video is not None
+        routes = player.evaluation.routes
+        self.centreline = self.map = None
+        if routes is not None and isinstance(routes.centreline, Path):
+            field = "evaluation.routes.centreline"
+            self.centreline = read_centreline(below(player.code_folder, routes.centreline, field))
+        if routes is not None and routes.map is not None:
+            self.map = read_map(below(player.code_folder, routes.map, "evaluation.routes.map"))
+        self.watched: _Watched
+
+    def make(self, category: Category, level: Path | None) -> tuple[VecEnv, BaseAlgorithm]:
+        kwargs = {**self.player.environment.kwargs, **category.kwargs}
+        if level is not None and category.argument is not None:
+            kwargs[category.argument] = str(level)
+        env = self._render(kwargs) if self.films else None
+        self.watched = _Watched(env if env is not None else self._env(kwargs))
+        collisions = self.player.evaluation.collisions
+        self.watched.collisions = collisions.removeprefix("info.") if collisions else None
+        vec_env: VecEnv = DummyVecEnv([lambda: self.watched])
+        if self.player.environment.frame_stack is not None:
+            vec_env = VecFrameStack(vec_env, self.player.environment.frame_stack)
+        normalizer = self.player.model / "vecnormalize.pkl"
+        if normalizer.exists():
+            normalized = VecNormalize.load(str(normalizer), vec_env)
+            normalized.training = normalized.norm_reward = False
+            vec_env = normalized
+        kind = load_object(self.player.algorithm, "algorithm", BaseAlgorithm)
+        return vec_env, kind.load(self.player.model / "model.zip", device="cpu")
+
+    def _env(self, kwargs: Mapping[str, Any]) -> gymnasium.Env[Any, Any]:
+        return MakeEnv(self.player.environment.model_copy(update={"kwargs": dict(kwargs)}))()
+
+    def _render(self, kwargs: Mapping[str, Any]) -> gymnasium.Env[Any, Any] | None:
+        """The environment with a renderer; None where it has none, which costs the videos and nothing else."""
+        try:
+            env = self._env({**kwargs, "render_mode": "rgb_array"})
+        except (InputError, *FAILURES) as error:
+            self._no_videos(str(error))
+            return None
+        try:
+            env.reset(seed=0)
+            frame = env.render()
+        except FAILURES as error:
+            env.close()
+            self._no_videos(f"render() raises {type(error).__name__}: {error}")
+            return None
+        if not isinstance(frame, np.ndarray):
+            env.close()
+            self._no_videos(f"render() gives {type(frame).__name__}, not an array")
+            return None
+        return env
+
+    def _no_videos(self, because: str) -> None:
+        self.films = False
+        self.warnings.append(f"no videos of {self.name}: {because}")
+        log.warning("%s", self.warnings[-1])
+
+
+def _play(
+    drawn: _Drawn, env: VecEnv, model: BaseAlgorithm, category: str, index: int, seed: int, level: Path | None
+) -> Episode:
+    player, watched = drawn.player, drawn.watched
+    settings = player.evaluation
+    watched.hits, watched.info = [], {}
+    video = settings.video
+    film = drawn.films and video is not None and index < video.per_category
+    watched.film = Film(player.out / VIDEOS / category, video, watched.env) if film and video is not None else None
+    route = settings.routes if settings.routes is not None and index < settings.routes.per_category else None
+    watched.route = Route(route, watched.env) if route is not None else None
+
+    env.seed(seed)
+    observation: Any = env.reset()
+    state, started = None, np.ones(1, dtype=bool)
+    total = seconds = 0.0
+    length, done = 0, False
+    infos: list[dict[str, Any]] = [{}]
+    masked = "action_masks" in inspect.signature(model.predict).parameters
+    while not done and (settings.max_steps is None or length < settings.max_steps):
+        arguments = {"action_masks": np.stack(env.env_method("action_masks"))} if masked else {}
+        began = time.perf_counter()
+        action, state = model.predict(
+            observation, state=state, episode_start=started, deterministic=settings.deterministic, **arguments
+        )
+        seconds += time.perf_counter() - began
+        observation, rewards, dones, infos = env.step(action)
+        total, length, done, started = total + float(rewards[0]), length + 1, bool(dones[0]), dones
+    terminated = done and not infos[0].get("TimeLimit.truncated", False)
+    success = _success(settings.success, total, length, watched.info)
+    said = {True: "success", False: "failure", None: "episode"}[success]
+    name = f"{category}_{index:03d}_{said}"
+    file = watched.film.close(name, drawn.warnings) if watched.film is not None else None
+    picture = None
+    if watched.route is not None:
+        picture = player.out / ROUTES / f"route_step{player.timesteps:09d}_{category}_{_level_id(level, seed)}.png"
+        facts = f"{player.run_id}, {player.timesteps:,} timesteps · {category}, {_level_id(level, seed)}"
+        title = f"{facts}\nreturn {total:.2f} in {length} steps{'' if success is None else f' · {said}'}"
+        if not draw(watched.route, picture, title, drawn.centreline, drawn.map):
+            drawn.warnings.append(f"no route of {category}: nothing reports a position, see evaluation.routes.position")
+            picture = None
+    watched.film = watched.route = None
+    return Episode(
+        category=category,
+        index=index,
+        seed=seed,
+        level=level.stem if level is not None else None,
+        episode_return=total,
+        length=length,
+        terminated=terminated,
+        success=success,
+        collisions=_collisions(watched.hits),
+        inference_ms=1000 * seconds / length,
+        video=file and file.relative_to(player.out).as_posix(),
+        route=picture and picture.relative_to(player.out).as_posix(),
+    )
+
+
+def _level_id(level: Path | None, seed: int) -> str:
+    return f"seed{seed}" if level is None else level.stem
+
+
+def _success(condition: str, episode_return: float, length: int, info: Mapping[str, Any]) -> bool | None:
+    if ":" in condition:
+        told = load_object(condition, "evaluation.success")(episode_return, length, dict(info))
+        return None if told is None else bool(told)
+    return compare(condition, episode_return, length, info)
+
+
+def _collisions(hits: list[float]) -> float | None:
+    """Steps with a collision, or the count that the environment itself keeps, which never falls and exceeds 1."""
+    if not hits:
+        return None
+    counted = max(hits) > 1 and all(later >= earlier for earlier, later in itertools.pairwise(hits))
+    return hits[-1] if counted else float(sum(hit > 0 for hit in hits))
+
+
+def check(run_file: RunFile) -> None:
+    """Whether every category can be made, with the spaces that the model is trained on; before anything is trained.
+
+    :raises InputError: naming the category
+    """
+    settings = run_file.evaluation
+    if settings is None:
+        return
+    environment = settings.environment or run_file.environment
+    if environment is None:
+        fix = f"the script {run_file.entry_point} makes its own environment: say here which to evaluate on"
+        raise InputError("evaluation.environment", None, fix)
+    for condition in (settings.success, settings.collisions or ""):
+        if ":" in condition:
+            load_object(condition, "evaluation")
+    trained = None
+    if run_file.environment is not None and not settings.separate:
+        trained = _spaces(run_file.environment)
+    for name, category in settings.categories.items():
+        levels = level_paths(category, run_file.code.folder, name)
+        kwargs = {**environment.kwargs, **category.kwargs}
+        if levels and category.argument is not None:
+            kwargs[category.argument] = str(levels[0])
+        if trained is None:
+            continue
+        try:
+            found = _spaces(environment.model_copy(update={"kwargs": kwargs}))
+        except InputError as error:
+            raise InputError(f"evaluation.categories.{name}", error.value, error.fix) from error
+        if found != trained:
+            fix = f"its spaces are {found}, and the training's {trained}: give arguments that keep them"
+            raise InputError(f"evaluation.categories.{name}", dict(category.kwargs), fix)
+
+
+def _spaces(environment: Environment) -> tuple[Any, Any]:
+    env = MakeEnv(environment)()
+    try:
+        return env.observation_space, env.action_space
+    finally:
+        env.close()

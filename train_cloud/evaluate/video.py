@@ -1,0 +1,68 @@
+"""Episodes as H.264 MP4 files that every browser plays."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import imageio_ffmpeg
+import numpy as np
+
+from train_cloud.config.evaluation import Video
+
+_FPS = 30
+
+
+class Film:
+    """Encodes frame by frame, so that a long episode takes no memory; its name is known only at the end.
+
+    :param folder: where it will lie; earlier films of the same episode there go when this one is closed
+    """
+
+    def __init__(self, folder: Path, settings: Video, env: gymnasium.Env[Any, Any]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._unfinished = folder / ".unfinished.mp4"
+        self._settings = settings
+        self._fps = settings.fps or env.metadata.get("render_fps") or _FPS
+        self._writer: Generator[None, Any, None] | None = None
+        self._frames = 0
+        self._lacks = ""
+
+    def add(self, env: gymnasium.Env[Any, Any]) -> None:
+        """One frame, of the environment as it stands."""
+        if self._lacks or self._frames >= self._settings.max_steps:
+            return
+        frame: Any = env.render()
+        if not isinstance(frame, np.ndarray) or frame.ndim != 3 or frame.shape[2] < 3:
+            self._lacks = f"a frame is {getattr(frame, 'shape', type(frame).__name__)}, not (height, width, 3)"
+            return
+        turned = np.rot90(frame[..., :3], -self._settings.rotate // 90)
+        if self._writer is None:
+            # yuv420p and even sides: what browsers and phones play
+            size = (turned.shape[1], turned.shape[0])
+            self._writer = imageio_ffmpeg.write_frames(
+                str(self._unfinished),
+                size,
+                fps=self._fps,
+                codec="libx264",
+                macro_block_size=2,
+                ffmpeg_log_level="error",
+            )
+            self._writer.send(None)
+        self._writer.send(np.ascontiguousarray(turned, dtype=np.uint8))
+        self._frames += 1
+
+    def close(self, name: str, warnings: list[str]) -> Path | None:
+        """Finish the file under its name; None, and a warning, where there was no frame."""
+        if self._writer is not None:
+            self._writer.close()
+        if self._lacks or not self._unfinished.exists():
+            warnings.append(f"no video {name}: {self._lacks or 'nothing was rendered'}")
+            self._unfinished.unlink(missing_ok=True)
+            return None
+        for earlier in self._folder.glob(f"{name.rsplit('_', 1)[0]}_*.mp4"):
+            earlier.unlink()
+        return self._unfinished.rename(self._folder / f"{name}.mp4")
