@@ -43,6 +43,7 @@ class Container:
 
     :param folder: made; receives the machine's logs
     :param files: path on its disk → content, beside what the image has
+    :param programs: name → shell script: commands of its own, found before the image's
     :param environment: what every service gets
     :param nvidia: it has a PCI device of NVIDIA's
     :raises TrainCloudError: its network could not be made
@@ -54,6 +55,7 @@ class Container:
         folder: Path,
         *,
         files: Mapping[str, str | bytes] | None = None,
+        programs: Mapping[str, str] | None = None,
         environment: Mapping[str, str] | None = None,
         nvidia: bool = False,
     ) -> None:
@@ -67,6 +69,7 @@ class Container:
             "etc/systemd/system.conf.d/90-rehearsal.conf": f"[Manager]\nDefaultEnvironment={variables}\n",
             **(files or {}),
         }
+        commands = {f"usr/local/bin/{name}": f"#!/bin/sh\n{script}\n" for name, script in (programs or {}).items()}
         if nvidia:
             given["etc/rehearsal/pci/0000:00:1e.0/vendor"] = "0x10de\n"
         self._leader: int | None = None
@@ -109,9 +112,10 @@ class Container:
             disk = f"/proc/{self._init}/root{self.folder}/machine/disk"
             self._disk = os.open(disk, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             self.path("etc/rehearsal/pci").mkdir(parents=True)
-            for path, content in given.items():
+            for path, content in {**given, **commands}.items():
                 self.path(path).parent.mkdir(parents=True, exist_ok=True)
                 self.path(path).write_bytes(content.encode() if isinstance(content, str) else content)
+                self.path(path).chmod(0o755 if path in commands else 0o644)
         except BaseException:
             self.close()
             raise

@@ -8,7 +8,7 @@ import json
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -37,6 +37,7 @@ class MachineInstance:
     :param environment: set for every service of the machine
     :param on_line: called with each line of the worker's journal, from another thread
     :param nvidia: it has a PCI device of NVIDIA's, with nothing behind it
+    :param programs: name → shell script: commands of its own, found before the image's
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class MachineInstance:
         environment: dict[str, str],
         on_line: Callable[[Line], None],
         nvidia: bool = False,
+        programs: Mapping[str, str] | None = None,
     ) -> None:
         self.instance_id = instance_id
         self.gone = False
@@ -66,6 +68,7 @@ class MachineInstance:
                     # boto3 and the AWS CLI bring certificates of their own.
                     environment={**environment, "AWS_CA_BUNDLE": _BUNDLE},
                     nvidia=nvidia,
+                    programs=programs,
                 )
             )
             self.metadata = made.enter_context(launch.metadata(self.container.listen(METADATA, 80)))
