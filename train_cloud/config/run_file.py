@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, model_validator
 
 from train_cloud.config.environment import Environment
-from train_cloud.config.identity import PARTS, code_digest, file_digest
+from train_cloud.config.evaluation import Evaluation
+from train_cloud.config.identity import PARTS, code_digest, code_files, file_digest
 from train_cloud.config.shapes import (
     MODULE,
     REFERENCE,
@@ -29,11 +30,26 @@ from train_cloud.config.shapes import (
 )
 from train_cloud.errors import InputError, NotYet
 
-#: Names of stable-baselines3 2.9 and of sb3-contrib 2.9, in lower case.
-SB3_ALGORITHMS = ("a2c", "ddpg", "dqn", "ppo", "sac", "td3")
-CONTRIB_ALGORITHMS = ("ars", "crossq", "maskableppo", "qrdqn", "recurrentppo", "tqc", "trpo")
-#: Those whose resumed run a test has shown to equal the uninterrupted one.
-SUPPORTED = ("a2c", "ddpg", "dqn", "ppo", "sac", "td3")
+CONTRIB = "sb3_contrib"
+#: Algorithms by name. Of each a test has shown that the resumed run equals the uninterrupted one (docs/exactness.md).
+ALGORITHMS = {
+    "a2c": "stable_baselines3:A2C",
+    "crossq": f"{CONTRIB}:CrossQ",
+    "ddpg": "stable_baselines3:DDPG",
+    "dqn": "stable_baselines3:DQN",
+    "maskable_ppo": f"{CONTRIB}:MaskablePPO",
+    "ppo": "stable_baselines3:PPO",
+    "qrdqn": f"{CONTRIB}:QRDQN",
+    "recurrent_ppo": f"{CONTRIB}:RecurrentPPO",
+    "sac": "stable_baselines3:SAC",
+    "td3": "stable_baselines3:TD3",
+    "tqc": f"{CONTRIB}:TQC",
+    "trpo": f"{CONTRIB}:TRPO",
+}
+SUPPORTED = tuple(ALGORITHMS)
+#: What others call them: class names in lower case, and rl-baselines3-zoo's names.
+_ALSO_CALLED = {"maskableppo": "maskable_ppo", "ppo_mask": "maskable_ppo", "ppo_lstm": "recurrent_ppo",
+                "recurrentppo": "recurrent_ppo", "qr_dqn": "qrdqn"}  # fmt: skip
 
 #: Arguments of an SB3 algorithm that have a field of their own, so that there is one place to set them.
 ELSEWHERE = {
@@ -78,18 +94,25 @@ class Code(Section):
     exclude: tuple[Annotated[Text, AfterValidator(_glob)], ...] = Field(
         (), description="Globs below the folder that are left out: `*`, `?`, and `**` for any folders; e.g. `data/**`."
     )
-    requirements: Path | None = Field(None, description="Requirements file to install on the worker. Not yet.")
+    requirements: Path | None = Field(
+        None,
+        description="Requirements file within `code.folder`, relative to the run file, that the worker installs; null "
+        "for `requirements.txt` at the folder's top, if there is one.",
+    )
     system_packages: tuple[Text, ...] = Field((), description="Debian packages to install on the worker. Not yet.")
     python: Literal["3.11"] = Field("3.11", description="Python on the worker; 3.11 is the one there is.")
 
     @model_validator(mode="after")
     def _check(self) -> Code:
         if self.requirements is not None:
-            raise NotYet(
-                "code.requirements",
-                str(self.requirements),
-                "not in this version: leave it null, and put requirements.txt at the top of code.folder",
-            )
+            if self.folder is None or not self.requirements.is_relative_to(self.folder):
+                fix = "put it into code.folder, which is what travels to the worker"
+                raise InputError("code.requirements", str(self.requirements), fix)
+            if not self.requirements.is_file():
+                raise InputError("code.requirements", str(self.requirements), "name an existing file")
+            name = self.requirements.relative_to(self.folder).as_posix()
+            if name not in code_files(self.folder, self.exclude):
+                raise InputError("code.exclude", list(self.exclude), f"it leaves out code.requirements, {name}")
         if self.system_packages:
             raise NotYet("code.system_packages", list(self.system_packages), "not in this version: leave it empty")
         return self
@@ -99,15 +122,13 @@ class Limits(Section):
     """Where a run stops before its total; reaching one is the outcome `stopped`, with a last commit."""
 
     hours: Annotated[Number, Field(gt=0, allow_inf_nan=False)] | None = Field(
-        None, description="Instance hours over all sessions."
+        None, description="Instance hours over all sessions, from the boot of each."
     )
-    dollars: Annotated[Number, Field(gt=0)] | None = Field(None, description="Not yet.")
-
-    @model_validator(mode="after")
-    def _check(self) -> Limits:
-        if self.dollars is not None:
-            raise NotYet("limits.dollars", self.dollars, "not in this version: use limits.hours")
-        return self
+    dollars: Annotated[Number, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        None,
+        description="US dollars for the machines of all sessions, at the price of each session's start; a spot machine "
+        "whose price is unknown counts as on demand. Not counted on a laptop; refused where AWS tells no price.",
+    )
 
 
 class Preservation(Section):
@@ -132,7 +153,9 @@ class RunFile(Section):
     ] = Field(description="Name of this training goal; never used for another. It names folders and AWS resources.")
     experiment: Any = Field(None, description="Group of runs. Not yet.")
     algorithm: Text | None = Field(
-        None, description="One of `a2c`, `ddpg`, `dqn`, `ppo`, `sac`, `td3`, or `module:Class` of an SB3 algorithm."
+        None,
+        description=f"One of {', '.join(f'`{name}`' for name in SUPPORTED)}, or `module:Class` of an SB3 algorithm. "
+        "Those of sb3-contrib need the extra `contrib`.",
     )
     policy: Text = Field("MlpPolicy", description="SB3's policy name, or `module:Class`.")
     seed: Annotated[Whole, Field(ge=0, lt=2**32)] = Field(0, description="Seed of every generator; 0 to 4294967295.")
@@ -172,7 +195,7 @@ class RunFile(Section):
         {}, description="Environment variables, set before anything heavy is imported."
     )
     secrets: Any = Field({}, description="Environment variables from SSM parameters. Not yet.")
-    evaluation: Any = Field(None, description="Periodic evaluation. Not yet.")
+    evaluation: Evaluation | None = Field(None, description="Tries the model on episodes of its own; see below.")
     wandb: Any = Field(None, description="Weights & Biases. Not yet.")
     seeds: Any = Field(None, description="Several seeds of one run file. Not yet.")
     limits: Limits = Field(Limits(), description="Where to stop early; see below.")
@@ -180,7 +203,7 @@ class RunFile(Section):
 
     @model_validator(mode="after")
     def _check(self) -> RunFile:
-        for field in ("experiment", "initial_model", "data", "secrets", "evaluation", "wandb", "seeds"):
+        for field in ("experiment", "initial_model", "data", "secrets", "wandb", "seeds"):
             value = getattr(self, field)
             if value not in (None, (), [], {}):
                 raise NotYet(field, value, "not in this version: remove it")
@@ -218,14 +241,13 @@ class RunFile(Section):
             if not REFERENCE.fullmatch(self.algorithm):
                 raise InputError("algorithm", self.algorithm, "write it as module:Class, for example sb3_contrib:TQC")
         elif self.algorithm not in SUPPORTED:
-            if self.algorithm in SB3_ALGORITHMS + CONTRIB_ALGORITHMS:
-                raise NotYet("algorithm", self.algorithm, f"not in this version: use {', '.join(SUPPORTED)}")
-            raise InputError(
-                "algorithm",
-                self.algorithm,
-                suggestion(self.algorithm, SB3_ALGORITHMS + CONTRIB_ALGORITHMS)
-                or f"use {', '.join(SUPPORTED)} or module:Class",
-            )
+            if self.algorithm.lower() == "ars":
+                fix = f"not in this version: ARS has neither rollouts nor a replay buffer; use {', '.join(SUPPORTED)}"
+                raise NotYet("algorithm", self.algorithm, fix)
+            known = _ALSO_CALLED.get(self.algorithm.lower())
+            near = f"did you mean {known}?" if known else suggestion(self.algorithm, SUPPORTED)
+            fix = near or f"use {', '.join(SUPPORTED)} or module:Class"
+            raise InputError("algorithm", self.algorithm, fix)
         if not (MODULE.fullmatch(self.policy) and "." not in self.policy) and not REFERENCE.fullmatch(self.policy):
             raise InputError("policy", self.policy, "use SB3's name, for example MlpPolicy, or module:Class")
 
@@ -248,6 +270,20 @@ class RunFile(Section):
             if field in self.model_fields_set and value not in (None, (), {}):
                 shown = value.id if isinstance(value, Environment) else value
                 raise InputError(field, shown, f"the script {self.entry_point} decides this: remove it or entry_point")
+
+    @property
+    def requirements(self) -> Path | None:
+        """The user's requirements file, which is installed on the worker."""
+        if self.code.requirements is not None or self.code.folder is None:
+            return self.code.requirements
+        usual = self.code.folder / "requirements.txt"
+        return usual if usual.is_file() else None
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """The package's extras that this run needs to be trained."""
+        named = (ALGORITHMS.get(self.algorithm or "", self.algorithm or ""), self.policy)
+        return ("contrib",) if any(name.split(":")[0].split(".")[0] == CONTRIB for name in named) else ()
 
     @property
     def schedule_timesteps(self) -> int:

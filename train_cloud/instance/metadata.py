@@ -62,6 +62,10 @@ class Metadata:
     def availability_zone(self) -> str:
         return self._must("meta-data/placement/availability-zone")
 
+    def life_cycle(self) -> str:
+        """How the machine was bought: ``spot``, ``on-demand``, …"""
+        return self._must("meta-data/instance-life-cycle")
+
     def region(self) -> str:
         return self._must("meta-data/placement/region")
 

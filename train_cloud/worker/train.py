@@ -48,15 +48,17 @@ from train_cloud.run.session import (
     Session,
     begin_session,
     end_session,
+    local_session,
     now,
     read_progress,
-    read_sessions,
     write_local,
     write_progress,
 )
 from train_cloud.snapshot import Part, Snapshot
 from train_cloud.store import ObjectStore, open_store
 from train_cloud.worker import machine, units
+from train_cloud.worker.evaluations import DUE, RESULTS, Evaluations, command
+from train_cloud.worker.limits import Limits, begin_limits, describe_machine
 from train_cloud.worker.line import Line
 from train_cloud.worker.pulse import Pulse
 from train_cloud.worker.stop import Stop
@@ -73,6 +75,8 @@ _GROUP = "TRAIN_CLOUD_AUTOSCALING_GROUP"
 _OVERRIDES = "TRAIN_CLOUD_OVERRIDES"
 _MAX_ATTEMPTS = "TRAIN_CLOUD_MAX_ATTEMPTS"
 _STARTS = "starts.json"
+ARTIFACTS = "artifacts"
+"""Folder below the state directory: what lies in it reaches the store."""
 _MAX_STARTS = 20
 _REPORT_SECONDS = 60.0
 _TRACEBACK_CHARACTERS = 4000
@@ -97,7 +101,12 @@ def train(run_file: Path, *, store: str, state_dir: Path | None = None, override
     stop = Stop(state_dir, boot_id)
     run_store = open_store(layout.run_url(store, config.run_id))
     with _alone(state_dir):
-        session = _Session(config, run_store, state_dir, stop, run_file.read_text(), boot_id, on_worker)
+        out = state_dir / ARTIFACTS
+        playing = command(run_file, store=store, out=out, events=state_dir / "tensorboard", overrides=overrides)
+        evaluations = None
+        if config.evaluation is not None and config.evaluation.mode == "process":
+            evaluations = Evaluations(playing, out / RESULTS, 60.0 * config.evaluation.max_minutes)
+        session = _Session(config, run_store, state_dir, stop, run_file.read_text(), boot_id, on_worker, evaluations)
         if on_worker:
             _refuse_endless_starts(state_dir, boot_id, run_store.url)
             read = read_head(run_store)
@@ -105,8 +114,7 @@ def train(run_file: Path, *, store: str, state_dir: Path | None = None, override
                 log.info("nothing to do: the run has the outcome %s", read[0].outcome)
                 return EXIT_COMPLETED
         try:
-            check_standing(store, config)
-            return session.run()
+            return session.run(check_standing(store, config))
         except InputError as error:
             if on_worker:  # no restart mends it, and the reason must outlive the machine
                 conclude(run_store, "failed", str(error), session=session.number, owner=platform.node())
@@ -127,11 +135,13 @@ class _Session:
         run_yaml: str,
         boot_id: str,
         on_worker: bool,
+        evaluations: Evaluations | None,
     ) -> None:
         self.save_frequency = config.save_frequency
         self.max_seconds_at_risk = config.max_seconds_at_risk
         self.total_timesteps = config.total_timesteps
         self.schedule_timesteps = config.schedule_timesteps
+        self.evaluate_every = config.evaluation.every if config.evaluation is not None else None
         self.restored: Snapshot | None = None
         self._config = config
         self._store = store
@@ -140,10 +150,11 @@ class _Session:
         self._run_yaml = run_yaml
         self._boot_id = boot_id
         self._on_worker = on_worker
+        self._evaluations = evaluations
         self._pulse = Pulse(state_dir, config.total_timesteps, every_second=self._every_second)
         # Asked at every step of the environments: not one call more than it takes.
         self.step, self.stop_deadline = self._pulse.step, stop.deadline
-        self._hours_before = 0.0
+        self._limits: Limits | None = None
         self._first_timestep = self._resumed_at = 0
         self._events = state_dir / "tensorboard"
         self._sent_events: dict[str, int] = {}
@@ -169,16 +180,20 @@ class _Session:
 
     def close(self) -> None:
         self._pulse.stop()
+        if self._evaluations is not None:
+            self._evaluations.end()
         for child in multiprocessing.active_children():
             child.kill()  # environments that ignore SIGTERM; the interpreter would wait for them for ever
 
-    def run(self) -> int:
-        """:return: exit code"""
+    def run(self, facts: Mapping[str, Any]) -> int:
+        """:param facts: of the newest checkpoint; empty where there is none
+        :return: exit code
+        """
         if self._on_worker:
             self._begin()  # early, so that a boot that fails later has left its start
-        with _import_path(self._config), training(self._config):
+        with import_path(self._config), training(self._config):
             machine.pin_instructions()
-            built = self._build()  # before anything is taken: bad input leaves no trace
+            built = self._build(facts.get(_TRIAL))  # before anything is taken: bad input leaves no trace
             try:
                 if self._session is None:
                     _write_launch(self._store, self._config, self._run_yaml)
@@ -189,15 +204,19 @@ class _Session:
                 if built is not None:
                     built.close()
 
-    def _build(self) -> Built | None:
+    def _build(self, trial: Mapping[str, Any] | None) -> Built | None:
         """Model, environments and callbacks, or None for a script, which makes its own."""
+        from train_cloud.evaluate.play import check
         from train_cloud.learn.build import build_callbacks, build_model, load_object
 
+        check(self._config)
         if self._config.entry_point is not None:
             load_object(self._config.entry_point, "entry_point")
             return None
         self._callbacks = build_callbacks(self._config)
-        return build_model(self._config)
+        built = build_model(self._config, trial)
+        self._trial = built.trial
+        return built
 
     def _begin(self) -> None:
         details = {"run_file": self._config.model_dump(mode="json"), "host": platform.node()}
@@ -205,8 +224,8 @@ class _Session:
         if self._on_worker:
             metadata = Metadata()
             instance_id = metadata.instance_id()
-            details["instance_type"] = metadata.instance_type()
-            details["availability_zone"] = metadata.availability_zone()
+            if local_session(self._state_dir, self._boot_id) is None:
+                details |= describe_machine(self._store, metadata, instance_id)
         self._session = begin_session(
             self._store,
             self._state_dir,
@@ -215,8 +234,7 @@ class _Session:
             details=details,
             persist=self._on_worker,
         )
-        if self._config.limits.hours is not None:
-            self._hours_before = _hours_before(self._store, self._session)
+        self._limits = begin_limits(self._config.limits, self._store, self._session, on_worker=self._on_worker)
 
     def _take(self) -> None:
         """Own the run, from here on, until somebody newer does."""
@@ -245,6 +263,7 @@ class _Session:
             self._lease,
             self._manifest,
             policy=self._config.preservation,
+            hold=self._evaluations.pending if self._evaluations is not None else tuple,
             before_head=self._before_head,
             on_commit=self._on_commit,
             hurry=lambda: self._stop.deadline() is not None,
@@ -254,6 +273,7 @@ class _Session:
         from train_cloud.learn.callback import TrainingStopped
 
         try:
+            self._check_limits()
             if self._stop.deadline() is not None:
                 return self._stopped()
             machine.pin_threads(self._manifest.facts["machine"] if self._manifest else None)
@@ -294,6 +314,8 @@ class _Session:
         if differing:
             self._exact = (False, "; ".join(differing))
             log.warning("not exact from here on: %s", self._exact[1])
+        if self._evaluations is not None:
+            self._evaluations.resume(self._manifest)
         self.restored = restore(self._store, self._manifest, received=self._received)
         log.info("session %d goes on at %d timesteps", self.number, self.restored.timesteps)
 
@@ -316,6 +338,8 @@ class _Session:
         self._push_events()
         if self._stop.reason != "limit":
             self._interrupted()
+        if self._lease.head.manifest is not None:
+            self._upload_final(restore(self._store, read_manifest(self._store, self._lease.head.manifest)))
         self._lease.conclude("stopped", self._stop.limit)
         self._end("limit")
         log.info("stopped at %d timesteps: %s", self._lease.head.timesteps, self._stop.limit)
@@ -369,23 +393,58 @@ class _Session:
     def submit(self, snapshot: Snapshot) -> None:
         self._line.begin()
         self._committer.submit(self._complete(snapshot))
+        if self._inline() and snapshot.facts["evaluate"]:
+            self.settle()
+            self._evaluate_inline()
 
     def finish(self, snapshot: Snapshot) -> None:
+        if self._config.evaluation is not None:
+            snapshot = replace(snapshot, facts={**snapshot.facts, "evaluate": True})
         snapshot = self._complete(snapshot)
         self._upload_final(snapshot)
         self._push_events()
+        # An evaluation belongs to the run: it is not completed before, or a machine that dies now would leave none.
+        evaluated = self._config.evaluation is not None
         outcome: Outcome | None = "completed" if self._config.entry_point is None else None
         if (
-            snapshot.timesteps == self._lease.head.timesteps
-            and self._manifest is not None
-            and self._lease.head.manifest
+            snapshot.timesteps != self._lease.head.timesteps
+            or self._manifest is None
+            or self._lease.head.manifest is None
         ):
-            if outcome is not None:
-                self._lease.conclude(outcome)
-        else:
-            self._committer.submit(snapshot, outcome=outcome)
+            self._committer.submit(snapshot, outcome=None if evaluated else outcome)
             self.settle()
+        elif self._evaluations is not None:
+            self._evaluations.committed(snapshot.timesteps)
+        if evaluated:
+            self._last_evaluations()
+        if outcome is not None and self._lease.head.outcome is None:
+            self._lease.conclude(outcome)
         self._finished = True
+
+    def _last_evaluations(self) -> None:
+        """What is still to be evaluated, the end's own included. A notice breaks it off; the next session goes on."""
+        self._pulse.phase("evaluate")
+        if self._evaluations is None:
+            self._evaluate_inline()
+            return
+        self._evaluations.wait(lambda: self._stop.deadline() is not None, self._pulse.alive)
+        if self._evaluations.pending() and self._stop.reason != "limit":
+            from train_cloud.learn.callback import TrainingStopped
+
+            raise TrainingStopped
+        self._write_progress()
+        self._push_events()
+
+    def _inline(self) -> bool:
+        return self._config.evaluation is not None and self._config.evaluation.mode == "inline"
+
+    def _evaluate_inline(self) -> None:
+        from train_cloud.worker.evaluate import evaluate_checkpoint
+
+        assert self._lease.head.manifest is not None
+        manifest = read_manifest(self._store, self._lease.head.manifest)
+        out = self._state_dir / ARTIFACTS
+        evaluate_checkpoint(self._config, self._store, manifest, out=out, events=self._events, record=True)
 
     def phase(self, name: str) -> None:
         self._pulse.phase(name)
@@ -398,6 +457,8 @@ class _Session:
         return [SessionTensorBoard(self._events, number, self._resumed_at)]
 
     def exactness(self, exact: bool, because: str) -> None:
+        if exact and self._inline():
+            exact, because = False, "evaluation.mode is inline"
         if not exact and self._exact[0]:
             self._exact = (exact, because)
             log.warning("an interruption of this run is not exact: %s", because)
@@ -413,6 +474,10 @@ class _Session:
             "identity": self._identity(),
             "machine": self._manifest.facts["machine"] if self._manifest else self._machine,
         }
+        if self._evaluations is not None:
+            if facts["evaluate"]:
+                self._evaluations.due(snapshot.timesteps)
+            facts[DUE] = self._evaluations.pending()
         if self._manifest and "forked_from" in self._manifest.facts:
             facts["forked_from"] = self._manifest.facts["forked_from"]
         parts = {**snapshot.parts, "lock": Part(blob=self._lock().encode()), "run": Part(blob=self._run_yaml.encode())}
@@ -437,6 +502,8 @@ class _Session:
         swap = time.monotonic() - self._head_began
         self._line.note(committed.sent_bytes, committed.seconds - self._head_delayed - swap, swap)
         self._last_commit = {"commit_seconds": committed.seconds, "sent_bytes": committed.sent_bytes}
+        if self._evaluations is not None:
+            self._evaluations.committed(committed.head.timesteps)
         self._write_progress()
 
     def _write_progress(self) -> None:
@@ -454,6 +521,8 @@ class _Session:
                 exact=exact,
                 exact_because=because,
                 **self._last_commit,
+                **self._evaluated(),
+                **self._priced(),
             )
         except StoreUnavailable as error:
             log.warning("progress not reported: %s", error)
@@ -490,8 +559,17 @@ class _Session:
     # ------------------------------------------------------------------------------------------------------------
     # limits
 
+    def _evaluated(self) -> dict[str, Any]:
+        latest = self._evaluations.latest if self._evaluations is not None else None
+        return {"evaluation": latest} if latest is not None else {}
+
     def _every_second(self) -> None:
         self._check_limits()
+        if self._evaluations is not None:
+            if self._stop.deadline() is not None and self._stop.reason != "limit":
+                self._evaluations.end()  # the processor is the commit's now
+            else:
+                self._evaluations.poll()
         reporting = self._reporter is not None and self._reporter.is_alive()
         if self._machine and not reporting and time.monotonic() - self._reported > _REPORT_SECONDS:
             # in a thread of its own: the pulse must not wait for a store that does not answer
@@ -499,22 +577,14 @@ class _Session:
             self._reporter.start()
 
     def _check_limits(self) -> None:
-        hours = self._config.limits.hours
-        if hours is None:
-            return
-        used = self._hours_before + (self._session.seconds if self._session else 0.0) / 3600
-        if used >= hours:
-            self._stop.at_limit(f"limits.hours: {hours} instance hours are used")
+        reached = self._limits.reached() if self._limits is not None else None
+        if reached is not None:
+            self._stop.at_limit(reached)
 
-
-def _hours_before(store: ObjectStore, session: Session) -> float:
-    """Hours of the sessions before this one, from their start to the last sign of them, each by its own clock."""
-    total = 0.0
-    for record in read_sessions(store):
-        if record.number < session.number:
-            signs = [float(sign.get("seconds", 0.0)) for sign in (record.progress, record.end) if sign is not None]
-            total += max(signs, default=0.0)
-    return total / 3600
+    def _priced(self) -> dict[str, Any]:
+        """For the progress: a price that could not be read yet when the session began."""
+        price = self._limits.price if self._limits is not None else None
+        return {"price": price.model_dump()} if price is not None else {}
 
 
 def _launch_overrides() -> dict[str, Any]:
@@ -563,7 +633,7 @@ def _alone(state_dir: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _import_path(config: RunFile) -> Iterator[None]:
+def import_path(config: RunFile) -> Iterator[None]:
     """The user's code folder first on the module path, also in environments' processes."""
     if config.code.folder is None:
         yield
