@@ -35,6 +35,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 
 from train_cloud.config import Environment, RunFile
 from train_cloud.config.run_file import ELSEWHERE, SCHEDULED, suggestion
+from train_cloud.envs.known import recall, record
 from train_cloud.envs.state import FAILURES, Choice, Env, StatefulEnv, choose
 from train_cloud.errors import InputError
 
@@ -65,6 +66,8 @@ class Built:
 
     model: BaseAlgorithm
     choice: Choice
+    trial: Mapping[str, Any]
+    """What there is to know of it in the next session; see ``train_cloud.envs.known``."""
 
     def close(self) -> None:
         """Close the environments; a worker that has died already is no error."""
@@ -74,15 +77,18 @@ class Built:
                 env.close()
 
 
-def build_model(run_file: RunFile) -> Built:
+def build_model(run_file: RunFile, trial: Mapping[str, Any] | None = None) -> Built:
     """Seed the global generators and make environments and model.
 
+    :param trial: of the environments' state, as :class:`Built` had it in the session before
     :raises InputError: a field that Gymnasium, SB3 or the user's own code refuses
     """
     assert run_file.environment is not None and run_file.algorithm is not None
     check_device(run_file.device)
     algorithm, policy = load_algorithm(run_file), load_policy(run_file)
-    choice = choose_state(run_file)
+    asked = {name: value for name, value in run_file.identity().items() if name in ("environment", "code", "env")}
+    recalled = recall(trial, asked)
+    choice = recalled or choose_state(run_file)
     set_random_seed(run_file.seed)
     env = make_vec_env(run_file.environment, run_file.seed, choice.provider)
     try:
@@ -90,10 +96,12 @@ def build_model(run_file: RunFile) -> Built:
         model = construct(run_file, algorithm, policy, env, arguments)
         there, taken = psutil.virtual_memory().total, psutil.Process().memory_info().rss
         check_memory(run_file, buffer_bytes(model), there, "this machine", beside=taken)
+        if trial is None or recalled is None:
+            trial = record(choice, asked, _sources(run_file.environment))
     except InputError:
         env.close()
         raise
-    return Built(model, choice)
+    return Built(model, choice, trial)
 
 
 def build_callbacks(run_file: RunFile) -> list[BaseCallback]:
@@ -283,6 +291,16 @@ def choose_state(run_file: RunFile) -> Choice:
     assert run_file.environment is not None
     with refusing("environment.id", run_file.environment.id, "its reset() or step() raises"):
         return choose(MakeEnv(run_file.environment), run_file.environment.state)
+
+
+def _sources(environment: Environment) -> list[str]:
+    """Modules that the environment comes from."""
+    entry: Any = None
+    with contextlib.suppress(gymnasium.error.Error):  # registered in its own processes alone
+        entry = gymnasium.spec(environment.id).entry_point
+    made = entry.split(":")[0] if isinstance(entry, str) else getattr(entry, "__module__", None)
+    named = [environment.module, made, *(wrapper.split(":")[0] for wrapper in environment.wrappers)]
+    return [name for name in named if name is not None]
 
 
 # ------------------------------------------------------------------------------------------------ algorithm and policy

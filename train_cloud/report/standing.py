@@ -13,18 +13,19 @@ from train_cloud.run.head import Head, read_head
 from train_cloud.store import ObjectStore, open_store
 
 
-def check_standing(root: str, run_file: RunFile) -> None:
+def check_standing(root: str, run_file: RunFile) -> Mapping[str, Any]:
     """Refuse what would not be the same run any more. Writes nothing.
 
     The identity that counts is the one in the newest checkpoint's manifest: what really trained these weights.
 
+    :return: facts of the newest checkpoint; empty where there is none
     :raises InputError: naming the field that differs, or the total that is reached already
     :raises CorruptCheckpoint: head or manifest cannot be read
     """
     store = open_store(layout.run_url(root, run_file.run_id))
     read = read_head(store)
     if read is None:
-        return
+        return {}
     head, _ = read
     facts = check_budget(store, head, run_file)
     changes = identity_changes(facts["identity"], run_file.identity()) if facts else []
@@ -37,6 +38,7 @@ def check_standing(root: str, run_file: RunFile) -> None:
             f"run {run_file.run_id} was begun with {old!r}: restore that, fork the run (train-cloud fork), or choose "
             f"another run_id{others}",
         )
+    return facts
 
 
 def check_budget(store: ObjectStore, head: Head, run_file: RunFile) -> Mapping[str, Any]:

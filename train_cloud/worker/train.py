@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -75,6 +75,7 @@ _GROUP = "TRAIN_CLOUD_AUTOSCALING_GROUP"
 _OVERRIDES = "TRAIN_CLOUD_OVERRIDES"
 _MAX_ATTEMPTS = "TRAIN_CLOUD_MAX_ATTEMPTS"
 _STARTS = "starts.json"
+_TRIAL = "environment_trial"
 ARTIFACTS = "artifacts"
 """Folder below the state directory: what lies in it reaches the store."""
 _MAX_STARTS = 20
@@ -164,6 +165,7 @@ class _Session:
         self._received_bytes = 0
         self._machine: dict[str, Any] = {}
         self._exact: tuple[bool, str] = (True, "")
+        self._trial: Mapping[str, Any] | None = None
         self._finished = False
         self._reporter: threading.Thread | None = None
         self._reported = time.monotonic()
@@ -474,6 +476,8 @@ class _Session:
             "identity": self._identity(),
             "machine": self._manifest.facts["machine"] if self._manifest else self._machine,
         }
+        if self._trial is not None:
+            facts[_TRIAL] = self._trial
         if self._evaluations is not None:
             if facts["evaluate"]:
                 self._evaluations.due(snapshot.timesteps)
