@@ -1,16 +1,23 @@
-# What the worker may do: read its run file and code, write its own run's state, and end its own group. Nothing else.
+# What a worker may do: read its run file and code, write its own run's state, and end its own group. Nothing else. Each
+# run has a role of its own: no worker reaches another run's objects or group, though one apply made both.
 
 locals {
   # Built from names, so that the policy can stand before the group does and the first boot finds it.
-  group_arn = "arn:${data.aws_partition.current.partition}:autoscaling:${var.aws_region}:${data.aws_caller_identity.current.account_id}:autoScalingGroup:*:autoScalingGroupName/${local.name}"
+  group_arns = {
+    for id, run in local.runs : id => "arn:${data.aws_partition.current.partition}:autoscaling:${var.aws_region}:${data.aws_caller_identity.current.account_id}:autoScalingGroup:*:autoScalingGroupName/${run.name}"
+  }
 
   # run.yaml, run.json and overrides-*.json are not among them: what was launched stays as it was launched.
-  written_by_worker = ["head.json", "checkpoints/*", "replay/*", "sessions/*", "boots/*", "env/*", "artifacts/*", "evaluations/*", "logs/*"]
+  written_by_worker = [
+    "head.json", "checkpoints/*", "replay/*", "sessions/*", "boots/*", "env/*", "artifacts/*", "evaluations/*", "logs/*",
+    "launched/*", "told/*",
+  ]
 }
 
 resource "aws_iam_role" "worker" {
-  name        = local.name
-  description = "Worker of the run ${local.run_id}."
+  for_each    = local.runs
+  name        = each.value.name
+  description = "Worker of the run ${each.key}."
 
   assume_role_policy = jsonencode({
     Version = "2012-10-17"
@@ -23,30 +30,31 @@ resource "aws_iam_role" "worker" {
 }
 
 resource "aws_iam_role_policy" "worker" {
-  name = "run"
-  role = aws_iam_role.worker.name
+  for_each = local.runs
+  name     = "run"
+  role     = aws_iam_role.worker[each.key].name
 
   policy = jsonencode({
     Version = "2012-10-17"
-    Statement = [
+    Statement = concat([
       {
         Sid       = "List"
         Effect    = "Allow"
         Action    = "s3:ListBucket"
         Resource  = local.bucket_arn
-        Condition = { StringLike = { "s3:prefix" = ["${local.run_prefix}*", "${local.code_prefix}*"] } }
+        Condition = { StringLike = { "s3:prefix" = ["${each.value.prefix}*", "${each.value.code_prefix}*"] } }
       },
       {
         Sid      = "Read"
         Effect   = "Allow"
         Action   = "s3:GetObject"
-        Resource = ["${local.bucket_arn}/${local.run_prefix}*", "${local.bucket_arn}/${local.code_prefix}*"]
+        Resource = ["${local.bucket_arn}/${each.value.prefix}*", "${local.bucket_arn}/${each.value.code_prefix}*"]
       },
       {
         Sid      = "Write"
         Effect   = "Allow"
         Action   = ["s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"]
-        Resource = [for part in local.written_by_worker : "${local.bucket_arn}/${local.run_prefix}${part}"]
+        Resource = [for part in local.written_by_worker : "${local.bucket_arn}/${each.value.prefix}${part}"]
       },
       {
         Sid    = "EndItself"
@@ -56,7 +64,7 @@ resource "aws_iam_role_policy" "worker" {
           "autoscaling:SetDesiredCapacity",
           "autoscaling:TerminateInstanceInAutoScalingGroup",
         ]
-        Resource = local.group_arn
+        Resource = local.group_arns[each.key]
       },
       {
         # None of these knows resources. The last two tell what this machine costs.
@@ -70,17 +78,40 @@ resource "aws_iam_role_policy" "worker" {
         ]
         Resource = "*"
       },
-    ]
+      ],
+      # Each option adds exactly its own.
+      local.notifies ? [{
+        Sid      = "Tell"
+        Effect   = "Allow"
+        Action   = "sns:Publish"
+        Resource = aws_sns_topic.runs[0].arn
+      }] : [],
+      local.logs ? [{
+        Sid      = "Log"
+        Effect   = "Allow"
+        Action   = ["logs:CreateLogStream", "logs:PutLogEvents"]
+        Resource = "${aws_cloudwatch_log_group.worker[each.key].arn}:log-stream:*"
+      }] : [],
+      var.kms_key_arn == null ? [] : [{
+        Sid       = "ReadAndWriteWithTheKey"
+        Effect    = "Allow"
+        Action    = ["kms:Decrypt", "kms:GenerateDataKey"]
+        Resource  = var.kms_key_arn
+        Condition = { StringEquals = { "kms:ViaService" = "s3.${var.aws_region}.amazonaws.com" } }
+      }],
+    )
   })
 }
 
 # Session Manager: a shell and a log without an open port or a key.
 resource "aws_iam_role_policy_attachment" "session" {
-  role       = aws_iam_role.worker.name
+  for_each   = local.runs
+  role       = aws_iam_role.worker[each.key].name
   policy_arn = "arn:${data.aws_partition.current.partition}:iam::aws:policy/AmazonSSMManagedInstanceCore"
 }
 
 resource "aws_iam_instance_profile" "worker" {
-  name = local.name
-  role = aws_iam_role.worker.name
+  for_each = local.runs
+  name     = each.value.name
+  role     = aws_iam_role.worker[each.key].name
 }

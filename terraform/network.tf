@@ -1,10 +1,11 @@
-# Where the worker stands: the default VPC or the subnets given; nobody may connect to it unless allowed_cidrs says so.
+# Where the workers stand: the default VPC or the subnets given; nobody may connect to one unless allowed_cidrs says so.
 
 locals {
   subnet_ids = length(var.subnet_ids) > 0 ? var.subnet_ids : data.aws_subnets.default[0].ids
   vpc_id     = length(var.subnet_ids) > 0 ? data.aws_subnet.given[var.subnet_ids[0]].vpc_id : data.aws_vpc.default[0].id
   ingress = {
-    for pair in setproduct(var.allowed_cidrs, [22, 6006]) : "${pair[0]} ${pair[1]}" => { cidr = pair[0], port = pair[1] }
+    for triple in setproduct(keys(local.runs), var.allowed_cidrs, [22, 6006]) :
+    join(" ", triple) => { run = triple[0], cidr = triple[1], port = triple[2] }
   }
 }
 
@@ -48,8 +49,9 @@ data "aws_subnet" "given" {
 }
 
 resource "aws_security_group" "worker" {
-  name        = local.name
-  description = "Worker of the run ${local.run_id}: out to everywhere, in from allowed_cidrs."
+  for_each    = local.runs
+  name        = each.value.name
+  description = "Worker of the run ${each.key}: out to everywhere, in from allowed_cidrs."
   vpc_id      = local.vpc_id
 
   lifecycle {
@@ -61,17 +63,17 @@ resource "aws_security_group" "worker" {
 }
 
 resource "aws_vpc_security_group_egress_rule" "everywhere" {
-  for_each          = toset(["0.0.0.0/0", "::/0"])
-  security_group_id = aws_security_group.worker.id
+  for_each          = { for pair in setproduct(keys(local.runs), ["0.0.0.0/0", "::/0"]) : join(" ", pair) => { run = pair[0], cidr = pair[1] } }
+  security_group_id = aws_security_group.worker[each.value.run].id
   description       = "S3, AWS's interfaces and package indexes"
-  cidr_ipv4         = strcontains(each.value, ":") ? null : each.value
-  cidr_ipv6         = strcontains(each.value, ":") ? each.value : null
+  cidr_ipv4         = strcontains(each.value.cidr, ":") ? null : each.value.cidr
+  cidr_ipv6         = strcontains(each.value.cidr, ":") ? each.value.cidr : null
   ip_protocol       = "-1"
 }
 
 resource "aws_vpc_security_group_ingress_rule" "allowed" {
   for_each          = local.ingress
-  security_group_id = aws_security_group.worker.id
+  security_group_id = aws_security_group.worker[each.value.run].id
   description       = each.value.port == 22 ? "SSH" : "TensorBoard"
   cidr_ipv4         = strcontains(each.value.cidr, ":") ? null : each.value.cidr
   cidr_ipv6         = strcontains(each.value.cidr, ":") ? each.value.cidr : null

@@ -1,14 +1,14 @@
-# The bucket, and what the worker reads from it: the run file as written, the overrides, and the code under its digest.
+# The bucket, and what the workers read from it: run files as written, overrides, and code under its digest.
 
 locals {
-  run_file  = yamldecode(file(pathexpand(var.run_file)))
-  run_id    = local.run_file.run_id
+  run_paths = [for path in concat(compact([var.run_file]), var.run_files) : pathexpand(path)]
+  # By run_id; two files with one are refused above, and here too for whoever looks at a plan without validations.
+  run_files = { for path in local.run_paths : yamldecode(file(path)).run_id => { path = path, content = yamldecode(file(path)) } }
   overrides = { for key, value in { algorithm = var.training_type, total_timesteps = var.total_timesteps, save_frequency = var.save_frequency } : key => value if value != null }
 
   bucket     = coalesce(var.s3_bucket_name, "${var.project_name}-${data.aws_caller_identity.current.account_id}-${var.aws_region}")
   bucket_arn = "arn:${data.aws_partition.current.partition}:s3:::${local.bucket}"
   root       = var.prefix == "" ? "" : "${var.prefix}/"
-  run_prefix = "${local.root}runs/${local.run_id}/"
   store_url  = trimsuffix("s3://${local.bucket}/${local.root}", "/")
 
   repository = "${path.module}/.."
@@ -19,32 +19,57 @@ locals {
     fileset(local.repository, "systemd/**"),
   )
 
-  # Only these two strings are taken from the run file beside its run_id; the worker checks the rest of it.
-  user_folder_as_written = try(tostring(local.run_file.code.folder), null)
-  user_folder = (
-    local.user_folder_as_written == null ? null :
-    can(regex("^([/~]|[A-Za-z]:)", local.user_folder_as_written)) ? pathexpand(local.user_folder_as_written) :
-    "${dirname(pathexpand(var.run_file))}/${local.user_folder_as_written}"
-  )
+  # Only these two strings are taken from a run file beside its run_id; the worker checks the rest of it.
+  user_folder_as_written = { for id, run in local.run_files : id => try(tostring(run.content.code.folder), null) }
+  user_folder = {
+    for id, folder in local.user_folder_as_written : id => (
+      folder == null ? null :
+      can(regex("^([/~]|[A-Za-z]:)", folder)) ? pathexpand(folder) :
+      "${dirname(local.run_files[id].path)}/${folder}"
+    )
+  }
   # The same list as ALWAYS_EXCLUDED in train_cloud/config/identity.py: the digest of the user's code is part of the run.
   never_code = [
     ".git/**", ".venv/**", "**/__pycache__/**", "**/*.pyc", "**/.DS_Store", "**/.ipynb_checkpoints/**", "**/.terraform/**",
     "**/*.tfstate*", "runs/**", "rehearsal/**",
   ]
-  user_excluded = local.user_folder == null ? [] : flatten([
-    for glob in concat(local.never_code, try([for glob in local.run_file.code.exclude : tostring(glob)], [])) :
-    tolist(fileset(local.user_folder, trimprefix(glob, "./")))
-  ])
-  user_files = local.user_folder == null ? [] : setsubtract(fileset(local.user_folder, "**"), local.user_excluded)
+  user_excluded = {
+    for id, folder in local.user_folder : id => folder == null ? [] : flatten([
+      for glob in concat(local.never_code, try([for glob in local.run_files[id].content.code.exclude : tostring(glob)], [])) :
+      tolist(fileset(folder, trimprefix(glob, "./")))
+    ])
+  }
+  user_files = {
+    for id, folder in local.user_folder : id => folder == null ? [] : setsubtract(fileset(folder, "**"), local.user_excluded[id])
+  }
 
-  code = merge(
-    { for file in local.package : "package/${file}" => "${local.repository}/${file}" if !strcontains(file, "__pycache__/") && !endswith(file, ".pyc") },
-    { for file in local.user_files : "user/${file}" => "${local.user_folder}/${file}" },
-  )
+  package_code = {
+    for file in local.package : "package/${file}" => "${local.repository}/${file}"
+    if !strcontains(file, "__pycache__/") && !endswith(file, ".pyc")
+  }
+  package_sums = { for name, file in local.package_code : name => filesha256(file) }
+  code         = { for id, files in local.user_files : id => merge(local.package_code, { for file in files : "user/${file}" => "${local.user_folder[id]}/${file}" }) }
   # In the form of sha256sum, so that the worker checks it with `sha256sum --check`; its own digest pins all of it.
-  code_sums   = join("", [for name in sort(keys(local.code)) : "${filesha256(local.code[name])}  ${name}\n"])
-  code_digest = sha256(local.code_sums)
-  code_prefix = "${local.root}code/${local.code_digest}/"
+  code_sums = {
+    for id, code in local.code : id => join("", [
+      for name in sort(keys(code)) : "${try(local.package_sums[name], filesha256(code[name]))}  ${name}\n"
+    ])
+  }
+
+  # All that differs from run to run.
+  runs = {
+    for id, run in local.run_files : id => {
+      name        = "${var.project_name}-${id}"
+      path        = run.path
+      prefix      = "${local.root}runs/${id}/"
+      code_digest = sha256(local.code_sums[id])
+      code_prefix = "${local.root}code/${sha256(local.code_sums[id])}/"
+    }
+  }
+  # Runs with the same code share it.
+  code_objects = merge([
+    for id, code in local.code : { for name, file in code : "${local.runs[id].code_digest}/${name}" => file }
+  ]...)
 }
 
 data "aws_caller_identity" "current" {}
@@ -92,8 +117,11 @@ resource "aws_s3_bucket_server_side_encryption_configuration" "runs" {
   bucket = aws_s3_bucket.runs[0].id
 
   rule {
+    bucket_key_enabled = var.kms_key_arn != null
+
     apply_server_side_encryption_by_default {
-      sse_algorithm = "AES256"
+      sse_algorithm     = var.kms_key_arn == null ? "AES256" : "aws:kms"
+      kms_master_key_id = var.kms_key_arn
     }
   }
 }
@@ -146,34 +174,37 @@ resource "aws_s3_bucket_lifecycle_configuration" "runs" {
 }
 
 resource "aws_s3_object" "run_file" {
+  for_each     = local.runs
   bucket       = local.bucket
-  key          = "${local.run_prefix}run.yaml"
-  source       = pathexpand(var.run_file)
-  source_hash  = filemd5(pathexpand(var.run_file))
+  key          = "${each.value.prefix}run.yaml"
+  source       = each.value.path
+  source_hash  = filemd5(each.value.path)
   content_type = "application/yaml"
   depends_on   = [terraform_data.bucket_ready]
 }
 
 resource "aws_s3_object" "run" {
+  for_each     = local.runs
   bucket       = local.bucket
-  key          = "${local.run_prefix}run.json"
-  content      = jsonencode({ run_id = local.run_id, overrides = {}, launched_by = "terraform" })
+  key          = "${each.value.prefix}run.json"
+  content      = jsonencode({ run_id = each.key, overrides = {}, launched_by = "terraform" })
   content_type = "application/json"
   depends_on   = [terraform_data.bucket_ready]
 }
 
 resource "aws_s3_object" "overrides" {
+  for_each     = local.runs
   bucket       = local.bucket
-  key          = "${local.run_prefix}overrides-0.json"
+  key          = "${each.value.prefix}overrides-0.json"
   content      = jsonencode(local.overrides)
   content_type = "application/json"
   depends_on   = [terraform_data.bucket_ready]
 }
 
 resource "aws_s3_object" "code" {
-  for_each    = local.code
+  for_each    = local.code_objects
   bucket      = local.bucket
-  key         = "${local.code_prefix}${each.key}"
+  key         = "${local.root}code/${each.key}"
   source      = each.value
   source_hash = filesha256(each.value)
   depends_on  = [terraform_data.bucket_ready]
@@ -185,9 +216,10 @@ resource "aws_s3_object" "code" {
 }
 
 resource "aws_s3_object" "code_sums" {
+  for_each   = { for id, run in local.runs : run.code_digest => local.code_sums[id]... }
   bucket     = local.bucket
-  key        = "${local.code_prefix}SHA256SUMS"
-  content    = local.code_sums
+  key        = "${local.root}code/${each.key}/SHA256SUMS"
+  content    = each.value[0]
   depends_on = [terraform_data.bucket_ready]
 
   lifecycle {

@@ -1,12 +1,22 @@
 # What is trained stands in the run file; here stands where, for how long and for whom.
 
 variable "run_file" {
-  description = "Path of the run file (YAML), relative to the folder that Terraform runs in. Its run_id names the worker's resources."
+  description = "Path of the run file (YAML), relative to the folder that Terraform runs in. Its run_id names the worker's resources. For several runs: run_files."
   type        = string
-  nullable    = false
+  default     = null
 
   validation {
-    condition     = can(file(pathexpand(var.run_file)))
+    condition     = var.run_file != null || length(var.run_files) > 0
+    error_message = "run_file: name a run file, for example ../examples/pendulum_sac.yaml, or several in run_files."
+  }
+
+  validation {
+    condition     = var.run_file == null || length(var.run_files) == 0
+    error_message = "run_file: give run_file or run_files, not both."
+  }
+
+  validation {
+    condition     = var.run_file == null || can(file(pathexpand(var.run_file)))
     error_message = "run_file: no readable file at this path; it is relative to the folder that Terraform runs in, for example ../examples/pendulum_sac.yaml."
   }
 
@@ -16,14 +26,36 @@ variable "run_file" {
   }
 }
 
+variable "run_files" {
+  description = "Paths of several run files, in the place of run_file: each run gets a group, a role and a schedule of its own. The other variables count for all of them."
+  type        = list(string)
+  default     = []
+  nullable    = false
+
+  validation {
+    condition     = alltrue([for path in var.run_files : can(file(pathexpand(path)))])
+    error_message = "run_files: no readable file at ${join(", ", [for path in var.run_files : path if !can(file(pathexpand(path)))])}; paths are relative to the folder that Terraform runs in."
+  }
+
+  validation {
+    condition     = alltrue([for path in var.run_files : !can(file(pathexpand(path))) || can(regex("^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$", yamldecode(file(pathexpand(path))).run_id))])
+    error_message = "run_files: each must be a YAML map whose run_id has 1 to 40 lower-case letters, digits and inner hyphens; `train-cloud validate RUN_FILE` says what is wrong with one."
+  }
+
+  validation {
+    condition     = length(distinct([for path in var.run_files : try(yamldecode(file(pathexpand(path))).run_id, path)])) == length(var.run_files)
+    error_message = "run_files: two of them have the same run_id; give each run its own."
+  }
+}
+
 variable "training_type" {
-  description = "Overrides the run file's algorithm: sac, or module:Class. Null: as the run file says."
+  description = "Overrides the run file's algorithm: any that it may name itself (docs/run-file.md), or module:Class. Null: as the run file says."
   type        = string
   default     = null
 
   validation {
     condition     = var.training_type == null || can(regex("^[A-Za-z_][A-Za-z0-9_.]*(:[A-Za-z_][A-Za-z0-9_.]*)?$", var.training_type))
-    error_message = "training_type: name an algorithm (sac) or module:Class, in letters, digits, underscores and dots."
+    error_message = "training_type: name an algorithm (sac, ppo, …) or module:Class, in letters, digits, underscores and dots."
   }
 }
 
@@ -132,7 +164,7 @@ variable "instance_types" {
 }
 
 variable "use_spot" {
-  description = "Spot instances, at about a third of the price; false: on demand."
+  description = "Spot instances, usually far below the on-demand price; false: on demand. May be changed in mid-run: Auto Scaling then sends another worker, which goes on exactly."
   type        = bool
   default     = true
   nullable    = false
@@ -266,4 +298,37 @@ variable "allow_open_ingress" {
   type        = bool
   default     = false
   nullable    = false
+}
+
+variable "kms_key_arn" {
+  description = "Your own KMS key (symmetric, of aws_region and this account) for the worker's volume, and for the bucket unless that exists already. It has to outlive the bucket. Null: AWS's keys."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.kms_key_arn == null || can(regex("^arn:[a-z-]+:kms:${var.aws_region}:[0-9]{12}:key/[0-9a-z-]+$", var.kms_key_arn))
+    error_message = "kms_key_arn: give a key of aws_region by its ARN, for example arn:aws:kms:us-east-1:123456789012:key/0123…; an alias will not do."
+  }
+}
+
+variable "notification_emails" {
+  description = "Who is told by e-mail when a run completed, stopped, failed or was interrupted; each address has to confirm once. Empty: the topic alone, to subscribe to in other ways. Null: no topic."
+  type        = list(string)
+  default     = null
+
+  validation {
+    condition     = alltrue([for address in coalesce(var.notification_emails, []) : can(regex("^[^@[:space:]]+@[^@[:space:]]+\\.[^@[:space:]]+$", address))])
+    error_message = "notification_emails: write each as name@example.org."
+  }
+}
+
+variable "cloudwatch_log_days" {
+  description = "Send the journal of the worker's units to CloudWatch Logs too, and keep it there for so many days. Null: no; it stands in the machine's journal and in the bucket."
+  type        = number
+  default     = null
+
+  validation {
+    condition     = var.cloudwatch_log_days == null || contains([1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545, 731], coalesce(var.cloudwatch_log_days, 1))
+    error_message = "cloudwatch_log_days: CloudWatch knows 1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545 and 731."
+  }
 }

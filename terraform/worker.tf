@@ -1,39 +1,46 @@
-# One worker at a time: a group of at most one that replaces an interrupted worker, and a schedule that ends it for good.
+# For each run one worker at a time: a group of at most one that replaces an interrupted worker, and a schedule that ends
+# it for good.
 
 locals {
-  name       = "${var.project_name}-${local.run_id}"
-  hook       = "final-commit"
-  image_id   = coalesce(var.ami_id, data.aws_ssm_parameter.image.insecure_value)
-  outer_stop = timeadd(terraform_data.launched.output, "${ceil(var.max_runtime_hours * 60) + 30}m")
+  hook     = "final-commit"
+  image_id = coalesce(var.ami_id, data.aws_ssm_parameter.image.insecure_value)
+
+  launched   = { for id, launch in terraform_data.launched : id => launch.output }
+  outer_stop = { for id, launched in local.launched : id => timeadd(launched, "${ceil(var.max_runtime_hours * 60) + 30}m") }
 
   # The whole of /etc/train-cloud/worker.env. No value needs quoting: the variables' validations see to it.
-  environment = {
+  environment = { for id, run in local.runs : id => merge({
     AWS_REGION                    = var.aws_region
     AWS_DEFAULT_REGION            = var.aws_region
     TRAIN_CLOUD_STORE             = local.store_url
-    TRAIN_CLOUD_RUN_ID            = local.run_id
+    TRAIN_CLOUD_RUN_ID            = id
     TRAIN_CLOUD_RUN_FILE          = "/etc/train-cloud/run.yaml"
     TRAIN_CLOUD_OVERRIDES         = "/etc/train-cloud/overrides.json"
     TRAIN_CLOUD_STATE_DIR         = "/var/lib/train-cloud"
     TRAIN_CLOUD_CODE              = "/opt/train-cloud/code/user"
-    TRAIN_CLOUD_CODE_DIGEST       = local.code_digest
-    TRAIN_CLOUD_AUTOSCALING_GROUP = local.name
+    TRAIN_CLOUD_CODE_DIGEST       = run.code_digest
+    TRAIN_CLOUD_AUTOSCALING_GROUP = run.name
     TRAIN_CLOUD_MAX_ATTEMPTS      = var.max_attempts
-    TRAIN_CLOUD_LAUNCHED_AT       = terraform_data.launched.output
-  }
+    TRAIN_CLOUD_LAUNCHED_AT       = local.launched[id]
+    },
+    local.notifies ? { TRAIN_CLOUD_TOPIC = aws_sns_topic.runs[0].arn } : {},
+    local.logs ? { TRAIN_CLOUD_LOG_GROUP = local.log_groups[id] } : {},
+  ) }
 
-  user_data = templatefile("${path.module}/user_data.sh.tftpl", {
-    environment = local.environment
-    versions    = file("${path.module}/../bootstrap/versions.env")
-    library     = file("${path.module}/../bootstrap/lib.sh")
-    ending      = file("${path.module}/../bootstrap/ending.sh")
-  })
+  user_data = {
+    for id, environment in local.environment : id => templatefile("${path.module}/user_data.sh.tftpl", {
+      environment = environment
+      versions    = file("${path.module}/../bootstrap/versions.env")
+      library     = file("${path.module}/../bootstrap/lib.sh")
+      ending      = file("${path.module}/../bootstrap/ending.sh")
+    })
+  }
 }
 
 # Kept in the state: the launch is when this run was first applied, not when Terraform last ran.
 resource "terraform_data" "launched" {
-  input            = timestamp()
-  triggers_replace = [local.run_id]
+  for_each = local.runs
+  input    = timestamp()
 
   lifecycle {
     ignore_changes = [input]
@@ -61,18 +68,19 @@ data "aws_ami" "image" {
 }
 
 resource "aws_launch_template" "worker" {
-  name                                 = local.name
+  for_each                             = local.runs
+  name                                 = each.value.name
   image_id                             = data.aws_ami.image.id
   instance_type                        = var.instance_types[0]
   key_name                             = var.key_pair_name
-  vpc_security_group_ids               = [aws_security_group.worker.id]
+  vpc_security_group_ids               = [aws_security_group.worker[each.key].id]
   instance_initiated_shutdown_behavior = "terminate"
   update_default_version               = true
-  user_data                            = base64encode(local.user_data)
+  user_data                            = base64encode(local.user_data[each.key])
 
   iam_instance_profile {
     # By name: the provider waits seconds for each of the two, and they may wait together. The group waits for both.
-    name = local.name
+    name = each.value.name
   }
 
   metadata_options {
@@ -90,6 +98,7 @@ resource "aws_launch_template" "worker" {
       iops                  = 3000
       throughput            = 500
       encrypted             = true
+      kms_key_id            = var.kms_key_arn
       delete_on_termination = true
     }
   }
@@ -98,7 +107,7 @@ resource "aws_launch_template" "worker" {
     for_each = ["instance", "volume"]
     content {
       resource_type = tag_specifications.value
-      tags          = { Name = local.name, "train-cloud" = var.project_name, "train-cloud-run" = local.run_id }
+      tags          = { Name = each.value.name, "train-cloud" = var.project_name, "train-cloud-run" = each.key }
     }
   }
 
@@ -109,14 +118,15 @@ resource "aws_launch_template" "worker" {
     ignore_changes = [image_id]
 
     precondition {
-      condition     = length(base64encode(local.user_data)) <= 4 * ceil(16384 / 3)
+      condition     = length(base64encode(local.user_data[each.key])) <= 4 * ceil(16384 / 3)
       error_message = "The user-data is larger than EC2's 16 KB (16384 bytes)."
     }
   }
 }
 
 resource "aws_autoscaling_group" "worker" {
-  name                      = local.name
+  for_each                  = local.runs
+  name                      = each.value.name
   min_size                  = 0
   max_size                  = 1
   desired_capacity          = 1
@@ -127,6 +137,7 @@ resource "aws_autoscaling_group" "worker" {
 
   mixed_instances_policy {
     instances_distribution {
+      # There is no falling back by itself: with 0 and 0 a group that finds no spot capacity waits for some.
       on_demand_base_capacity                  = 0
       on_demand_percentage_above_base_capacity = var.use_spot ? 0 : 100
       spot_allocation_strategy                 = "price-capacity-optimized"
@@ -134,8 +145,8 @@ resource "aws_autoscaling_group" "worker" {
 
     launch_template {
       launch_template_specification {
-        launch_template_id = aws_launch_template.worker.id
-        version            = aws_launch_template.worker.latest_version
+        launch_template_id = aws_launch_template.worker[each.key].id
+        version            = aws_launch_template.worker[each.key].latest_version
       }
 
       dynamic "override" {
@@ -158,7 +169,7 @@ resource "aws_autoscaling_group" "worker" {
 
   tag {
     key                 = "train-cloud-run"
-    value               = local.run_id
+    value               = each.key
     propagate_at_launch = true
   }
 
@@ -172,6 +183,7 @@ resource "aws_autoscaling_group" "worker" {
     aws_iam_instance_profile.worker,
     aws_iam_role_policy.worker,
     aws_iam_role_policy_attachment.session,
+    aws_kms_grant.autoscaling,
     aws_s3_object.code,
     aws_s3_object.code_sums,
     aws_s3_object.overrides,
@@ -183,13 +195,14 @@ resource "aws_autoscaling_group" "worker" {
 
 # The money stops from outside too. Hourly: a worker that somebody starts again after the limit ends within the hour.
 resource "aws_autoscaling_schedule" "stop" {
-  autoscaling_group_name = aws_autoscaling_group.worker.name
+  for_each               = local.runs
+  autoscaling_group_name = aws_autoscaling_group.worker[each.key].name
   scheduled_action_name  = "stop-at-limit"
   # -1: as it is
   min_size         = -1
   max_size         = -1
   desired_capacity = 0
-  recurrence       = formatdate("m '* * * *'", local.outer_stop)
+  recurrence       = formatdate("m '* * * *'", local.outer_stop[each.key])
   # From the limit on AWS reports the next hour in the place of the first, and would refuse a time that is past.
-  start_time = timecmp(plantimestamp(), local.outer_stop) < 0 ? formatdate("YYYY-MM-DD'T'hh:mm:00'Z'", local.outer_stop) : null
+  start_time = timecmp(plantimestamp(), local.outer_stop[each.key]) < 0 ? formatdate("YYYY-MM-DD'T'hh:mm:00'Z'", local.outer_stop[each.key]) : null
 }

@@ -45,6 +45,8 @@ OUTPUTS = {
     "tensorboard_url_command",
     "status_command",
     "scaling_activities_command",
+    "logs_command",
+    "runs",
     "s3_bucket_url",
     "autoscaling_group_name",
 }
@@ -56,7 +58,10 @@ WRITTEN_BY_WORKER = (
     "boots/1-i",
     "env/a",
     "artifacts/a/b",
+    "evaluations/a",
     "logs/a",
+    "launched/a",
+    "told/a",
 )
 NAME = "train-cloud-read-back"
 BUCKET = "train-cloud-123456789012-us-east-1"
@@ -70,7 +75,7 @@ class Stack:
     terraform: Terraform
     variables: dict[str, Any]
     run_file: Path
-    outputs: dict[str, str]
+    outputs: dict[str, Any]
     events: list[tuple[str, str]]
     s3: Any
     folder: Path
@@ -130,7 +135,7 @@ def test_each_validation_has_a_test_and_says_what_it_checks() -> None:
     variables = (REPOSITORY / "terraform" / "variables.tf").read_text()
     tests = (REPOSITORY / "terraform" / "tests" / "validation.tftest.hcl").read_text()
     blocks = dict(re.findall(r'^variable "(\w+)" \{\n(.*?)^\}', variables, re.DOTALL | re.MULTILINE))
-    assert 18 <= len(blocks) <= 24
+    assert 18 <= len(blocks) <= 26
     for name, block in blocks.items():
         assert re.search(r"^  description = \".+\.\"$", block, re.MULTILINE), name
         assert re.search(r"^  type +=", block, re.MULTILINE), name
@@ -204,16 +209,18 @@ def test_after_the_limit_the_stop_is_left_as_it_is(stack: Stack) -> None:
     finally:
         state.write_text(kept)
         put(StartTime=action["StartTime"])
-    assert "update aws_launch_template.worker" in changed, "the state was not changed"
+    assert 'update aws_launch_template.worker["read-back"]' in changed, "the state was not changed"
     assert not [change for change in changed if "schedule" in change]
 
 
 def test_the_outputs_are_these_and_look_the_worker_up(stack: Stack) -> None:
     assert set(stack.outputs) == OUTPUTS
     assert stack.outputs["autoscaling_group_name"] == NAME
+    (run,) = stack.outputs["runs"].values()
+    assert {name: stack.outputs[name] for name in run} == run and set(run) == OUTPUTS - {"runs", "s3_bucket_url"}
     assert stack.outputs["s3_bucket_url"] == f"s3://{BUCKET}/a/b"
     assert stack.outputs["status_command"] == f"train-cloud status s3://{BUCKET}/a/b/runs/read-back"
-    for name in OUTPUTS - {"autoscaling_group_name", "s3_bucket_url", "status_command"}:
+    for name in OUTPUTS - {"autoscaling_group_name", "s3_bucket_url", "status_command", "runs"}:
         assert subprocess.run(["bash", "-n", "-c", stack.outputs[name]]).returncode == 0, name
     query = re.search(r"--filters (.*?) --query", stack.outputs["session_command"])
     assert query is not None
@@ -226,11 +233,13 @@ def test_the_outputs_are_these_and_look_the_worker_up(stack: Stack) -> None:
 
 
 def test_progress_is_told(stack: Stack) -> None:
-    assert ("aws_autoscaling_group.worker", "created") in stack.events
-    assert ("aws_iam_role_policy.worker", "created") in stack.events
+    assert ('aws_autoscaling_group.worker["read-back"]', "created") in stack.events
+    assert ('aws_iam_role_policy.worker["read-back"]', "created") in stack.events
     order = [address for address, _ in stack.events]
-    for needed in ("aws_iam_role_policy.worker", "aws_s3_object.run_file", "aws_s3_object.code_sums"):
-        assert order.index(needed) < order.index("aws_autoscaling_group.worker"), needed
+    group = order.index('aws_autoscaling_group.worker["read-back"]')
+    for name in ("aws_iam_role_policy.worker", "aws_s3_object.run_file", "aws_s3_object.code_sums", "aws_s3_object.code"):
+        needed = f"{name}["
+        assert max(n for n, address in enumerate(order) if address.startswith(needed)) < group, needed
 
 
 def test_the_group_is_one_spot_worker_that_is_replaced_and_ended(stack: Stack) -> None:

@@ -24,6 +24,49 @@ run "run_file_bad_run_id" {
   }
 }
 
+run "no_run_file" {
+  command         = plan
+  expect_failures = [var.run_file]
+  variables {
+    run_file = null
+  }
+}
+
+run "run_file_and_run_files" {
+  command         = plan
+  expect_failures = [var.run_file]
+  variables {
+    run_files = ["tests/run.yaml"]
+  }
+}
+
+run "run_files_missing" {
+  command         = plan
+  expect_failures = [var.run_files]
+  variables {
+    run_file  = null
+    run_files = ["tests/run.yaml", "tests/none.yaml"]
+  }
+}
+
+run "run_files_bad_run_id" {
+  command         = plan
+  expect_failures = [var.run_files]
+  variables {
+    run_file  = null
+    run_files = ["tests/run.yaml", "tests/bad_run_id.yaml"]
+  }
+}
+
+run "run_files_with_one_run_id" {
+  command         = plan
+  expect_failures = [var.run_files]
+  variables {
+    run_file  = null
+    run_files = ["tests/run.yaml", "tests/same_run_id.yaml"]
+  }
+}
+
 run "training_type" {
   command         = plan
   expect_failures = [var.training_type]
@@ -249,5 +292,74 @@ run "allowed_cidrs_half_open" {
   expect_failures = [var.allowed_cidrs]
   variables {
     allowed_cidrs = ["128.0.0.0/1"]
+  }
+}
+
+run "kms_key_arn_alias" {
+  command         = plan
+  expect_failures = [var.kms_key_arn]
+  variables {
+    kms_key_arn = "arn:aws:kms:us-east-1:123456789012:alias/mine"
+  }
+}
+
+run "notification_emails" {
+  command         = plan
+  expect_failures = [var.notification_emails]
+  variables {
+    notification_emails = ["me@example.org", "me"]
+  }
+}
+
+run "cloudwatch_log_days" {
+  command         = plan
+  expect_failures = [var.cloudwatch_log_days]
+  variables {
+    cloudwatch_log_days = 2
+  }
+}
+
+# What only AWS can say.
+
+run "image_for_graviton" {
+  command         = plan
+  expect_failures = [data.aws_ami.image]
+  override_data {
+    target = data.aws_ami.image
+    values = { id = "ami-0123456789abcdef0", architecture = "arm64", root_device_name = "/dev/sda1" }
+  }
+}
+
+run "no_default_subnet" {
+  command         = plan
+  expect_failures = [data.aws_subnets.default]
+  override_data {
+    target = data.aws_subnets.default
+    values = { ids = [] }
+  }
+}
+
+run "subnets_of_two_networks" {
+  command         = plan
+  expect_failures = [aws_security_group.worker]
+  variables {
+    subnet_ids = ["subnet-0123456789abcdef0", "subnet-0123456789abcdef1"]
+  }
+  override_data {
+    target = data.aws_subnet.given["subnet-0123456789abcdef1"]
+    values = { vpc_id = "vpc-other" }
+  }
+}
+
+run "bucket_of_another_region" {
+  command         = plan
+  expect_failures = [data.aws_s3_bucket.existing]
+  variables {
+    existing_bucket = true
+    s3_bucket_name  = "some-bucket"
+  }
+  override_data {
+    target = data.aws_s3_bucket.existing
+    values = { region = "eu-west-1" }
   }
 }

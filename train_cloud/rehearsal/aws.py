@@ -25,7 +25,7 @@ _START_SECONDS = 60
 
 
 class EmbeddedAws:
-    """S3, EC2, Auto Scaling, IAM, STS and SSM at one loopback URL, empty at first.
+    """S3, EC2, Auto Scaling, IAM, STS, SSM, SNS, KMS and CloudWatch Logs at one loopback URL, empty at first.
 
     A context manager. The server reads its standard input and ends with it, so it goes even if this process is killed;
     it has a process group of its own, so Ctrl-C leaves it alive for the ``terraform destroy`` that follows.
@@ -188,6 +188,8 @@ class EmbeddedAws:
                 for instance in reservation["Instances"]
                 if instance["State"]["Name"] not in ("terminated", "shutting-down")
             ],
+            "topic": _names(self.client("sns").list_topics(), "Topics", "TopicArn"),
+            "log group": _names(self.client("logs").describe_log_groups(), "logGroups", "logGroupName"),
             "volume": _names(ec2.describe_volumes(), "Volumes", "VolumeId"),
         }
         return [f"{kind} {name}" for kind, names in owned.items() for name in sorted(names)]

@@ -12,9 +12,9 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from train_cloud.errors import InputError, TrainCloudError
 from train_cloud.rehearsal.aws import EmbeddedAws
@@ -30,7 +30,7 @@ LIMIT = 600.0
 
 _IGNORED = shutil.ignore_patterns("__pycache__", "tests", ".terraform*", "*.tfstate*", "*.tfvars", "*.tfvars.json")
 _VARIABLES = "rehearsal.auto.tfvars.json"
-_SERVICES = ("autoscaling", "ec2", "iam", "s3", "ssm", "sts")
+_SERVICES = ("autoscaling", "ec2", "iam", "kms", "logs", "s3", "sns", "ssm", "sts")
 _LIFECYCLE = """
 # The provider watches a new lifecycle rule for 55 s (10 s, then ten looks 5 s apart), whatever it is answered: the
 # rehearsal leaves the rule out.
@@ -68,15 +68,20 @@ class Terraform:
         self._environment = {**_environment(repository, self._folder), **aws.environment()}
         self._initialised = False
 
-    def apply(self, variables: Mapping[str, object]) -> dict[str, str]:
+    def apply(self, variables: Mapping[str, object]) -> dict[str, Any]:
         """Create or change the stack; the variables are kept for the other verbs.
 
-        :param variables: by the names of ``terraform/variables.tf``; ``run_file`` relative to the current folder
-        :return: the outputs
+        :param variables: by the names of ``terraform/variables.tf``; run files relative to the current folder
+        :return: the outputs that are not null: strings, but for ``runs``, which has them for each run id
         :raises InputError: a variable's validation refused it
         :raises TrainCloudError: Terraform failed; the message is its own
         """
-        given = {**variables, "run_file": str(Path(str(variables["run_file"])).absolute())}
+        given = dict(variables)
+        if "run_file" in given:
+            given["run_file"] = str(Path(str(given["run_file"])).absolute())
+        if "run_files" in given:
+            paths = cast(Sequence[object], given["run_files"])
+            given["run_files"] = [str(Path(str(path)).absolute()) for path in paths]
         (self._module / _VARIABLES).write_text(json.dumps(given, indent=1, default=str))
         self._run("apply", "-auto-approve")
         return self.outputs()
@@ -89,7 +94,7 @@ class Terraform:
             if event["type"] == "planned_change"
         ]
 
-    def outputs(self) -> dict[str, str]:
+    def outputs(self) -> dict[str, Any]:
         with self._start("output", "-json") as process:
             text, _ = process.communicate(timeout=LIMIT)
         return {name: output["value"] for name, output in json.loads(text).items()}

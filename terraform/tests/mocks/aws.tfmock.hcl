@@ -27,3 +27,15 @@ mock_resource "aws_launch_template" {
 mock_data "aws_s3_bucket" {
   defaults = { region = "us-east-1" }
 }
+
+mock_data "aws_iam_role" {
+  defaults = { arn = "arn:aws:iam::123456789012:role/aws-service-role/autoscaling.amazonaws.com/AWSServiceRoleForAutoScaling" }
+}
+
+mock_resource "aws_sns_topic" {
+  defaults = { arn = "arn:aws:sns:us-east-1:123456789012:train-cloud-20260101000000000000000001" }
+}
+
+mock_resource "aws_cloudwatch_log_group" {
+  defaults = { arn = "arn:aws:logs:us-east-1:123456789012:log-group:/train-cloud-tftest-1" }
+}
