@@ -237,8 +237,8 @@ def test_progress_is_told(stack: Stack) -> None:
     assert ('aws_iam_role_policy.worker["read-back"]', "created") in stack.events
     order = [address for address, _ in stack.events]
     group = order.index('aws_autoscaling_group.worker["read-back"]')
-    for name in ("aws_iam_role_policy.worker", "aws_s3_object.run_file", "aws_s3_object.code_sums", "aws_s3_object.code"):
-        needed = f"{name}["
+    for name in ("iam_role_policy.worker", "s3_object.run_file", "s3_object.code_sums", "s3_object.code"):
+        needed = f"aws_{name}["
         assert max(n for n, address in enumerate(order) if address.startswith(needed)) < group, needed
 
 
