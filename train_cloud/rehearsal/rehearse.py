@@ -7,16 +7,19 @@ by real machines, on which user-data, cloud-init, pip and systemd are real too.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -66,7 +69,11 @@ def rehearse(
     folder.mkdir(parents=True)
     timeline.title(f"Rehearsal of {config.run_id}: {config.total_timesteps:,} timesteps, two interruptions, no AWS")
     launched = _as_launched(run_file, config, overrides, folder)
-    with EmbeddedAws(log=folder / "aws.log") as aws, _Twin(launched, folder / "twin", timeline) as twin:
+    with (
+        _ended_as_by_ctrl_c(),
+        EmbeddedAws(log=folder / "aws.log") as aws,
+        _Twin(launched, folder / "twin", timeline) as twin,
+    ):
         tally = _Tally(timeline)
         terraform = Terraform(folder / "stack", aws, on_event=tally)
         outputs = terraform.apply({"run_file": launched, "project_name": _PROJECT, "delete_artifacts_on_destroy": True})
@@ -300,7 +307,7 @@ class _Life:
 
     def _on_line(self, line: Line) -> None:
         unit = line.unit.removeprefix("train-cloud-").removesuffix(".service")
-        self._timeline.add({"cloud-final": "user-data"}.get(unit, unit), line.text)
+        self._timeline.add({"cloud-final": "user-data"}.get(unit, unit), line.text, at=line.at)
 
 
 class _Report:
@@ -360,7 +367,8 @@ class _Report:
         content = self._content
         content["resources_left_after_destroy"] = left
         content["timeline"] = [
-            {"seconds": round(seconds, 1), "who": who, "what": what} for seconds, who, what in self._timeline.events
+            {"seconds": round(seconds, 1), "who": who, "what": what}
+            for seconds, who, what in sorted(self._timeline.events, key=lambda event: event[0])
         ]
         (self._folder / "report.json").write_text(json.dumps(content, indent=1) + "\n")
         say = self._timeline.add

@@ -25,14 +25,15 @@ class Timeline:
     """Prints a line per event, with the seconds since the start and who did it. Safe from any thread."""
 
     def __init__(self) -> None:
-        self._began = time.monotonic()
+        self._began = time.time()
         self._lock = threading.Lock()
         self._console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
         self.events: list[tuple[float, str, str]] = []
         """(seconds since the start, who, what)"""
 
-    def add(self, who: str, what: str) -> None:
-        seconds = time.monotonic() - self._began
+    def add(self, who: str, what: str, *, at: float | None = None) -> None:
+        """:param at: seconds since the epoch, of what was written down before it is told; by default now"""
+        seconds = (time.time() if at is None else at) - self._began
         colour = _COLOURS.get(who, "white")
         with self._lock:
             self.events.append((seconds, who, what))
