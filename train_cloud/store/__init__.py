@@ -7,9 +7,9 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from ..errors import InputError
-from .protocol import Body, ObjectInfo, ObjectStore, StoredObject, check_key
+from .protocol import Body, FileStore, ObjectInfo, ObjectStore, StoredObject, check_key
 
-__all__ = ["Body", "ObjectInfo", "ObjectStore", "StoredObject", "open_store"]
+__all__ = ["Body", "FileStore", "ObjectInfo", "ObjectStore", "StoredObject", "open_store"]
 
 PATIENCE = 60.0
 """Seconds. Well below the two minutes of a spot interruption notice: an outage is known while there is time."""

@@ -23,6 +23,8 @@ from .protocol import RESERVED, Body, ObjectInfo, StoredObject, check_key, check
 
 _ABANDONED = 24 * 3600.0
 """Seconds after which an unfinished file is a dead process's."""
+_CHUNK = 4 << 20
+"""Bytes."""
 
 
 class FolderStore:
@@ -107,15 +109,50 @@ class FolderStore:
                         parent.rmdir()
                     _flush_folder(parent)
 
-    def _write(self, key: str, body: Body, check: Callable[[Path], None]) -> str:
+    def stream(self, key: str, chunks: Iterator[bytes]) -> str:
+        return self._write(key, chunks, lambda path: None)
+
+    def extend(self, key: str, tail: Iterator[bytes], etag: str) -> str:
         path = self._path(key)
+
+        def unchanged(path: Path) -> None:
+            # By the digest of what was copied: whoever wrote since has replaced the file.
+            if copied.hexdigest() != etag or _identity(path) != before:
+                raise ConditionFailed(f"{self.url}/{key} has changed since it was written, or is gone")
+
+        def whole() -> Iterator[bytes]:
+            if before is not None:
+                for chunk in _chunks(path):
+                    copied.update(chunk)
+                    yield chunk
+            yield from tail
+
+        copied, before = hashlib.sha256(), _identity(path)
+        return self._write(key, whole(), unchanged)
+
+    def tail(self, key: str, start: int) -> Body:
+        path = self._path(key)
+        with self._errors(key):
+            try:
+                with path.open("rb") as file:
+                    file.seek(start)
+                    return file.read()
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                self._check_root()
+                raise ObjectMissing(f"{self.url}/{key} does not exist") from None
+
+    def _write(self, key: str, body: Body | Iterator[bytes], check: Callable[[Path], None]) -> str:
+        path = self._path(key)
+        digest = hashlib.sha256()
         with self._errors(key):
             _make_folder(self._private)
             self._sweep()
             unfinished = self._private / uuid.uuid4().hex
             try:
                 with unfinished.open("xb") as file:
-                    file.write(body)
+                    for chunk in body if isinstance(body, Iterator) else (body,):
+                        file.write(chunk)
+                        digest.update(chunk)
                     file.flush()
                     os.fsync(file.fileno())
                 with self._locked():
@@ -125,7 +162,7 @@ class FolderStore:
                 _flush_folder(path.parent)
             finally:
                 unfinished.unlink(missing_ok=True)
-        return _etag(body)
+        return digest.hexdigest()
 
     def _locked(self) -> contextlib.AbstractContextManager[object]:
         return self._lock.acquire(poll_interval=0.005)
@@ -168,6 +205,21 @@ class FolderStore:
 
 def _etag(body: Body) -> str:
     return hashlib.sha256(body).hexdigest()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Changes when another file is renamed to this name."""
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            yield chunk
 
 
 def _make_folder(path: Path) -> None:

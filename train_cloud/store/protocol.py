@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from ..errors import InputError
 
@@ -78,6 +78,33 @@ class ObjectStore(Protocol):
 
     def delete(self, keys: Iterable[str]) -> None:
         """Missing keys are fine."""
+        ...
+
+
+@runtime_checkable
+class FileStore(ObjectStore, Protocol):
+    """What a store can do besides for files of people's own: large ones, and such as only grow.
+
+    Whoever needs no more than objects asks for an :class:`ObjectStore`. The errors are the same.
+    """
+
+    def stream(self, key: str, chunks: Iterator[bytes]) -> str:
+        """As ``put``, of a body that is made while it travels. What the iterator raises leaves the object as it was."""
+        ...
+
+    def extend(self, key: str, tail: Iterator[bytes], etag: str) -> str:
+        """Append to the version ``etag``, which is not sent again; returns the new e-tag. Readers see the object before
+        or after, never between.
+
+        :raises ConditionFailed: the object is another one by now, or gone
+        """
+        ...
+
+    def tail(self, key: str, start: int) -> Body:
+        """What the object holds from byte ``start`` on; nothing where it is no longer than that.
+
+        :raises ObjectMissing: as ``get``
+        """
         ...
 
 

@@ -7,6 +7,7 @@ lost, 409 is a race whose outcome a re-read tells. Conditions are sent on single
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import re
@@ -15,12 +16,14 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from typing import TYPE_CHECKING, NoReturn
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
 import boto3
 import botocore.session
-from botocore.exceptions import BotoCoreError
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
 from obstore.auth.boto3 import Boto3CredentialProvider
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
@@ -41,6 +44,8 @@ if TYPE_CHECKING:
 
 _PART = 16 << 20
 """Bytes. Larger objects travel in parts of this size, several at once."""
+_LEAST_COPIED, _MOST_COPIED = 5 << 20, 4 << 30
+"""Bytes of a part that is copied; S3 allows 5 MiB to 5 GiB ("Amazon S3 multipart upload limits")."""
 _PARALLEL = 4
 """With ``_PART``, what a line must move within half the patience: 18 Mbit/s by default. Each connection on EC2 has more
 than ten times that."""
@@ -70,6 +75,7 @@ class BucketStore:
         self._endpoint = _endpoint()
         self._opening = threading.Lock()
         self._opened: S3Store | None = None
+        self._client_for_parts: Any = None
 
     @property
     def url(self) -> str:
@@ -157,6 +163,123 @@ class BucketStore:
         except _ERRORS as error:
             self._raise(paths[0].removeprefix(self._prefix), error)
 
+    def stream(self, key: str, chunks: Iterator[bytes]) -> str:
+        path = self._path(key)
+        raised: list[BaseException] = []
+
+        def watched() -> Iterator[bytes]:
+            try:
+                yield from chunks
+            except BaseException as error:  # obstore would make an error of S3's of it
+                raised.append(error)
+                raise
+
+        try:
+            reply = self._client.put(path, watched(), use_multipart=True, chunk_size=_PART, max_concurrency=_PARALLEL)
+        except Exception as error:
+            if raised:
+                raise raised[0] from None
+            if not isinstance(error, _ERRORS):
+                raise
+            self._raise(key, error)
+        return _etag(reply)
+
+    def extend(self, key: str, tail: Iterator[bytes], etag: str) -> str:
+        """A multipart upload whose first parts S3 copies from the object itself ("Copying an object using multipart
+        upload", Amazon S3 User Guide), so that only the tail travels. What is too small to be a part is sent again.
+        """
+        path = self._path(key)
+        where = {"Bucket": self.bucket, "Key": path}
+        size = self._size(path, etag, key)
+        if size < _LEAST_COPIED:
+            before = self.get(key)
+            if before.etag != etag:
+                raise ConditionFailed(f"{self.url}/{key} has changed since it was written")
+            return self.stream(key, chain([bytes(before.body)], tail))
+        client = self._boto()
+        upload = ""
+        try:
+            upload = client.create_multipart_upload(**where)["UploadId"]
+            own = {**where, "UploadId": upload}
+            parts: list[dict[str, Any]] = []
+            for start in range(0, size, _MOST_COPIED):
+                end = min(start + _MOST_COPIED, size)
+                if size - end < _LEAST_COPIED:
+                    end = size  # 5 GiB are allowed, so that no little piece is left over
+                copied = client.upload_part_copy(
+                    **own,
+                    PartNumber=len(parts) + 1,
+                    CopySource=where,
+                    CopySourceIfMatch=etag,
+                    CopySourceRange=f"bytes={start}-{end - 1}",
+                )
+                parts.append({"PartNumber": len(parts) + 1, "ETag": copied["CopyPartResult"]["ETag"]})
+                if end == size:
+                    break
+            for body in _joined(tail, _PART):
+                sent = client.upload_part(**own, PartNumber=len(parts) + 1, Body=body)
+                parts.append({"PartNumber": len(parts) + 1, "ETag": sent["ETag"]})
+            done = client.complete_multipart_upload(**own, MultipartUpload={"Parts": parts})
+        except BaseException as error:
+            if upload:
+                with contextlib.suppress(BotoCoreError, ClientError):  # S3's lifecycle rule does it after a day
+                    client.abort_multipart_upload(**where, UploadId=upload)
+            if isinstance(error, BotoCoreError):
+                raise StoreUnavailable(f"{self.url}/{key}: {error}") from error
+            if isinstance(error, ClientError):
+                self._raise_boto(key, error)
+            raise
+        return str(done["ETag"])
+
+    def tail(self, key: str, start: int) -> Body:
+        path = self._path(key)
+        try:
+            return memoryview(self._client.get(path, options={"range": {"offset": start}}).bytes())
+        except _ERRORS as error:
+            if _status(error) == 416:  # "InvalidRange": it ends there or before
+                return b""
+            if _status(error) in (403, 404) and _code(error) != "NoSuchBucket" and not self._exists(key):
+                raise ObjectMissing(f"{self.url}/{key} does not exist") from error
+            self._raise(key, error)
+
+    def _size(self, path: str, etag: str, key: str) -> int:
+        try:
+            meta = self._client.head(path)
+        except _ERRORS as error:
+            if _status(error) == 404 or (_status(error) == 403 and not self._exists(key)):
+                raise ConditionFailed(f"{self.url}/{key} is gone") from error
+            self._raise(key, error)
+        if meta["e_tag"] != etag:
+            raise ConditionFailed(f"{self.url}/{key} has changed since it was written")
+        return meta["size"]
+
+    def _boto(self) -> Any:
+        with self._opening:
+            if self._client_for_parts is None:
+                session = boto3.Session(region_name=self._region())
+                config = Config(
+                    connect_timeout=5,
+                    read_timeout=self._patience / 2,
+                    retries={"mode": "standard", "total_max_attempts": 4},
+                    s3={"addressing_style": "path"} if self._endpoint is not None or "." in self.bucket else {},
+                )
+                self._client_for_parts = session.client("s3", endpoint_url=self._endpoint, config=config)
+            return self._client_for_parts
+
+    def _raise_boto(self, key: str, error: ClientError) -> NoReturn:
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        where = f"{self.url}/{key}"
+        if code in ("PreconditionFailed", "NoSuchKey") or status == 412:
+            raise ConditionFailed(f"{where} has changed since it was written, or is gone") from error
+        if code == "NoSuchBucket":
+            raise BucketMissing(f"s3://{self.bucket} does not exist: create it, or correct its name") from error
+        if status in (401, 403):
+            raise StoreForbidden(f"{where}: {code}: {error}") from error
+        if status >= 500 or status in _TRY_AGAIN or code in _DAMAGED or code == "NoSuchUpload":
+            raise StoreUnavailable(f"{where}: {error}") from error
+        raise StoreError(f"{where}: S3 refuses the request: {error}") from error
+
     def _read(self, path: str) -> StoredObject:
         reply = self._client.get(path)
         size, etag = reply.meta["size"], _etag(reply.meta)
@@ -199,7 +322,7 @@ class BucketStore:
             # The default is one, of a second: too little for a machine that is busy booting.
             session.set_config_variable("metadata_service_num_attempts", 3)
         try:
-            region = os.environ.get("AWS_REGION") or session.get_config_variable("region") or "us-east-1"
+            region = self._region(session)
             boto = boto3.Session(botocore_session=session, region_name=region)
             found = boto.get_credentials() is not None
             credentials = Boto3CredentialProvider(boto, ttl=_KEYS_LIVE) if found else None
@@ -243,6 +366,10 @@ class BucketStore:
             credential_provider=credentials,
         )
 
+    def _region(self, session: botocore.session.Session | None = None) -> str:
+        session = session or botocore.session.Session()
+        return str(os.environ.get("AWS_REGION") or session.get_config_variable("region") or "us-east-1")
+
     def _raise(self, key: str, error: Exception) -> NoReturn:
         """One of our errors for one of obstore's, which differ by little more than their text."""
         status, code = _status(error), _code(error)
@@ -275,6 +402,18 @@ class BucketStore:
         why = (cause[1] or "time-out") if cause else f"{status} {code}" if status else text
         at = f" at {self._endpoint}" if self._endpoint else ""
         raise StoreUnavailable(f"{where}: S3{at} does not answer: {why}") from error
+
+
+def _joined(chunks: Iterator[bytes], size: int) -> Iterator[bytes]:
+    """The same bytes in pieces of ``size``, the last one shorter: parts but the last have a least size."""
+    gathered = bytearray()
+    for chunk in chunks:
+        gathered += chunk
+        while len(gathered) >= size:
+            yield bytes(gathered[:size])
+            del gathered[:size]
+    if gathered:
+        yield bytes(gathered)
 
 
 def _status(error: Exception) -> int | None:
