@@ -452,6 +452,19 @@ def _interval(config: RunFile) -> int:
     return config.save_frequency
 
 
+@contextlib.contextmanager
+def _ended_as_by_ctrl_c() -> Iterator[None]:
+    """SIGTERM too ends a rehearsal with everything that it started."""
+    if threading.current_thread() is not threading.main_thread():  # no other may set a handler
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class _environment:
     """Sets variables within a block, and puts back what was there."""
 
