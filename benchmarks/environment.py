@@ -48,12 +48,14 @@ def read_count(path: Path) -> tuple[int, float]:
 
 
 class Table(gymnasium.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]]):
-    """:param size: floats per observation; actions have two"""
+    """:param size: floats per observation; actions have two
+    :param seconds: to wait in each step
+    """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, seconds: float = 0.0) -> None:
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float32)
         self.action_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
-        self.size = size
+        self.size, self.seconds = size, seconds
         self.row = self.steps = self.count = 0
 
     def reset(
@@ -66,6 +68,8 @@ class Table(gymnasium.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]]):
     def step(
         self, action: npt.NDArray[np.float32]
     ) -> tuple[npt.NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        if self.seconds:
+            time.sleep(self.seconds)
         self.row = (self.row + 1) % _ROWS
         self.steps += 1
         self.count += 1

@@ -49,6 +49,7 @@ def run_file(
     run_id: str,
     *,
     size: int,
+    seconds: float = 0.0,
     total: int,
     every: int,
     algorithm: str = "sac",
@@ -56,6 +57,7 @@ def run_file(
     **hyperparameters: Any,
 ) -> Path:
     """:param size: floats per observation
+    :param seconds: that the environment waits in each step
     :param every: timesteps between checkpoints
     """
     run = {
@@ -66,7 +68,11 @@ def run_file(
         "device": "cpu",
         "total_timesteps": total,
         "save_frequency": every,
-        "environment": {"id": "Table-v0", "module": "benchmarks.environment", "kwargs": {"size": size}},
+        "environment": {
+            "id": "Table-v0",
+            "module": "benchmarks.environment",
+            "kwargs": {"size": size, "seconds": seconds},
+        },
         "hyperparameters": hyperparameters,
         "callbacks": [f"benchmarks.probes:{probe}"] if probe else [],
     }
