@@ -72,7 +72,13 @@ if [ "$device" = cpu ]; then
 	pip_install --index-url "$TORCH_CPU_INDEX" "$(sed -nE 's/^ *"(torch[^"]*)",?$/\1/p' "$source/pyproject.toml")"
 fi
 pip_install "$source"
-if [ -f "$opt/code/user/requirements.txt" ]; then pip_install -r "$opt/code/user/requirements.txt"; fi
+# What the run file asks for: extras of the package, and the user's own requirements. Where it is not in order (64), train
+# says so in the run's outcome.
+wanted=$("$venv/bin/train-cloud" requirements "$root$TRAIN_CLOUD_RUN_FILE") || [ $? = 64 ]
+if [ -n "$wanted" ]; then
+	mapfile -t wanted <<<"$wanted"
+	pip_install "${wanted[@]}"
+fi
 if [ -z "$known" ]; then
 	"$venv/bin/pip" freeze --exclude train-cloud >"$constraints"
 	# Another machine of this run may have been first: then its versions count from the next boot on.

@@ -801,11 +801,17 @@ done
 echo "$words" >>{boot.asked}
 """
     (boot.root / "pip").write_text(pip)
+    # What the package's own command would say; the test of train_cloud.worker.requirements has it for real.
+    program = f"""#!/bin/bash
+[ "$*" = "requirements {boot.root}/etc/train-cloud/run.yaml" ] || exit 1
+printf 'sb3-contrib>=2.7,<3\\n-r\\n{boot.root}/opt/train-cloud/code/user/requirements.txt\\n'
+"""
+    (boot.root / "train-cloud").write_text(program)
     boot.stand_in(
         "python3.11",
         f"""case "$1" in
         -V) echo Python 3.11.99 ;;
-        -m) mkdir -p "$3/bin" && install -m 755 {boot.root}/pip "$3/bin/pip" ;;
+        -m) mkdir -p "$3/bin" && install -m 755 {boot.root}/pip {boot.root}/train-cloud "$3/bin" ;;
         esac""",
     )
     done = step(boot, "python.sh")
@@ -816,7 +822,7 @@ echo "$words" >>{boot.asked}
     installs = [line for line in asked if line.startswith("install ")]
     assert ("--index-url https://download.pytorch.org/whl/cpu torch>=" in installs[0]) == (device == "cpu")
     assert len(installs) == (3 if device == "cpu" else 2)
-    assert installs[-1].endswith("requirements.txt ")
+    assert installs[-1].endswith(f" sb3-contrib>=2.7,<3 -r {boot.root}/opt/train-cloud/code/user/requirements.txt ")
     assert {line for line in asked if line.startswith("constraints")} == {"constraints: "}
 
     asked_before = len(asked)

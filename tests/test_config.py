@@ -16,11 +16,14 @@ from train_cloud.config import (
     PARTS,
     Code,
     Environment,
+    InitialModel,
     Limits,
     Preservation,
     RunFile,
     code_digest,
     code_files,
+    dump_run_file,
+    expand,
     identity_changes,
     load_run_file,
     parse_run_file,
@@ -28,6 +31,7 @@ from train_cloud.config import (
 from train_cloud.config.identity import ALWAYS_EXCLUDED
 from train_cloud.config.load import read_yaml
 from train_cloud.errors import InputError, NotYet
+from train_cloud.worker.requirements import pip_arguments
 
 DOCS = Path(__file__).parent.parent / "docs" / "run-file.md"
 
@@ -256,14 +260,9 @@ def test_bad_values_name_field_and_fix(override: str, field: str, fix: str) -> N
     ("override", "field"),
     [
         ("algorithm=ars", "algorithm"),
-        ("experiment=group", "experiment"),
-        ("initial_model=run:a", "initial_model"),
         ("data=[a]", "data"),
         ("secrets={A: /b}", "secrets"),
-        ("evaluation={}", ""),
-        ("evaluation={every: 5}", "evaluation"),
         ("wandb=true", "wandb"),
-        ("seeds=[1, 2]", "seeds"),
         ("code.system_packages=[ffmpeg]", "code.system_packages"),
     ],
 )
@@ -392,6 +391,91 @@ def test_the_last_override_wins(first: object, second: object) -> None:
     assert again.hyperparameters == {"x": second}
 
 
+def test_requirements_travel_with_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "code/pins").mkdir(parents=True)
+    (tmp_path / "code/pins/worker.txt").write_text("highway-env==1.10\n")
+    path = write(tmp_path, json.dumps({**GOOD, "code": {"folder": "code"}}))
+    assert load_run_file(path).requirements is None
+    (tmp_path / "code/requirements.txt").write_text("mpe2\n")
+    assert load_run_file(path).requirements == tmp_path / "code/requirements.txt"
+    chosen = load_run_file(path, ["code.requirements=code/pins/worker.txt"])
+    assert chosen.requirements == tmp_path / "code/pins/worker.txt"
+    assert pip_arguments(chosen) == ["-r", str(tmp_path / "code/pins/worker.txt")]
+    contrib = load_run_file(path, ["code.requirements=code/pins/worker.txt", "algorithm=tqc"])
+    assert pip_arguments(contrib)[0].startswith("sb3-contrib")
+    before = chosen.identity()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "code").rename(tmp_path / "elsewhere/user")
+    monkeypatch.setenv("TRAIN_CLOUD_CODE", str(tmp_path / "elsewhere/user"))
+    there = load_run_file(path, ["code.requirements=code/pins/worker.txt"])
+    assert there.requirements == tmp_path / "elsewhere/user/pins/worker.txt"
+    assert there.identity() == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "field", "fix"),
+    [
+        (["code.requirements=other.txt"], "code.requirements", "put it into code.folder"),
+        (["code.requirements=code/none.txt"], "code.requirements", "existing file"),
+        (["code.requirements=code/a.txt", "code.exclude=['*.txt']"], "code.exclude", "leaves out"),
+        (["initial_model=model.zip"], "initial_model", "put it into code.folder"),
+        (["initial_model=code/none.zip"], "initial_model", "existing file"),
+        (["initial_model=run:A"], "initial_model", "run:<run_id>"),
+        (["initial_model=run:a@later"], "initial_model", "run:<run_id>"),
+        (["initial_model=s3://bucket"], "initial_model", "s3://bucket/folder/model.zip"),
+        (["initial_model={source: code/a.txt, buffer: true}"], "initial_model.buffer", "run:<run_id>"),
+        (["initial_model={source: run:a, buffr: true}"], "initial_model.buffr", "did you mean buffer"),
+        (["initial_model={buffer: true}"], "initial_model.source", "required"),
+        (["seeds=[1, 1]"], "seeds", "once"),
+        (["seeds=[]"], "seeds", ""),
+        (["seeds=3"], "seeds", "list"),
+        (["seeds=[1, -2]"], "seeds.1", "at least 0"),
+        (["seeds=[1]", "seed=1"], "seed", "not both"),
+        (["seeds=[4294967295]", f"run_id={'a' * 30}"], "run_id", "shorten it"),
+        (["experiment=Gamma sweep"], "experiment", "lower-case"),
+    ],
+)
+def test_bad_paths_and_groups(tmp_path: Path, overrides: list[str], field: str, fix: str) -> None:
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code/a.txt").write_text("")
+    good = {key: value for key, value in GOOD.items() if key != "seed"}
+    with pytest.raises(InputError) as caught:
+        load_run_file(write(tmp_path, json.dumps({**good, "code": {"folder": "code"}})), overrides)
+    assert caught.value.field == field, caught.value
+    assert fix in caught.value.fix
+
+
+def test_an_initial_model_is_part_of_the_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "code").mkdir()
+    model = tmp_path / "code/model.zip"
+    model.write_bytes(b"first")
+    path = write(tmp_path, json.dumps({**GOOD, "code": {"folder": "code"}, "initial_model": "code/model.zip"}))
+    before = load_run_file(path).identity()
+    assert before["initial_model"] == {"digests": {"model.zip": hashlib.sha256(b"first").hexdigest()}, "buffer": False}
+    dumped = dump_run_file(load_run_file(path), tmp_path, "a copy")
+    assert "source: code/model.zip" in dumped
+    monkeypatch.setenv("TRAIN_CLOUD_CODE", str(tmp_path / "code"))
+    (tmp_path / "etc").mkdir()
+    assert load_run_file(write(tmp_path / "etc", path.read_text())).identity() == before
+    (tmp_path / "code/vecnormalize.pkl").write_bytes(b"statistics")
+    changed = load_run_file(path).identity()
+    names = [change[0] for change in identity_changes(before, changed)]
+    assert "initial_model.digests.vecnormalize.pkl" in names
+    run = parse_run_file(GOOD, ["initial_model=run:a-run@5_000"])
+    assert run.initial_model is not None and run.initial_model.run == ("a-run", 5000)
+
+
+def test_seeds_make_a_run_each() -> None:
+    good = {key: value for key, value in GOOD.items() if key != "seed"}
+    runs = expand(parse_run_file({**good, "run_id": "sweep", "seeds": [3, 1]}))
+    assert [(run.run_id, run.seed, run.seeds, run.experiment) for run in runs] == [
+        ("sweep-s3", 3, None, "sweep"),
+        ("sweep-s1", 1, None, "sweep"),
+    ]
+    alone = parse_run_file(GOOD)
+    assert expand(alone) == [alone]
+
+
 def test_every_field_is_identity_or_budget() -> None:
     assert set(PARTS) == set(RunFile.model_fields)
 
@@ -473,6 +557,7 @@ def fields_as_markdown() -> str:
     sections: list[tuple[str, type[BaseModel]]] = [
         ("", RunFile),
         ("environment", Environment),
+        ("initial_model", InitialModel),
         ("code", Code),
         ("limits", Limits),
         ("preservation", Preservation),

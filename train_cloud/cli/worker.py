@@ -29,6 +29,7 @@ _GROUP = "The worker's Auto Scaling group."
 def register(app: typer.Typer) -> None:
     app.command(rich_help_panel=options.WORKER)(watch)
     app.command(rich_help_panel=options.WORKER)(finish)
+    app.command(rich_help_panel=options.WORKER)(requirements)
 
 
 def watch(
@@ -105,3 +106,15 @@ def finish(
     )
     if boot and decision.verb != "nothing":
         raise typer.Exit(Fenced.exit_code)
+
+
+def requirements(run_file: options.RunFile) -> None:
+    """Print what pip has to install for a run file, besides train-cloud: one argument a line.
+
+    `pip install $(train-cloud requirements run.yaml)`
+    """
+    from train_cloud.config import load_run_file
+    from train_cloud.worker.requirements import pip_arguments
+
+    for argument in pip_arguments(load_run_file(run_file)):
+        typer.echo(argument)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from train_cloud.config.environment import Environment
 from train_cloud.config.fork import check_fork
 from train_cloud.config.identity import PARTS, code_digest, code_files, identity_changes
+from train_cloud.config.initial_model import InitialModel
 from train_cloud.config.load import ALIASES, dump_run_file, load_run_file, parse_overrides, parse_run_file, read_yaml
 from train_cloud.config.run_file import SUPPORTED, Code, Limits, Preservation, RunFile
+from train_cloud.config.seeds import expand
 
 __all__ = [
     "ALIASES",
@@ -14,6 +16,7 @@ __all__ = [
     "SUPPORTED",
     "Code",
     "Environment",
+    "InitialModel",
     "Limits",
     "Preservation",
     "RunFile",
@@ -21,6 +24,7 @@ __all__ = [
     "code_digest",
     "code_files",
     "dump_run_file",
+    "expand",
     "identity_changes",
     "load_run_file",
     "parse_overrides",

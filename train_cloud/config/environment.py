@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from train_cloud.config.shapes import Arguments, ModuleName, Reference, Section, Text, Whole
-from train_cloud.errors import InputError, NotYet
+from train_cloud.errors import InputError
 
 #: ``stable_baselines3.common.vec_env.VecNormalize``'s own arguments.
 NORMALIZE_KEYS = (
@@ -44,7 +44,9 @@ class Environment(Section):
     normalize: Annotated[Arguments | None, BeforeValidator(_normalize)] = Field(
         None, description="Arguments for SB3's `VecNormalize`; `true` for its defaults, null for none."
     )
-    frame_stack: Annotated[Whole, Field(ge=1)] | None = Field(None, description="Frames per observation. Not yet.")
+    frame_stack: Annotated[Whole, Field(ge=1)] | None = Field(
+        None, description="Observations that the agent sees at once, the newest last; null for one."
+    )
     state: Literal["auto", "own", "mujoco", "ale", "pickle", "replay", "episode"] = Field(
         "auto",
         description="How the environment's state is saved; `auto` takes the first of `own` (`get_state`/`set_state`), "
@@ -54,8 +56,6 @@ class Environment(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Environment:
-        if self.frame_stack is not None:
-            raise NotYet("environment.frame_stack", self.frame_stack, "not in this version: leave it null")
         for key in self.normalize or {}:
             if key not in NORMALIZE_KEYS:
                 raise InputError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from ruamel.yaml.constructor import DuplicateKeyError, SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from train_cloud.config.environment import Environment
+from train_cloud.config.evaluation import Category, Evaluation, Routes, Video
+from train_cloud.config.initial_model import InitialModel
 from train_cloud.config.run_file import Code, Limits, Preservation, RunFile, suggestion
 from train_cloud.errors import InputError
 
@@ -28,8 +31,14 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "": RunFile,
     "environment": Environment,
     "code": Code,
+    "initial_model": InitialModel,
     "limits": Limits,
     "preservation": Preservation,
+    "evaluation": Evaluation,
+    "evaluation.environment": Environment,
+    "evaluation.categories.*": Category,
+    "evaluation.video": Video,
+    "evaluation.routes": Routes,
 }
 
 
@@ -122,8 +131,12 @@ def dump_run_file(run_file: RunFile, folder: Path, comment: str) -> str:
     :param comment: one line at its top
     """
     values = run_file.model_dump(mode="json", exclude_defaults=True)
-    if run_file.code.folder is not None:
-        values["code"]["folder"] = Path(os.path.relpath(run_file.code.folder, folder)).as_posix()
+    for name in ("folder", "requirements"):
+        path = getattr(run_file.code, name)
+        if path is not None:
+            values["code"][name] = Path(os.path.relpath(path, folder)).as_posix()
+    if run_file.initial_model is not None and run_file.initial_model.path is not None:
+        values["initial_model"]["source"] = Path(os.path.relpath(run_file.initial_model.path, folder)).as_posix()
     text = io.StringIO()
     YAML().dump(values, text)
     return f"# {comment}\n{text.getvalue()}"
@@ -185,14 +198,27 @@ def _put(tree: dict[str, Any], key: str, value: object) -> None:
 
 def _place_paths(tree: dict[str, Any], base: Path) -> None:
     """Paths in a run file are relative to it. On a worker the code lies where ``TRAIN_CLOUD_CODE`` says."""
-    code = tree.get("code")
-    if not isinstance(code, dict) or not isinstance(code.get("folder"), str):
-        return
+    code = dict(tree["code"]) if isinstance(tree.get("code"), dict) else {}
+    written = code["folder"] if isinstance(code.get("folder"), str) else None
     on_worker = os.environ.get("TRAIN_CLOUD_CODE")
-    folder = Path(on_worker) if on_worker else (base / Path(code["folder"]).expanduser()).resolve()
-    if not folder.is_dir():
-        raise InputError("code.folder", code["folder"], f"name an existing folder; {folder} is none")
-    tree["code"] = {**code, "folder": folder}
+
+    def place(path: str) -> Path:
+        if on_worker and written is not None:  # only the folder is there
+            return Path(os.path.normpath(Path(on_worker) / os.path.relpath(Path(path).expanduser(), written)))
+        return (base / Path(path).expanduser()).resolve()
+
+    if written is not None:
+        code["folder"] = Path(on_worker) if on_worker else place(written)
+        if not code["folder"].is_dir():
+            raise InputError("code.folder", written, f"name an existing folder; {code['folder']} is none")
+    if isinstance(code.get("requirements"), str):
+        code["requirements"] = place(code["requirements"])
+    if code:
+        tree["code"] = code
+    model = tree.get("initial_model")
+    source = model.get("source") if isinstance(model, dict) else model
+    if isinstance(source, str) and not source.startswith(("run:", "s3:")):
+        tree["initial_model"] = {**(model if isinstance(model, dict) else {}), "source": str(place(source))}
 
 
 def _explain(error: ValidationError) -> InputError:
@@ -217,6 +243,7 @@ def _finding(finding: ErrorDetails) -> InputError:
         return raised
     if kind == "extra_forbidden":
         section, _, key = name.rpartition(".")
+        section = re.sub(r"^(evaluation\.categories)\..*", r"\1.*", section)
         known = (*_SECTIONS[section].model_fields, *(ALIASES if not section else ()))
         return InputError(name, value, f"unknown key: {suggestion(key, known) or 'use one of ' + ', '.join(known)}")
     fixes = {

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, Strict, model_valid
 from train_cloud.config.environment import Environment
 from train_cloud.config.evaluation import Evaluation
 from train_cloud.config.identity import PARTS, code_digest, code_files, file_digest
+from train_cloud.config.initial_model import InitialModel, from_text
 from train_cloud.config.shapes import (
     MODULE,
     REFERENCE,
@@ -151,7 +152,13 @@ class RunFile(Section):
     run_id: Annotated[
         Text, matching(_RUN_ID, "use 1 to 40 lower-case letters, digits and inner hyphens, for example pendulum-sac-1")
     ] = Field(description="Name of this training goal; never used for another. It names folders and AWS resources.")
-    experiment: Any = Field(None, description="Group of runs. Not yet.")
+    experiment: (
+        Annotated[
+            Text,
+            matching(_RUN_ID, "use 1 to 40 lower-case letters, digits and inner hyphens, for example gamma-sweep"),
+        ]
+        | None
+    ) = Field(None, description="Name of a group of runs; `train-cloud status` shows mean and interval of each group.")
     algorithm: Text | None = Field(
         None,
         description=f"One of {', '.join(f'`{name}`' for name in SUPPORTED)}, or `module:Class` of an SB3 algorithm. "
@@ -182,7 +189,9 @@ class RunFile(Section):
     hyperparameters: Arguments = Field(
         {}, description="The algorithm's own arguments; `lin_3e-4` is a schedule that falls linearly to 0."
     )
-    initial_model: Any = Field(None, description="Model to start from. Not yet.")
+    initial_model: Annotated[InitialModel | None, BeforeValidator(from_text)] = Field(
+        None, description="Model to start from; see below. Text is its `source`."
+    )
     callbacks: tuple[Reference, ...] = Field((), description="`module:Class` of SB3 callbacks, made without arguments.")
     entry_point: Reference | None = Field(
         None,
@@ -197,16 +206,26 @@ class RunFile(Section):
     secrets: Any = Field({}, description="Environment variables from SSM parameters. Not yet.")
     evaluation: Evaluation | None = Field(None, description="Tries the model on episodes of its own; see below.")
     wandb: Any = Field(None, description="Weights & Biases. Not yet.")
-    seeds: Any = Field(None, description="Several seeds of one run file. Not yet.")
+    seeds: (
+        Annotated[tuple[Annotated[Whole, Field(ge=0, lt=2**32)], ...], Field(min_length=1, max_length=100)] | None
+    ) = Field(
+        None,
+        description="Instead of `seed`: a run for each, named `<run_id>-s<seed>`, in the experiment `<run_id>` if none "
+        "is named. `train` runs them one after the other, `train-cloud expand` writes a run file for each.",
+    )
     limits: Limits = Field(Limits(), description="Where to stop early; see below.")
     preservation: Preservation = Field(Preservation(), description="Which checkpoints stay; see below.")
 
     @model_validator(mode="after")
     def _check(self) -> RunFile:
-        for field in ("experiment", "initial_model", "data", "secrets", "wandb", "seeds"):
+        for field in ("data", "secrets", "wandb"):
             value = getattr(self, field)
             if value not in (None, (), [], {}):
                 raise NotYet(field, value, "not in this version: remove it")
+        if self.initial_model is not None:
+            self.initial_model.check_path(self.code.folder)
+        if self.seeds is not None:
+            self._check_seeds(self.seeds)
         if self.save_frequency is None and self.max_seconds_at_risk is None:
             raise InputError("save_frequency", None, "it is required: add it, or max_seconds_at_risk instead")
         if self.save_frequency is not None and self.max_seconds_at_risk is not None:
@@ -231,6 +250,15 @@ class RunFile(Section):
         else:
             self._check_entry_point()
         return self
+
+    def _check_seeds(self, seeds: tuple[int, ...]) -> None:
+        if "seed" in self.model_fields_set:
+            raise InputError("seed", self.seed, "give seed or seeds, not both")
+        if len(set(seeds)) < len(seeds):
+            raise InputError("seeds", list(seeds), "each seed makes a run: give each once")
+        longest = f"{self.run_id}-s{max(seeds)}"
+        if not _RUN_ID.fullmatch(longest):
+            raise InputError("run_id", self.run_id, f"{longest} would have more than 40 characters: shorten it")
 
     def _check_algorithm(self) -> None:
         if self.algorithm is None:
@@ -265,7 +293,7 @@ class RunFile(Section):
                 )
 
     def _check_entry_point(self) -> None:
-        for field in ("algorithm", "policy", "environment", "hyperparameters", "callbacks"):
+        for field in ("algorithm", "policy", "environment", "hyperparameters", "callbacks", "initial_model"):
             value = getattr(self, field)
             if field in self.model_fields_set and value not in (None, (), {}):
                 shown = value.id if isinstance(value, Environment) else value
@@ -299,6 +327,8 @@ class RunFile(Section):
         same: dict[str, Any] = {
             field: whole[field] for field, part in PARTS.items() if part == "identity" and field in whole
         }
+        if self.initial_model is not None:
+            same["initial_model"] = self.initial_model.identity()
         same["code"] = {
             "digest": None if self.code.folder is None else code_digest(self.code.folder, self.code.exclude),
             "requirements": None if self.code.requirements is None else file_digest(self.code.requirements),

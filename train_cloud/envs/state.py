@@ -794,17 +794,36 @@ class _Played:
         return what is not None and bool(output[2] or output[3])
 
 
+def sample(space: gymnasium.Space[Any], mask: Any = None) -> Any:
+    """A random action, of those that ``mask`` allows.
+
+    :param mask: truth values as an environment's ``action_masks()`` returns them (sb3-contrib, "Maskable PPO"): one for
+        each action, those of a MultiDiscrete space end to end
+    """
+    if mask is None or not isinstance(space, gymnasium.spaces.Discrete | gymnasium.spaces.MultiDiscrete):
+        return space.sample()
+    allowed = np.asarray(mask, np.int8).ravel()
+    if isinstance(space, gymnasium.spaces.Discrete):
+        return space.sample(allowed)
+    return space.sample(tuple(np.split(allowed, np.cumsum(space.nvec.ravel())[:-1])))
+
+
+def _allowed(env: Env, space: gymnasium.Space[Any]) -> Any:
+    masks = env.get_wrapper_attr("action_masks")() if env.has_wrapper_attr("action_masks") else None
+    return sample(space, masks)
+
+
 def _play(env: Env, space: gymnasium.Space[Any], steps: int, *, beyond_end: bool = False) -> _Played:
     """Random actions until an episode ends, and reset it; ``beyond_end`` resets by force and goes on for a while."""
     played = _Played()
     for _ in _patiently(steps):
-        if played.go(env, (space.sample(),)):
+        if played.go(env, (_allowed(env, space),)):
             played.ended = True
             break
     if played.ended or beyond_end:
         played.go(env, None)
     for _ in _patiently(_AFTER_END if beyond_end else 0):
-        if played.go(env, (space.sample(),)):
+        if played.go(env, (_allowed(env, space),)):
             played.go(env, None)
     return played
 

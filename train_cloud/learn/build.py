@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import copy
-import importlib
+import importlib.util
 import inspect
 import multiprocessing
 import re
@@ -21,7 +21,6 @@ from typing import Any, TypeAlias
 import gymnasium
 import numpy as np
 import psutil
-import stable_baselines3
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -30,11 +29,12 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import ActionNoise, NormalActionNoise, OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.utils import LinearSchedule, set_random_seed
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack, VecNormalize
 
 from train_cloud.config import Environment, RunFile
-from train_cloud.config.run_file import ELSEWHERE, SCHEDULED, suggestion
+from train_cloud.config.run_file import ALGORITHMS, CONTRIB, ELSEWHERE, SCHEDULED, suggestion
 from train_cloud.envs.known import recall, record
 from train_cloud.envs.state import FAILURES, Choice, Env, StatefulEnv, choose
 from train_cloud.errors import InputError
@@ -43,6 +43,8 @@ ACTIVATIONS = {
     "elu": torch.nn.ELU,
     "gelu": torch.nn.GELU,
     "leaky_relu": torch.nn.LeakyReLU,
+    "leakyrelu": torch.nn.LeakyReLU,
+    "mish": torch.nn.Mish,
     "relu": torch.nn.ReLU,
     "selu": torch.nn.SELU,
     "silu": torch.nn.SiLU,
@@ -52,6 +54,8 @@ OPTIMIZERS = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
     "rmsprop": torch.optim.RMSprop,
+    "rmsprop_tf": RMSpropTFLike,
+    "rmsproptflike": RMSpropTFLike,
     "sgd": torch.optim.SGD,
 }
 NOISES: dict[str, Callable[..., ActionNoise]] = {
@@ -254,7 +258,7 @@ def _enter_worker(seed: int) -> None:
 
 
 def make_vec_env(environment: Environment, seed: int, provider: str) -> VecEnv:
-    """The environments as SB3 wants them, normalised if the run file says so."""
+    """The environments as SB3 wants them: normalised, then stacked, if the run file says so."""
     env: VecEnv
     if environment.vectorization == "subproc":
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
@@ -266,17 +270,20 @@ def make_vec_env(environment: Environment, seed: int, provider: str) -> VecEnv:
     else:
         with refusing("environment.id", environment.id, "SB3 cannot take it:"):
             env = DummyVecEnv([MakeEnv(environment, provider)] * environment.n_envs)
-    if environment.normalize is None:
-        return env
     try:
-        for name, value in environment.normalize.items():
+        for name, value in (environment.normalize or {}).items():
             if name in NORMALIZE_RULES and not NORMALIZE_RULES[name][0](value):
                 raise InputError(f"environment.normalize.{name}", value, NORMALIZE_RULES[name][1])
-        with refusing("environment.normalize", environment.normalize, "VecNormalize raises"):
-            return VecNormalize(env, **environment.normalize)
+        if environment.normalize is not None:
+            with refusing("environment.normalize", environment.normalize, "VecNormalize raises"):
+                env = VecNormalize(env, **environment.normalize)
+        if environment.frame_stack is not None:
+            with refusing("environment.frame_stack", environment.frame_stack, "VecFrameStack raises"):
+                env = VecFrameStack(env, environment.frame_stack)
     except InputError:
         env.close()
         raise
+    return env
 
 
 def _end_workers(processes: list[Any]) -> None:
@@ -353,11 +360,12 @@ def check_memory(run_file: RunFile, buffer: int, there: int, where: str, *, besi
 
 def load_algorithm(run_file: RunFile) -> type[BaseAlgorithm]:
     assert run_file.algorithm is not None
-    if ":" in run_file.algorithm:
-        loaded: type[BaseAlgorithm] = load_object(run_file.algorithm, "algorithm", BaseAlgorithm)
-        return loaded
-    known: type[BaseAlgorithm] = getattr(stable_baselines3, run_file.algorithm.upper())
-    return known
+    if run_file.extras and importlib.util.find_spec(CONTRIB) is None:
+        fix = "it is part of sb3-contrib, which is not installed: pip install 'train-cloud[contrib]'"
+        raise InputError("algorithm", run_file.algorithm, fix)
+    reference = ALGORITHMS.get(run_file.algorithm, run_file.algorithm)
+    loaded: type[BaseAlgorithm] = load_object(reference, "algorithm", BaseAlgorithm)
+    return loaded
 
 
 def load_policy(run_file: RunFile) -> str | type[BasePolicy]:

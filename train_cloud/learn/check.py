@@ -26,7 +26,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from train_cloud.config import RunFile
-from train_cloud.envs.state import Choice
+from train_cloud.envs.state import Choice, sample
 from train_cloud.errors import InputError, TrainCloudError
 from train_cloud.learn.build import (
     arguments_of,
@@ -156,7 +156,8 @@ def _step(env: VecEnv, name: str) -> None:
         seen = [env.reset()]
         space = env.action_space
         for _ in range(_STEPS):
-            observation, rewards, _, _ = env.step(np.stack([space.sample() for _ in range(env.num_envs)]))
+            masks = env.env_method("action_masks") if env.has_attr("action_masks") else [None] * env.num_envs
+            observation, rewards, _, _ = env.step(np.stack([sample(space, mask) for mask in masks]))
             seen.append(observation)
             if not np.isfinite(rewards).all():
                 raise InputError("environment.id", name, f"it gives the reward {rewards}: rewards must be finite")

@@ -96,8 +96,7 @@ def _machines(config: RunFile, timeline: Timeline) -> Callable[..., Vehicle]:
     """What makes a real machine for each instance, from an image that is here once this returns."""
     from train_cloud.rehearsal.machine import MachineInstance, prepare
 
-    own = config.code.folder / "requirements.txt" if config.code.folder is not None else None
-    image = prepare(own if own is not None and own.exists() else None, say=lambda text: timeline.add("image", text))
+    image = prepare(config.requirements, config.extras, say=lambda text: timeline.add("image", text))
     return functools.partial(MachineInstance, image=image)
 
 

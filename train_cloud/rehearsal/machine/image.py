@@ -111,10 +111,11 @@ def missing() -> list[str]:
     return lacking
 
 
-def prepare(requirements: Path | None = None, *, say: Callable[[str], None]) -> Image:
+def prepare(requirements: Path | None = None, extras: Sequence[str] = (), *, say: Callable[[str], None]) -> Image:
     """The image and the wheels, from the cache where they are there.
 
     :param requirements: the user's own, beside the package's
+    :param extras: of the package
     :param say: told what is being made, since that takes a while
     :raises InputError: this computer lacks something
     :raises TrainCloudError: a download or an installation failed
@@ -122,7 +123,7 @@ def prepare(requirements: Path | None = None, *, say: Callable[[str], None]) -> 
     lacking = missing()
     if lacking:
         raise InputError("--machine", "this computer", "it needs " + "; ".join(lacking))
-    return Image(_base(say), _wheelhouse(requirements, say))
+    return Image(_base(say), _wheelhouse(requirements, extras, say))
 
 
 def cache() -> Path:
@@ -168,9 +169,9 @@ def _base(say: Callable[[str], None]) -> Path:
     return _kept("image", inputs, make)
 
 
-def _wheelhouse(requirements: Path | None, say: Callable[[str], None]) -> Path:
+def _wheelhouse(requirements: Path | None, extras: Sequence[str], say: Callable[[str], None]) -> Path:
     """Wheels of the package's dependencies in the versions of this very environment, so that a twin computes alike."""
-    wanted = _wanted()
+    wanted = _wanted(extras)
     pins = _installed(wanted)
     pins["torch"] = f"{pins['torch'].partition('+')[0]}+cpu"  # PyPI's build brings gigabytes of CUDA
     constraints = "".join(sorted(f"{name}=={version}\n" for name, version in pins.items()))
@@ -192,11 +193,13 @@ def _wheelhouse(requirements: Path | None, say: Callable[[str], None]) -> Path:
     return _kept("wheels", inputs, make)
 
 
-def _wanted() -> list[str]:
+def _wanted(extras: Sequence[str]) -> list[str]:
     """What a worker installs, and what building the package takes."""
     project = (repository_root() / "pyproject.toml").read_text()
     content = importlib.import_module("tomllib").loads(project)  # Python 3.11's; nobody older gets here
-    return [*content["project"]["dependencies"], *content["build-system"]["requires"]]
+    optional = content["project"]["optional-dependencies"]
+    chosen = [requirement for extra in extras for requirement in optional[extra]]
+    return [*content["project"]["dependencies"], *chosen, *content["build-system"]["requires"]]
 
 
 def _installed(wanted: Sequence[str]) -> dict[str, str]:
