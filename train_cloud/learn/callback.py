@@ -106,6 +106,7 @@ class Checkpoints(BaseCallback):
         self._choices: dict[str, Choice] = {}
         self._capture: Capture | None = None
         self._capacity = 0
+        self._rows_per_step = 1
         self._rows = 0
         self._submitted_rows = 0
         self._submitted_timesteps = -1
@@ -134,6 +135,7 @@ class Checkpoints(BaseCallback):
         self.model.logger.output_formats.extend(self._host.outputs())
         self._capture = Capture(self.model, self.locals["callback"], self, self._provider_of)
         self._capacity = self._capture.capacity
+        self._rows_per_step = self._capture.rows_per_step
         self._steer()
         self._schedules = schedules(self.model)
         restored = self._host.restored
@@ -175,7 +177,7 @@ class Checkpoints(BaseCallback):
     def _on_step(self) -> bool:
         self._host.step(self.num_timesteps)
         if self._capacity:
-            self._rows += 1
+            self._rows += self._rows_per_step
             self._keep_rows(self._capacity)
         deadline = self._host.stop_deadline()
         if deadline is not None and self._held is not None and time.monotonic() + self._until_committed() > deadline:

@@ -6,14 +6,16 @@ with everything set up. What is captured was found by leaving each item out and 
 (docs/architecture.md).
 
 Everything small goes into *one* pickle, because objects are shared: ``model.action_space`` may be environment 0's
-object, with a generator that both draw from.
+object, with a generator that both draw from. Where a model consists of several learners (``learn.multiagent``), each
+has parts and replay rows of its own, ``<learner>/model`` and ``<learner>/replay``, and that one pickle has the rest of
+all.
 """
 
 from __future__ import annotations
 
 import pickle
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import gymnasium
@@ -80,8 +82,8 @@ class Capture:
         self.model = model
         self._provider_of = provider_of
         self._callbacks = [callback for callback in _walk(root) if callback is not own]
-        self._ring = _ring(model)
-        self._skeleton = _skeleton(model)
+        self._learners = {name: _Learner(name, learner) for name, learner in learners_of(model).items()}
+        self._at: dict[int, dict[str, int]] = {}
         self._parts_bytes = 0
         env = model.get_env()
         assert env is not None
@@ -91,52 +93,89 @@ class Capture:
     @property
     def capacity(self) -> int:
         """Replay rows that are alive at most; 0 without a buffer. A row has one transition of each environment."""
-        return 0 if self._ring is None else self._ring.capacity
+        return min((learner.ring.capacity for learner in self._learners.values() if learner.ring), default=0)
+
+    @property
+    def rows_per_step(self) -> int:
+        """That a step adds to a learner's buffer at most."""
+        return int(getattr(self.model, "rows_per_step", 1))
 
     def sent_bytes(self, new_rows: int) -> int:
-        """About what a checkpoint sends."""
-        rows = 0 if self._ring is None else min(new_rows, self._ring.capacity) * self._ring.sent_bytes
-        return self._parts_bytes + rows
+        """About what a checkpoint sends.
+
+        :param new_rows: of each learner
+        """
+        rings = [learner.ring for learner in self._learners.values() if learner.ring is not None]
+        return self._parts_bytes + sum(min(new_rows, ring.capacity) * ring.sent_bytes for ring in rings)
 
     def snapshot(self, last: int) -> Snapshot:
         """Everything but the replay rows: copies only. The only real cost within the training loop.
 
-        :param last: number of rows that were ever added to the replay buffer
+        :param last: number of rows that were ever added to the replay buffer; of several learners, who count theirs,
+            as many as each may have added
         """
-        if self._ring is not None and not self._ring.at(last):
-            kind = type(self._ring.buffer).__name__
-            raise InputError("replay_buffer", kind, "rows were added outside of collect_rollouts; train without")
-        tensors, rest = _tensors(self.model)
-        parts = {"model": Part(_copied(tensors), self._pickle(rest)), "skeleton": Part(blob=self._skeleton)}
+        self._at[last] = counts = self._counts(last)
+        parts: dict[str, Part] = {}
+        rests: dict[str, Any] = {}
+        facts: dict[str, Any] = {}
+        parts_bytes = 0
+        for name, learner in self._learners.items():
+            if learner.ring is not None and not learner.ring.at(counts[name]):
+                kind = type(learner.ring.buffer).__name__
+                raise InputError("replay_buffer", kind, "rows were added outside of collect_rollouts; train without")
+            tensors, rests[name] = _tensors(learner.model)
+            parts[learner.part("model")] = Part(_copied(tensors))
+            parts[learner.part("skeleton")] = Part(blob=learner.skeleton)
+            facts[name] = {"algorithm": _description(learner.model), "optimizers": rests[name]}
+            parts_bytes += sum(tensor.nbytes for tensor in tensors.values())
+        parts["model"] = Part(parts["model"].arrays if "model" in parts else {}, self._pickle(rests, last))
         normalizer = self.model.get_vec_normalize_env()
         if normalizer is not None:
             parts["normalizer"] = Part(blob=pickle.dumps(normalizer, protocol=4))
-        self._parts_bytes = sum(len(part.blob) for part in parts.values())
-        self._parts_bytes += sum(tensor.nbytes for tensor in tensors.values())
-        facts = {
-            "algorithm": {
-                "class": f"{type(self.model).__module__}:{type(self.model).__qualname__}",
-                **{name: self.model.__dict__[name] for name in _COUNTERS if name in self.model.__dict__},
-            },
-            "optimizers": rest,
+        self._parts_bytes = parts_bytes + sum(len(part.blob) for part in parts.values())
+        every: dict[str, Any] = facts.get(_ALONE) or {
+            "algorithm": _description(self.model),
+            "optimizers": {},
+            "learners": facts,
+            "agents": dict(getattr(self.model, "learner_of", {})),
         }
-        return Snapshot(self.model.num_timesteps, parts, {}, facts)
+        return Snapshot(self.model.num_timesteps, parts, {}, every)
 
     def rows(self, first: int, last: int) -> dict[str, Rows]:
-        """Replay rows ``[first, last)``; their observations stay put until ``capacity`` more rows are added."""
-        return {} if self._ring is None else {REPLAY: self._ring.rows(first, last)}
+        """Replay rows ``[first, last)``; their observations stay put until ``capacity`` more rows are added.
+
+        :param last: as it was given to :meth:`snapshot`
+        :param first: the same, of an earlier one
+        """
+        counts, before = self._at.get(last) or self._counts(last), self._at.get(first, {})
+        self._at = {at: known for at, known in self._at.items() if at >= last}
+        return {
+            learner.part(REPLAY): learner.ring.rows(before.get(name, first), counts[name])
+            for name, learner in self._learners.items()
+            if learner.ring is not None
+        }
+
+    def _counts(self, last: int) -> dict[str, int]:
+        """Rows that were ever added, by learner."""
+        own: Mapping[str, int] = getattr(self.model, "rows", {})
+        return {name: own.get(name, last) for name in self._learners}
 
     def restore(self, snapshot: Snapshot) -> int:
         """Overwrite the model, its environments, generators, logger and callbacks.
 
-        :return: number of rows that were ever added to the replay buffer
+        :return: number of rows that were ever added to the replay buffer, as :meth:`snapshot` was given it
         """
-        part = snapshot.parts["model"]
-        state = loads(part.blob, self._singles)
-        last = 0 if self._ring is None else self._ring.load(snapshot.streams[REPLAY], state["replay"])
-        _set_tensors(self.model, {name: torch.from_numpy(a.copy()) for name, a in part.arrays.items()}, state["rest"])
+        state = loads(snapshot.parts["model"].blob, self._singles)
         set_anew = snapshot.facts.get("set_anew", ())  # what a fork has changed
-        self._restore_algorithm({name: value for name, value in state["algorithm"].items() if name not in set_anew})
+        counts = {}
+        for name, learner in self._learners.items():
+            own = state["learners"][name] if name else state
+            counts[name] = learner.restore(snapshot, own, set_anew)
+        if _ALONE not in self._learners:
+            restore_attributes(self.model, state["algorithm"], set_anew)
+            self.model.rows = counts  # type: ignore[attr-defined]
+        last = counts.get(_ALONE, state.get("rows", 0) if any(counts.values()) else 0)
+        self._at = {last: counts}
         begun_anew = _set_vecenv(self._env, state["environments"])
         logger = self.model.logger
         for live, saved in zip(_pending(logger), state["logger"], strict=True):
@@ -154,11 +193,14 @@ class Capture:
         set_generators(state["generators"])  # nothing after this may draw
         return last
 
-    def _pickle(self, rest: Mapping[str, Any]) -> bytes:
-        state = {
-            "rest": rest,
-            "replay": {} if self._ring is None else self._ring.state(),
-            "algorithm": _algorithm(self.model),
+    def _pickle(self, rests: Mapping[str, Any], last: int) -> bytes:
+        learners = {name: learner.state(rests[name]) for name, learner in self._learners.items()}
+        state = learners.get(_ALONE) or {
+            "algorithm": attributes_of(self.model),
+            "learners": learners,
+            "rows": last,
+        }
+        state |= {
             "environments": _get_vecenv(self._env, self._provider_of),
             "logger": [dict(pending) for pending in _pending(self.model.logger)],
             "callbacks": [_get_callback(callback, self._provider_of) for callback in self._callbacks],
@@ -198,18 +240,64 @@ class Capture:
                 shown = None if shown is None else wrapper.transpose_observations(shown)
         model._last_obs = _replaced(model._last_obs, single) if shown is None else shown
 
-    def _restore_algorithm(self, saved: dict[str, Any]) -> None:
-        for name, value in saved.items():
-            live = self.model.__dict__.get(name)
-            if isinstance(live, ActionNoise) and type(live) is type(value):
-                # learn() has handed this very object to collect_rollouts already
-                live.__dict__.clear()
-                live.__dict__.update(value.__dict__)
-            else:
-                self.model.__dict__[name] = value
-
 
 _COUNTERS = ("num_timesteps", "_n_updates", "_episode_num")
+#: Name of the learner where the model is the only one.
+_ALONE = ""
+
+
+def learners_of(model: BaseAlgorithm) -> dict[str, BaseAlgorithm]:
+    """What has networks and a buffer: the model itself, or the learners that it consists of, by name."""
+    return getattr(model, "learners", None) or {_ALONE: model}
+
+
+class _Learner:
+    """One set of networks with its buffer."""
+
+    def __init__(self, name: str, model: BaseAlgorithm) -> None:
+        self.name, self.model = name, model
+        self.ring = _ring(model)
+        self.skeleton = _skeleton(model)
+
+    def part(self, kind: str) -> str:
+        """Name of its part or stream of this kind."""
+        return f"{self.name}/{kind}" if self.name else kind
+
+    def state(self, rest: Mapping[str, Any]) -> dict[str, Any]:
+        replay = {} if self.ring is None else self.ring.state()
+        return {"rest": rest, "replay": replay, "algorithm": attributes_of(self.model)}
+
+    def restore(self, snapshot: Snapshot, state: Mapping[str, Any], set_anew: Sequence[str]) -> int:
+        """:return: number of rows that were ever added to its buffer"""
+        last = 0 if self.ring is None else self.ring.load(snapshot.streams[self.part(REPLAY)], state["replay"])
+        arrays = snapshot.parts[self.part("model")].arrays
+        _set_tensors(self.model, {name: torch.from_numpy(a.copy()) for name, a in arrays.items()}, state["rest"])
+        restore_attributes(self.model, state["algorithm"], set_anew)
+        return last
+
+
+def _description(model: BaseAlgorithm) -> dict[str, Any]:
+    return {
+        "class": f"{type(model).__module__}:{type(model).__qualname__}",
+        **{name: model.__dict__[name] for name in _COUNTERS if name in model.__dict__},
+    }
+
+
+def restore_attributes(model: BaseAlgorithm, saved: Mapping[str, Any], but: Sequence[str] = ()) -> None:
+    """The counterpart of :func:`attributes_of`.
+
+    :param but: names that stay as they are
+    """
+    for name, value in saved.items():
+        live = model.__dict__.get(name)
+        if name in but:
+            continue
+        if isinstance(live, ActionNoise) and type(live) is type(value):
+            # learn() has handed this very object to collect_rollouts already
+            live.__dict__.clear()
+            live.__dict__.update(value.__dict__)
+        else:
+            model.__dict__[name] = value
 
 
 def get_generators() -> dict[str, Any]:
@@ -244,7 +332,8 @@ def _ring(model: BaseAlgorithm) -> Ring | None:
     return None
 
 
-def _algorithm(model: BaseAlgorithm) -> dict[str, Any]:
+def attributes_of(model: BaseAlgorithm) -> dict[str, Any]:
+    """The plain part of an algorithm's state: references."""
     of_torch = model._get_torch_save_params()[1]
     excluded = _OF_THE_PROCESS | (set(model._excluded_save_params()) - {"_last_lstm_states"}) | set(of_torch)
     return {name: value for name, value in model.__dict__.items() if name not in excluded and _is_state(value)}
