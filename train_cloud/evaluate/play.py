@@ -120,7 +120,7 @@ class _Watched(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         observation, info = super().reset(**kwargs)
-        if self.film is not None:
+        if self.film is not None and not self.film.frames:  # a VecEnv begins the next episode at once
             self.film.add(self.env)
         return observation, info
 

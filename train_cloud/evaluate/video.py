@@ -28,32 +28,32 @@ class Film:
         self._settings = settings
         self._fps = settings.fps or env.metadata.get("render_fps") or _FPS
         self._writer: Generator[None, Any, None] | None = None
-        self._frames = 0
+        self.frames = 0
+        """Taken so far."""
         self._lacks = ""
 
     def add(self, env: gymnasium.Env[Any, Any]) -> None:
         """One frame, of the environment as it stands."""
-        if self._lacks or self._frames >= self._settings.max_steps:
+        if self._lacks or self.frames >= self._settings.max_steps:
             return
         frame: Any = env.render()
         if not isinstance(frame, np.ndarray) or frame.ndim != 3 or frame.shape[2] < 3:
             self._lacks = f"a frame is {getattr(frame, 'shape', type(frame).__name__)}, not (height, width, 3)"
             return
         turned = np.rot90(frame[..., :3], -self._settings.rotate // 90)
+        height, width = (side // 2 * 2 for side in turned.shape[:2])  # yuv420p has a colour for each four pixels
         if self._writer is None:
-            # yuv420p and even sides: what browsers and phones play
-            size = (turned.shape[1], turned.shape[0])
             self._writer = imageio_ffmpeg.write_frames(
                 str(self._unfinished),
-                size,
+                (width, height),
                 fps=self._fps,
                 codec="libx264",
-                macro_block_size=2,
+                macro_block_size=1,
                 ffmpeg_log_level="error",
             )
             self._writer.send(None)
-        self._writer.send(np.ascontiguousarray(turned, dtype=np.uint8))
-        self._frames += 1
+        self._writer.send(np.ascontiguousarray(turned[:height, :width], dtype=np.uint8))
+        self.frames += 1
 
     def close(self, name: str, warnings: list[str]) -> Path | None:
         """Finish the file under its name; None, and a warning, where there was no frame."""
