@@ -40,6 +40,8 @@ class EmbeddedAws:
         self._server: subprocess.Popen[bytes] | None = None
         self._endpoint: str | None = None
         self._keys = ("AKIAREHEARSAL0000000", "of-nobody")
+        self._clients: dict[tuple[str, ...], Any] = {}
+        self._making = threading.Lock()
 
     def __enter__(self) -> EmbeddedAws:
         # sys.path as it is here, and nothing of the caller's AWS settings.
@@ -114,18 +116,27 @@ class EmbeddedAws:
         }
 
     def client(self, service: str, credentials: dict[str, str] | None = None) -> Any:
-        """A boto3 client for this AWS: as its owner, or with what :meth:`assume` returned."""
-        keys = credentials or {}
-        session: Any = boto3.Session()
-        return session.client(
-            service,
-            endpoint_url=self.endpoint,
-            region_name=self.region,
-            aws_access_key_id=keys.get("AccessKeyId", self._keys[0]),
-            aws_secret_access_key=keys.get("SecretAccessKey", self._keys[1]),
-            aws_session_token=keys.get("SessionToken"),
-            config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 2}, proxies={}),
+        """A boto3 client for this AWS: as its owner, or with what :meth:`assume` returned. For any thread."""
+        given = credentials or {}
+        keys = (
+            given.get("AccessKeyId", self._keys[0]),
+            given.get("SecretAccessKey", self._keys[1]),
+            given.get("SessionToken", ""),
         )
+        with self._making:
+            # Kept: to make one takes up to half a second of reading, and rehearsals ask many times a second.
+            if (service, *keys) not in self._clients:
+                session: Any = boto3.Session()
+                self._clients[(service, *keys)] = session.client(
+                    service,
+                    endpoint_url=self.endpoint,
+                    region_name=self.region,
+                    aws_access_key_id=keys[0],
+                    aws_secret_access_key=keys[1],
+                    aws_session_token=keys[2] or None,
+                    config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 2}, proxies={}),
+                )
+            return self._clients[(service, *keys)]
 
     def assume(self, role: str, session: str) -> dict[str, str]:
         """Temporary credentials of a role, as EC2 gets them for an instance.

@@ -58,7 +58,7 @@ class MachineInstance:
         self._timesteps = 0
         self._asked: dict[str, tuple[float, UnitState]] = {}
         launch = Launch(aws, group, instance_id)
-        authority = Authority(aws.region)
+        authority = Authority()
         with contextlib.ExitStack() as made:  # what was made is unmade if the next thing cannot be
             self.container = made.enter_context(
                 Container(

@@ -61,21 +61,38 @@ def within(pid: int, act: Callable[[], _T]) -> _T:
 class Authority:
     """A certificate authority that lives as long as this process; its key is never written.
 
-    :param region: whose endpoints its one certificate is for, with those that have no region
+    It vouches for whichever name of ``amazonaws.com`` a client asks for in its greeting, and for no other.
     """
 
-    def __init__(self, region: str) -> None:
+    def __init__(self) -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "train-cloud rehearsal")])
-        authority = self._certificate(name, name, self._key, [(x509.BasicConstraints(True, 0), True)])
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "train-cloud rehearsal")])
+        authority = self._certificate(self._name, self._name, self._key, [(x509.BasicConstraints(True, 0), True)])
         self.certificate = authority.public_bytes(serialization.Encoding.PEM)
         """PEM; what a machine must trust."""
+        self._contexts: dict[str, ssl.SSLContext] = {}
+        self._lock = threading.Lock()
+        self.context = self._serve("amazonaws.com")
+        """For the listening side."""
+        self.context.sni_callback = self._greeted
+
+    def _greeted(self, connection: ssl.SSLSocket | ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> int | None:
+        if name is None or not name.endswith(".amazonaws.com"):
+            return int(ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME)
+        with self._lock:
+            if name not in self._contexts:
+                self._contexts[name] = self._serve(name)
+            connection.context = self._contexts[name]
+        return None
+
+    def _serve(self, host: str) -> ssl.SSLContext:
+        """What TLS needs to be this host."""
         key = ec.generate_private_key(ec.SECP256R1())
-        hosts = [f"*.{level}amazonaws.com" for level in ("", f"{region}.", f"s3.{region}.", "s3.")]
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "amazonaws.com")])
-        names = x509.SubjectAlternativeName([x509.DNSName(host) for host in hosts])
-        served = self._certificate(subject, name, key, [(names, False), (x509.BasicConstraints(False, None), True)])
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "amazonaws.com")])  # 64 characters at most
+        names = x509.SubjectAlternativeName([x509.DNSName(host)])
+        extensions = [(names, False), (x509.BasicConstraints(False, None), True)]
+        served = self._certificate(subject, self._name, key, extensions)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         with tempfile.NamedTemporaryFile() as file:  # load_cert_chain reads files only
             file.write(served.public_bytes(serialization.Encoding.PEM))
             file.write(
@@ -84,7 +101,8 @@ class Authority:
                 )
             )
             file.flush()
-            self.context.load_cert_chain(file.name)
+            context.load_cert_chain(file.name)
+        return context
 
     def _certificate(
         self,
