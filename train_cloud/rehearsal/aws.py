@@ -123,11 +123,12 @@ class EmbeddedAws:
             given.get("SecretAccessKey", self._keys[1]),
             given.get("SessionToken", ""),
         )
+        name = (service, *keys)
         with self._making:
             # Kept: to make one takes up to half a second of reading, and rehearsals ask many times a second.
-            if (service, *keys) not in self._clients:
+            if name not in self._clients:
                 session: Any = boto3.Session()
-                self._clients[(service, *keys)] = session.client(
+                self._clients[name] = session.client(
                     service,
                     endpoint_url=self.endpoint,
                     region_name=self.region,
@@ -136,7 +137,7 @@ class EmbeddedAws:
                     aws_session_token=keys[2] or None,
                     config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 2}, proxies={}),
                 )
-            return self._clients[(service, *keys)]
+            return self._clients[name]
 
     def assume(self, role: str, session: str) -> dict[str, str]:
         """Temporary credentials of a role, as EC2 gets them for an instance.
