@@ -151,13 +151,24 @@ class Lease:
         self._etag = etag
 
     @classmethod
-    def take(cls, store: ObjectStore, token: Token, owner: str, *, max_attempts: int | None = None) -> Lease:
+    def take(
+        cls,
+        store: ObjectStore,
+        token: Token,
+        owner: str,
+        *,
+        max_attempts: int | None = None,
+        failed: bool = True,
+        failure: str | None = None,
+    ) -> Lease:
         """Take the run before training: from here on, workers with a lower token cannot commit.
 
         A restart within one boot means that the process died without the machine going: unless a commit was made since,
         it counts as a failed attempt. A machine that vanished does not count.
 
         :param max_attempts: with more failed attempts in a row than this, the outcome ``failed`` is swapped in instead
+        :param failed: of a restart, whether the process before it died; False where it had left by itself
+        :param failure: what it died of, where it could not say so itself: the head's reason until the next commit
         :raises Fenced: a newer session, or a newer restart of this one, has it
         """
         sent = False
@@ -172,6 +183,7 @@ class Lease:
                     return cls(store, current, etag)
                 if current.token >= token:
                     raise Fenced(_fenced(current, token))
+                again = failed and current.session == token.session
                 head = current.model_copy(
                     update={
                         "session": token.session,
@@ -179,7 +191,8 @@ class Lease:
                         "owner": owner,
                         "commit": _random(),
                         "seq": current.seq + 1,
-                        "attempts": current.attempts + (current.session == token.session),
+                        "attempts": current.attempts + again,
+                        "reason": failure if again and failure and current.outcome is None else current.reason,
                     }
                 )
                 if max_attempts is not None and head.attempts >= max_attempts and head.outcome is None:

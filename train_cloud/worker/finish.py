@@ -29,6 +29,8 @@ from train_cloud.instance.notices import Notice, local_notice
 from train_cloud.run.head import Head, conclude, read_head
 from train_cloud.run.session import local_session
 from train_cloud.store import ObjectStore
+from train_cloud.worker.endings import note_kill
+from train_cloud.worker.announce import Channel, announce_end
 from train_cloud.worker.units import TRAIN, UnitState, boot_id, unit_state
 
 REFUSAL_PATIENCE_S = 120.0
@@ -122,12 +124,21 @@ def act(
     return decision
 
 
-def finish(store: ObjectStore, state_dir: Path, metadata: Metadata, group: Group, *, boot: bool = False) -> Decision:
+def finish(
+    store: ObjectStore,
+    state_dir: Path,
+    metadata: Metadata,
+    group: Group,
+    *,
+    boot: bool = False,
+    channel: Channel | None = None,
+) -> Decision:
     """Look, decide and act. Safe to be run any number of times, in any state.
 
     :param store: of the run
     :param group: the worker's; its patience is for how long the money may wait
     :param boot: before anything is started, at each boot
+    :param channel: is told how the run ended, once the capacity is 0
     """
     this_boot = boot_id()
     head, unreadable = _read(store)
@@ -141,9 +152,17 @@ def finish(store: ObjectStore, state_dir: Path, metadata: Metadata, group: Group
         train=until_it_holds(lambda: unit_state(TRAIN), patience_s=None),
         boot=boot,
     )
+    with contextlib.suppress(OSError):
+        note_kill(state_dir, this_boot, facts.train)
     decision = decide(facts)
     _log.info("%s: %s", decision.verb, decision.why)
-    return act(decision, facts, store=store, group=group, instance_id=metadata.instance_id)
+    decision = act(decision, facts, store=store, group=group, instance_id=metadata.instance_id)
+    if decision.verb == "close" and channel is not None:
+        try:
+            announce_end(store, channel, session=facts.session, why=decision.why)
+        except CloudError as error:  # nobody was told; the run is over all the same
+            _log.error("nobody was told that %s: %s", decision.why, error)
+    return decision
 
 
 def _read(store: ObjectStore) -> tuple[Head | None, str | None]:

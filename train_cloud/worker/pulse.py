@@ -13,6 +13,7 @@ import struct
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,6 +32,7 @@ _DOING = {
     "evaluate": "evaluating",
 }
 _LINE_SECONDS = 30.0
+_FRAMES = 12
 _STEPS_FILE = "timesteps"
 _COUNT = struct.Struct("<Q")
 
@@ -50,11 +52,22 @@ def patience() -> dict[str, float]:
 class Pulse:
     """:param total: timesteps of the whole run
     :param every_second: called from the thread: limits
+    :param on_silence: called from the thread, once for each silence that systemd will take for a hang, with what stands
+        where
     """
 
-    def __init__(self, state_dir: Path, total: int, every_second: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        state_dir: Path,
+        total: int,
+        every_second: Callable[[], None],
+        on_silence: Callable[[str], None] = lambda words: None,
+    ) -> None:
         self._total = total
         self._every_second = every_second
+        self._on_silence = on_silence
+        self._silent_since: float | None = None
+        self._owner = threading.get_ident()
         self._patience = patience()
         self._phase = "start"
         self._alive = time.monotonic()
@@ -118,6 +131,9 @@ class Pulse:
             self._every_second()
             if now - self._alive < self._patience[self._phase]:
                 self._notify("WATCHDOG=1")
+            elif self._silent_since != self._alive:
+                self._silent_since = self._alive
+                self._fall_silent(now - self._alive)
             if self._bar is not None and bar is not None:
                 done, total = self._restoring() or (self.timesteps, self._total)
                 pace = "" if self._restoring() is None else _megabytes(done, total)
@@ -127,6 +143,14 @@ class Pulse:
             elif now - shown >= _LINE_SECONDS:
                 shown = now
                 log.info("%s", self.line())
+
+    def _fall_silent(self, seconds: float) -> None:
+        """No sign of life for longer than the phase may take: say where the training stands, while it can be seen."""
+        frame = sys._current_frames().get(self._owner)
+        where = "".join(traceback.format_stack(frame)[-_FRAMES:]) if frame is not None else ""
+        words = f"no sign of life for {seconds:.0f} s while {_DOING[self._phase]}, at:\n{where}"
+        log.error("%s", words.rstrip())
+        self._on_silence(words)
 
     def line(self) -> str:
         """How far it is, for the log."""

@@ -37,6 +37,7 @@ from train_cloud.errors import (
     Fenced,
     InputError,
     Interrupted,
+    StoreError,
     StoreUnavailable,
     TrainCloudError,
 )
@@ -56,7 +57,7 @@ from train_cloud.run.session import (
 )
 from train_cloud.snapshot import Part, Snapshot
 from train_cloud.store import ObjectStore, open_store
-from train_cloud.worker import machine, units
+from train_cloud.worker import endings, machine, units
 from train_cloud.worker.evaluations import DUE, RESULTS, Evaluations, command
 from train_cloud.worker.limits import Limits, begin_limits, describe_machine
 from train_cloud.worker.line import Line
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _GROUP = "TRAIN_CLOUD_AUTOSCALING_GROUP"
+_RUN_ID = "TRAIN_CLOUD_RUN_ID"
 _OVERRIDES = "TRAIN_CLOUD_OVERRIDES"
 _MAX_ATTEMPTS = "TRAIN_CLOUD_MAX_ATTEMPTS"
 _STARTS = "starts.json"
@@ -94,11 +96,16 @@ def train(run_file: Path, *, store: str, state_dir: Path | None = None, override
     :raises Fenced: a newer worker has the run
     """
     on_worker = _GROUP in os.environ
-    config = load_run_file(run_file, overrides, extra=_launch_overrides())
+    boot_id = units.boot_id() if on_worker else f"process-{os.getpid()}"
+    try:
+        config = load_run_file(run_file, overrides, extra=_launch_overrides())
+    except InputError as error:
+        if on_worker and state_dir is not None:
+            _fail_unread(open_store(layout.run_url(store, os.environ[_RUN_ID])), state_dir, boot_id, str(error))
+        raise
     os.environ.update(config.env)
     state_dir = (state_dir or Path(".train-cloud") / config.run_id).absolute()
     state_dir.mkdir(parents=True, exist_ok=True)
-    boot_id = units.boot_id() if on_worker else f"process-{os.getpid()}"
     stop = Stop(state_dir, boot_id)
     run_store = open_store(layout.run_url(store, config.run_id))
     with _alone(state_dir):
@@ -115,6 +122,8 @@ def train(run_file: Path, *, store: str, state_dir: Path | None = None, override
                 log.info("nothing to do: the run has the outcome %s", read[0].outcome)
                 return EXIT_COMPLETED
         try:
+            if on_worker:
+                session.begin()  # early, so that a boot that fails later has left its start, and may end the run
             return session.run(check_standing(store, config))
         except InputError as error:
             if on_worker:  # no restart mends it, and the reason must outlive the machine
@@ -152,7 +161,12 @@ class _Session:
         self._boot_id = boot_id
         self._on_worker = on_worker
         self._evaluations = evaluations
-        self._pulse = Pulse(state_dir, config.total_timesteps, every_second=self._every_second)
+        self._pulse = Pulse(
+            state_dir,
+            config.total_timesteps,
+            every_second=self._every_second,
+            on_silence=lambda words: endings.stand_still(state_dir, words),
+        )
         # Asked at every step of the environments: not one call more than it takes.
         self.step, self.stop_deadline = self._pulse.step, stop.deadline
         self._limits: Limits | None = None
@@ -191,20 +205,29 @@ class _Session:
         """:param facts: of the newest checkpoint; empty where there is none
         :return: exit code
         """
-        if self._on_worker:
-            self._begin()  # early, so that a boot that fails later has left its start
         with import_path(self._config), training(self._config):
             machine.pin_instructions()
-            built = self._build(facts.get(_TRIAL))  # before anything is taken: bad input leaves no trace
+            built = self._built(facts.get(_TRIAL))  # before anything is taken: bad input leaves no trace
             try:
                 if self._session is None:
                     _write_launch(self._store, self._config, self._run_yaml)
-                    self._begin()
+                    self.begin()
                 self._take()
                 return self._train(built)
             finally:
                 if built is not None:
                     built.close()
+
+    def _built(self, trial: Mapping[str, Any] | None) -> Built | None:
+        try:
+            return self._build(trial)
+        except InputError:
+            raise
+        except Exception:  # no bad input: it may go better the next time, and counts
+            if self._on_worker:
+                self._take()
+                self._record_failure()
+            raise
 
     def _build(self, trial: Mapping[str, Any] | None) -> Built | None:
         """Model, environments and callbacks, or None for a script, which makes its own."""
@@ -220,7 +243,8 @@ class _Session:
         self._trial = built.trial
         return built
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """Take a number, or go on with the one that this boot has."""
         details = {"run_file": self._config.model_dump(mode="json"), "host": platform.node()}
         instance_id = f"{socket.gethostname()}-{os.getpid()}"
         if self._on_worker:
@@ -245,11 +269,14 @@ class _Session:
             reopened = reopen(self._store)
             if reopened is not None and reopened.outcome is not None:
                 raise TrainCloudError(f"the run has the outcome {reopened.outcome} since")
+        before = endings.last_ending(self._state_dir, self._boot_id, self._session.restart)
         self._lease = Lease.take(
             self._store,
             self._session.token,
             self._session.instance_id,
             max_attempts=int(os.environ.get(_MAX_ATTEMPTS, "5")) if self._on_worker else None,
+            failed=before.failed,
+            failure=before.words,
         )
         (self._state_dir / _STARTS).unlink(missing_ok=True)
         head = self._lease.head
@@ -258,8 +285,8 @@ class _Session:
         self._manifest = read_manifest(self._store, head.manifest) if head.manifest else None
         self._resumed_at = self._first_timestep = head.timesteps
         if self._session.restart:  # the session began before this process did
-            before = read_progress(self._store, self._session)
-            self._first_timestep = before["first_timestep"] if before else head.timesteps
+            reported = read_progress(self._store, self._session)
+            self._first_timestep = reported["first_timestep"] if reported else head.timesteps
         self._committer = Committer(
             self._store,
             self._lease,
@@ -290,8 +317,13 @@ class _Session:
             raise
         except Interrupted:
             raise
-        except Exception:  # whatever the user's code raises: recorded for status and the attempts, and raised again
-            self._lease.record_failure(traceback.format_exc()[-_TRACEBACK_CHARACTERS:])
+        except Exception as error:  # whatever the user's code raises: recorded for status, and raised again
+            if isinstance(error, StoreUnavailable) and self._stop.reason in ("notice", "signal"):
+                raise Interrupted(
+                    f"interrupted ({self._stop.reason}) while the store does not answer: left at "
+                    f"{self._lease.head.timesteps} timesteps, the last commit: {error}"
+                ) from error
+            self._record_failure()
             raise
         if not self._finished:
             raise InputError(
@@ -336,10 +368,18 @@ class _Session:
         with hosted_by(self), training(self._config):
             main()
 
+    def _record_failure(self) -> None:
+        """Why this attempt ends. The exception that is being handled goes on, whatever the store says to this."""
+        reason = traceback.format_exc()[-_TRACEBACK_CHARACTERS:]
+        try:
+            self._lease.record_failure(reason)
+        except (StoreError, Fenced) as error:
+            log.warning("the failure is not recorded: %s", error)
+
     def _stopped(self) -> int:
-        self._push_events()
         if self._stop.reason != "limit":
             self._interrupted()
+        self._push_events()
         if self._lease.head.manifest is not None:
             self._upload_final(restore(self._store, read_manifest(self._store, self._lease.head.manifest)))
         self._lease.conclude("stopped", self._stop.limit)
@@ -348,7 +388,13 @@ class _Session:
         return EXIT_COMPLETED
 
     def _interrupted(self) -> NoReturn:
-        self._end(self._stop.reason or "signal")
+        assert self._session is not None
+        try:
+            self._push_events()
+            self._end(self._stop.reason or "signal")
+        except StoreUnavailable as error:  # the commit is what counts
+            log.warning("the session's end is not recorded: %s", error)
+        endings.leave(self._state_dir, self._boot_id, self._session.restart)
         raise Interrupted(
             f"interrupted ({self._stop.reason}) with all committed at {self._lease.head.timesteps} timesteps: "
             "the same command goes on from there"
@@ -600,6 +646,14 @@ def _launch_overrides() -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(_OVERRIDES, path, "the file must hold one JSON object")
     return content
+
+
+def _fail_unread(store: ObjectStore, state_dir: Path, boot_id: str, reason: str) -> None:
+    """On a worker, a run file that cannot be read ends the run: no restart mends it."""
+    state_dir.mkdir(parents=True, exist_ok=True)
+    owner = platform.node()
+    session = begin_session(store, state_dir, instance_id=owner, boot_id=boot_id, details={}, persist=True)
+    conclude(store, "failed", reason, session=session.number, owner=owner)
 
 
 def _write_launch(store: ObjectStore, config: RunFile, run_yaml: str) -> None:
