@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -35,15 +36,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--large", action="store_true", help="1M rows of 1080 floats")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does everything, says nothing")
     parser.add_argument("--only", default="1,2,3,4,5,6,7", help="figures, for example 4,7")
-    parser.add_argument("--output", type=Path, default=ROOT, help="folder for benchmarks/results.json and docs/")
+    parser.add_argument("--floats", type=int, help="of figures 1 to 5 only those with so many floats per observation")
+    parser.add_argument("--output", type=Path, help="folder for benchmarks/results.json and docs/, if not this one")
     options = parser.parse_args(arguments)
+    if options.quick and options.output is None:
+        parser.error("--quick needs --output: what it measures must not take the place of what was measured")
     isolate()
     if options.large and not _fits():
         return 1
     sizes = QUICK if options.quick else LARGE if options.large else FULL
+    if options.floats is not None:
+        sizes = dataclasses.replace(sizes, blocks=tuple(block for block in sizes.blocks if block[0] == options.floats))
     wanted = {int(number) for number in options.only.split(",")} & ({1, 2, 3} if options.large else set(range(1, 8)))
     command = "make bench-large" if options.large else "make bench"
-    began, load = time.monotonic(), os.getloadavg()[0]
+    began = time.monotonic()
+    where = {"date": datetime.now(timezone.utc).date().isoformat(), "commit": _commit()}
     figures = []
     for figure in _measure(sizes, wanted):
         measured = figure.measured
@@ -53,18 +60,16 @@ def main(arguments: list[str] | None = None) -> int:
             f"{json.dumps({name: round(value, 4) for name, value in figure.detail.items()})}",
             flush=True,
         )
-        figures.append({**dataclasses.asdict(figure), "verdict": figure.verdict})
+        # Right after it was measured: of the last minute, this measurement's own processes included.
+        figures.append(
+            {**dataclasses.asdict(figure), "verdict": figure.verdict, **where, "load": round(os.getloadavg()[0], 1)}
+        )
     result = {
-        "command": command,
         "quick": options.quick,
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "commit": _commit(),
-        "minutes": (time.monotonic() - began) / 60,
-        "load": [load, os.getloadavg()[0]],
         "machine": _machine(),
         "versions": {"Python": platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES},
     }
-    _write(options.output, command, result, figures, wanted)
+    _write(options.output or ROOT, command, result, figures)
     return 0
 
 
@@ -74,18 +79,30 @@ def _measure(sizes: Sizes, wanted: set[int]) -> Iterator[Figure]:
             yield from (figure for figure in group(Path(folder), sizes, wanted) if figure.number in wanted)
 
 
-def _write(folder: Path, command: str, result: dict[str, Any], figures: list[dict[str, Any]], wanted: set[int]) -> None:
+def _write(folder: Path, command: str, result: dict[str, Any], figures: list[dict[str, Any]]) -> None:
     """Figures that were not measured this time stay as they are."""
+
+    def which(figure: dict[str, Any]) -> tuple[int, str]:
+        return figure["number"], figure["setting"]
+
     path = folder / "benchmarks" / "results.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     results = json.loads(path.read_text()) if path.exists() else {}
-    before = [figure for figure in results.get(command, {}).get("figures", []) if figure["number"] not in wanted]
-    result["figures"] = sorted(before + figures, key=lambda figure: figure["number"])
+    all_of_them = {which(figure): figure for figure in [*results.get(command, {}).get("figures", []), *figures]}
+    result["figures"] = [all_of_them[one] for one in sorted(all_of_them, key=_in_order)]
     results[command] = result
+    results = dict(sorted(results.items()))
     path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     page = folder / "docs" / "benchmarks.md"
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(document(results, Path(__file__).parent / "notes.md"))
+
+
+def _in_order(which: tuple[int, str]) -> tuple[int, list[Any]]:
+    """By number, then by setting, with the numbers in it as numbers."""
+    return which[0], [
+        (not text.isdigit(), int(text) if text.isdigit() else text) for text in re.split(r"(\d+)", which[1])
+    ]
 
 
 def _fits() -> bool:
@@ -113,7 +130,7 @@ def _machine() -> dict[str, Any]:
 
 
 def _commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    found = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
     return found.stdout.strip() or "unknown"
 
 

@@ -61,13 +61,10 @@ def _section(command: str, result: dict[str, Any]) -> str:
     figures = result["figures"]
     machine = result["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    load = " to ".join(f"{value:.1f}" for value in result["load"])
     lines = [
         f"## `{command}`",
         "",
-        f"{result['date']}, commit `{result['commit']}`, {result['minutes']:.0f} minutes. {machine['cpu']}, {machine['cores']} "
-        f"cores, {machine['memory_gb']:.0f} GB; {machine['system']}. {versions}. Load average {load} (other work on the machine "
-        "is noise in every figure).",
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']:.0f} GB; {machine['system']}. {versions}.",
         "",
         "| | figure | setting | measured | 95 % | limit | |",
         "|---|---|---|---|---|---|---|",
@@ -82,7 +79,10 @@ def _section(command: str, result: dict[str, Any]) -> str:
     for number in sorted({figure["number"] for figure in figures}):
         of_it = [figure for figure in figures if figure["number"] == number]
         names = list(of_it[0]["detail"])
-        lines += ["", f"### {number}. {_TITLES[number]}", "", _HOW[number], ""]
+        whence = dict.fromkeys(f"{figure['date']}, commit `{figure['commit']}`" for figure in of_it)
+        load = max(figure["load"] for figure in of_it)
+        measured = f"Measured {'; '.join(whence)}; load average up to {load:.1f}, its own processes included."
+        lines += ["", f"### {number}. {_TITLES[number]}", "", _HOW[number], "", measured, ""]
         lines += ["| setting | " + " | ".join(names) + " | n |", "|---" * (len(names) + 2) + "|"]
         for figure in of_it:
             cells = [_number(figure["detail"][name]) for name in names]
