@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import signal
 import sys
@@ -26,9 +27,28 @@ from train_cloud.store import open_store
 from train_cloud.worker.machine import PINNED, pin_instructions
 from train_cloud.worker.pulse import read_timesteps
 
+#: What a session imports sooner or later. ``torch._dynamo`` comes with the first optimizer, and takes a second.
+WARM = [
+    "torch._dynamo",
+    "torch.utils.tensorboard",
+    "tensorboard",
+    "train_cloud.cli.train",
+    "train_cloud.learn.callback",
+    "train_cloud.learn.check",
+    "train_cloud.learn.export",
+    "train_cloud.learn.scalars",
+    "train_cloud.store.s3",
+    "train_cloud.worker.train",
+]
 
-def _train(arguments: list[str], environment: dict[str, str], log: str) -> None:
-    """In a child of a warm process: exactly what the command does."""
+
+def _train(arguments: list[str], environment: dict[str, str], log: str, server: str) -> None:
+    """In a child of a warm process: exactly what the command does.
+
+    :param server: address of the warm process: processes of environments are forked from it too
+    """
+    forkserver: Any = multiprocessing.forkserver._forkserver
+    forkserver._forkserver_address, forkserver.ensure_running = server, lambda: None
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -48,9 +68,7 @@ def forking() -> Iterator[Any]:
         pin_instructions()
         patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(
-            ["torch", "stable_baselines3", "tensorboard", "train_cloud.worker.train", "train_cloud.learn.callback"]
-        )
+        context.set_forkserver_preload(WARM)
         yield context
 
 
@@ -82,7 +100,10 @@ class Rehearsed:
         arguments = ["train", str(self.run_file), "--store", self.root, *options]
         arguments += ["--state-dir", str(self.folder / state)]
         environment = {"TRAIN_CLOUD_THREADS": "1", **(env or {})}
-        process = self.context.Process(target=_train, args=(arguments, environment, str(self.folder / "log.txt")))
+        multiprocessing.forkserver.ensure_running()
+        server = multiprocessing.forkserver._forkserver._forkserver_address  # type: ignore[attr-defined]
+        log = str(self.folder / "log.txt")
+        process = self.context.Process(target=_train, args=(arguments, environment, log, server))
         process.start()
         return process
 
@@ -130,8 +151,13 @@ class Rehearsed:
         assert head.outcome == "completed" and head.manifest is not None, self.log()
         return restore(self.store, read_manifest(self.store, head.manifest))
 
-    def scalars(self) -> dict[str, list[tuple[int, float]]]:
+    def scalars(self, *, shown: bool = False) -> dict[str, list[tuple[int, float]]]:
+        """:param shown: without what TensorBoard hides: a fenced worker's last push may hold what its successor has
+        logged too
+        """
         with tempfile.TemporaryDirectory() as folder:
             tensorboard.pull(self.store, Path(folder))
+            if shown:
+                tensorboard.cut(Path(folder), self.head().timesteps)
             found = read_scalars(Path(folder))
         return {tag: points for tag, points in found.items() if not tag.startswith("time/")}

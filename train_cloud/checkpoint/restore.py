@@ -27,20 +27,21 @@ def restore(
     """Read the parts at once, in parallel; the rows come while they are iterated, some segments ahead.
 
     :param parts: only these, and no rows; None for all
-    :param received: called with the number of bytes of each object that has arrived and is verified
+    :param received: called in this thread with the number of bytes of each object that has arrived and is verified
     :raises CorruptCheckpoint: an object is missing or changed. The run must not go on from zero because of it.
     """
 
     def load(name: str) -> Part:
         reference = manifest.parts[name]
-        body = read_verified(store, reference)
-        if received:
-            received(reference.size)
-        return unpack(body, reference.key)
+        return unpack(read_verified(store, reference), reference.key)
 
+    loaded = {}
     wanted = [name for name in manifest.parts if parts is None or name in parts]
     with ThreadPoolExecutor(_PARALLEL) as pool:
-        loaded = dict(zip(wanted, pool.map(load, wanted), strict=True))
+        for name, part in zip(wanted, pool.map(load, wanted), strict=True):
+            loaded[name] = part
+            if received:
+                received(manifest.parts[name].size)
     streams = {} if parts is not None else manifest.streams
     return Snapshot(
         timesteps=manifest.timesteps,
