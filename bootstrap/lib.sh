@@ -14,6 +14,9 @@ bucket=${bucket%%/*}
 run=${prefix}runs/$TRAIN_CLOUD_RUN_ID
 code=s3://$bucket/${prefix}code/$TRAIN_CLOUD_CODE_DIGEST
 
+# The CLI's own default is one attempt of one second: too little on a machine that is busy with its first minute.
+export AWS_METADATA_SERVICE_TIMEOUT=5 AWS_METADATA_SERVICE_NUM_ATTEMPTS=5
+
 say() { printf 'train-cloud: %s\n' "$*"; }
 
 # retry SECONDS COMMAND…: until it succeeds. IAM needs seconds, seldom minutes, to let a new role do what it may.

@@ -77,7 +77,8 @@ class Container:
         self._closing = threading.Lock()
         self._closed = False
         # systemd in the machine must find its own groups, not those of another machine.
-        group_name = f"rehearsal-{uuid.uuid4().hex[:12]}"  # one: nspawn takes the name from one hierarchy for all
+        # One name: nspawn takes it from one hierarchy for all. It says whose it is.
+        group_name = f"rehearsal-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._groups = [folder / group_name for folder in _control_groups()]
         for group in self._groups:
             group.mkdir()

@@ -229,6 +229,8 @@ def _kept(kind: str, inputs: object, make: Callable[[Path], None]) -> Path:
     folder = cache() / f"{kind}-{digest}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
+        for stale in folder.parent.glob(f"{folder.name}.????????"):  # of somebody who was killed
+            shutil.rmtree(stale)
         if not folder.exists():
             partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}")
             try:
