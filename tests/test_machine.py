@@ -1,43 +1,59 @@
-"""The rehearsal on real machines: systemd, cloud-init, pip, the role's permissions, and nothing left behind."""
+"""The rehearsal on real machines: systemd, cloud-init, pip, the role's permissions, and nothing left behind.
+
+Two machines' lives prove most of it, so each is lived once, and several tests look at what came of it.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from train_cloud.cli import main
-from train_cloud.errors import InputError
+from train_cloud.errors import InputError, Interrupted, TrainCloudError
 from train_cloud.rehearsal.aws import EmbeddedAws
+from train_cloud.rehearsal.instance import Launch
 from train_cloud.rehearsal.machine import Image, MachineInstance, missing, prepare
+from train_cloud.rehearsal.machine import image as images
 from train_cloud.rehearsal.systemd import Line
-from train_cloud.rehearsal.terraform import Terraform
-from train_cloud.worker.units import TRAIN
+from train_cloud.rehearsal.terraform import Terraform, worker_environment
+from train_cloud.worker.units import TRAIN, UnitState
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLE = Path(__file__).parents[1] / "examples" / "pendulum_sac.yaml"
 RUN = "runs/pendulum-sac"
+BOOTSTRAP = "train-cloud-bootstrap.service"
+SMALLER = ("--set", "total_timesteps=1500", "--set", "save_frequency=150")
 pytestmark = [pytest.mark.slow, pytest.mark.machine, pytest.mark.timeout(1200)]
 
 
-@pytest.fixture(scope="module")
-def image() -> Image:
+def needed() -> None:
+    """Every reason for which this computer cannot boot a machine is named: a failure in CI, a skip elsewhere."""
     lacking = "; ".join(missing())
     if lacking and os.environ.get("CI") == "true":
         pytest.fail(f"the rehearsal's machines need {lacking}", pytrace=False)
     if lacking:
         pytest.skip(f"needs {lacking}")
+
+
+@pytest.fixture(scope="module")
+def image() -> Image:
+    needed()
     return prepare(say=print)
+
+
+# What there is of machines, and whether it is still there later.
 
 
 def network() -> str:
@@ -46,16 +62,42 @@ def network() -> str:
     return "".join(subprocess.run(["ip", *words], capture_output=True, text=True, check=True).stdout for words in asked)
 
 
+def mounts() -> str:
+    return Path("/proc/self/mounts").read_text()
+
+
+def groups_of(pid: int) -> list[Path]:
+    """Control groups that this process made for machines."""
+    return list(Path("/sys/fs/cgroup").glob(f"**/rehearsal-{pid}-*"))
+
+
+def namespaces(processes: Any) -> set[str]:
+    """Network, process and mount namespaces, without this process's own."""
+    found = set()
+    for process in processes:
+        for kind in ("net", "pid", "mnt"):
+            with contextlib.suppress(OSError):
+                found.add(str(Path(f"/proc/{process.pid}/ns/{kind}").readlink()))
+    return found - {str(Path(f"/proc/self/ns/{kind}").readlink()) for kind in ("net", "pid", "mnt")}
+
+
+def named(folder: Path) -> list[str]:
+    """Command lines of this computer's processes in which the folder's name stands."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found.append(" ".join(process.cmdline()))
+    return [words for words in found if str(folder) in words]
+
+
 @dataclass
 class Traces:
-    """What this process has of machines just now, and whether it is still there later."""
+    """What a process has of machines just now."""
 
+    pid: int
     processes: list[psutil.Process]
     names: set[str]
     namespaces: set[str]
-    groups: list[Path]
-    mounts: str
-    network: str
 
     @classmethod
     def of(cls, pid: int) -> Traces:
@@ -64,12 +106,11 @@ class Traces:
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):  # many a process of a booting machine is short
                 names.add(process.name())
-        groups = list(Path("/sys/fs/cgroup").glob("**/rehearsal-*"))
-        return cls(processes, names, namespaces(processes), groups, Path("/proc/self/mounts").read_text(), network())
+        return cls(pid, processes, names, namespaces(processes))
 
     def gone(self) -> bool:
         """Within a moment: what was killed takes one to go."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             found = namespaces(psutil.process_iter())
             if not any(process.is_running() for process in self.processes) and not found & self.namespaces:
@@ -78,59 +119,99 @@ class Traces:
         return False
 
 
-def namespaces(processes: Any) -> set[str]:
-    """Network and process namespaces, without this process's own."""
-    found = set()
-    for process in processes:
-        for kind in ("net", "pid", "mnt"):
-            try:
-                found.add(str(Path(f"/proc/{process.pid}/ns/{kind}").readlink()))
-            except OSError:
-                continue
-    return found - {str(Path(f"/proc/self/ns/{kind}").readlink()) for kind in ("net", "pid", "mnt")}
-
-
 # One life.
 
 
-def test_a_life_on_machines(
-    image: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    before = network()
-    smaller = ("--set", "total_timesteps=1500", "--set", "save_frequency=150")
-    status = main(["rehearse", str(EXAMPLES / "pendulum_sac.yaml"), "--machine", *smaller])
-    said_and_complained = capfd.readouterr()
-    assert status == 0, "".join(said_and_complained)[-8000:]
-    folder = tmp_path / "rehearsal" / "pendulum-sac"
-    report = json.loads((folder / "report.json").read_text())
+@dataclass
+class Life:
+    """What a rehearsal left: its folder, its last words, and this computer as it was before and is now."""
+
+    folder: Path
+    status: int
+    said: str
+    pid: int
+    before: tuple[str, str]
+    after: tuple[str, str]
+
+    @property
+    def report(self) -> dict[str, Any]:
+        return dict(json.loads((self.folder / "report.json").read_text()))
+
+    def journal(self, session: int) -> str:
+        machine = str(self.report["sessions"][session - 1]["instance_id"])
+        return (self.folder / "machines" / machine / "journal.txt").read_text()
+
+
+@pytest.fixture(scope="module")
+def life(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Life:
+    folder = tmp_path_factory.mktemp("life")
+    before = network(), mounts()
+    command = [sys.executable, "-m", "train_cloud", "rehearse", str(EXAMPLE), "--machine", *SMALLER]
+    with subprocess.Popen(
+        [*command, "--out", str(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as rehearsal:
+        said, _ = rehearsal.communicate()
+    print(said)
+    lived = Life(folder / "pendulum-sac", rehearsal.returncode, said, rehearsal.pid, before, (network(), mounts()))
+    assert lived.status == 0, said[-8000:]
+    return lived
+
+
+def test_a_life_on_machines_ends_as_it_does_with_processes(life: Life) -> None:
+    report = life.report
     first, second, third = report["sessions"]
     assert [session["ended_by"] for session in report["sessions"]] == ["notice", "kill", "completed"]
+    assert report["outcome"] == "completed" and report["timesteps"] == 1500
     assert first["last_timestep"] == second["first_timestep"] > 450
+    assert second["last_timestep"] > third["first_timestep"] == second["committed_timesteps"]
     assert 0 < report["timesteps_repeated_after_kill"] <= report["bound"]
     assert report["bit_identical_to_uninterrupted"] is True
     assert report["final_desired_capacity"] == 0 and report["resources_left_after_destroy"] == []
     assert {"train/critic_loss", "rollout/ep_rew_mean"} <= set(report["shown_by_tensorboard"])
-    for session in report["sessions"]:
+    promised = [line.split("result", 1)[1].strip() for line in life.said.splitlines() if "✓" in line or "✗" in line]
+    assert len(promised) == 8 and all(line.startswith("✓") for line in promised), promised
+    assert promised[-1].endswith("curves on the machine's TensorBoard")
+
+
+def test_a_life_is_timed(life: Life) -> None:
+    first, *others = life.report["sessions"]
+    for session in (first, *others):
         assert session["boot_seconds"] > 0 and session["resume_seconds"] > 0
     assert 0 < first["notice_to_commit_seconds"] < 120
-    assert second["notice_to_commit_seconds"] is None
+    assert [session["notice_to_commit_seconds"] for session in others] == [None, None]
 
-    said = [(event["who"], event["what"]) for event in report["timeline"]]
+
+def test_a_life_is_told_by_its_journal(life: Life) -> None:
+    timeline = life.report["timeline"]
+    assert [event["seconds"] for event in timeline] == sorted(event["seconds"] for event in timeline)
+    said = [(event["who"], event["what"]) for event in timeline]
     assert [what for _, what in said].count("Starting train-cloud-train.service - train-cloud: the training...") == 3
-    kept = [what for who, what in said if who == "bootstrap" and "kept the environment" in what]
-    restored = [what for who, what in said if who == "bootstrap" and "restored the environment" in what]
-    assert len(kept) == 1 and len(restored) == 2
-    assert restored[0].rsplit(" ", 1)[1] in kept[0]
     assert ("finish", "close: the run is over: completed") in said
+    assert any(who == "watch" and what.startswith("spot: terminate at") for who, what in said)
+    assert any(who == "user-data" and "Datasource DataSourceEc2Local" in what for who, what in said)
+    assert any(who == "tensorboard" and "http://0.0.0.0:6006/" in what for who, what in said)
     # What the worker asked for and may not have would stand here.
     assert not [what for _, what in said if "AccessDenied" in what or "Unable to locate credentials" in what]
-    journal = (folder / "machines" / third["instance_id"] / "journal.txt").read_text()
-    assert "Datasource DataSourceEc2Local" in journal
-    assert not Traces.of(os.getpid()).processes and network() == before
+    assert all("systemd[1]" in life.journal(session) for session in (1, 2, 3))
 
 
-# What befalls a machine, on one stack.
+def test_the_first_boot_installs_and_the_others_restore(life: Life) -> None:
+    installed, kept, restored = "Python: Python 3.11", "kept the environment ", "restored the environment "
+    first, *others = (life.journal(session) for session in (1, 2, 3))
+    assert installed in first and restored not in first
+    digest = first.split(kept)[1][:64]
+    for journal in others:
+        assert f"{restored}{digest}" in journal
+        assert installed not in journal and kept not in journal
+
+
+def test_a_life_leaves_nothing_on_this_computer(life: Life) -> None:
+    assert life.after == life.before
+    assert named(life.folder) == [] and groups_of(life.pid) == []
+    assert not list(life.folder.glob("machines/*/machine"))
+
+
+# One boot that fails: an environment in the bucket that is not what was kept, and a GPU that torch cannot use.
 
 
 @dataclass
@@ -150,44 +231,112 @@ class Stack:
         found = self.aws.client("s3").list_objects_v2(Bucket=self.bucket, Prefix=f"{RUN}/{prefix}")
         return [entry["Key"].removeprefix(f"{RUN}/") for entry in found.get("Contents", ())]
 
+    def put(self, key: str, body: bytes) -> None:
+        self.aws.client("s3").put_object(Bucket=self.bucket, Key=f"{RUN}/{key}", Body=body)
+
+    def get(self, key: str) -> bytes:
+        return bytes(self.aws.client("s3").get_object(Bucket=self.bucket, Key=f"{RUN}/{key}")["Body"].read())
+
 
 @pytest.fixture(scope="module")
 def stack(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("stack")
     with EmbeddedAws(log=folder / "aws.log") as aws:
-        variables = {"run_file": EXAMPLES / "pendulum_sac.yaml", "project_name": "machines"}
-        outputs = Terraform(folder / "work", aws).apply(variables)
+        outputs = Terraform(folder / "work", aws).apply({"run_file": EXAMPLE, "project_name": "machines"})
         bucket = aws.client("s3").list_buckets()["Buckets"][0]["Name"]
         with aws.permissions_enforced():
             yield Stack(aws, outputs["autoscaling_group_name"], bucket)
 
 
-def booted(stack: Stack, image: Image, folder: Path, lines: list[Line], *, nvidia: bool = False) -> MachineInstance:
-    (instance,) = stack.instances()
-    return MachineInstance(
-        stack.aws,
-        stack.group,
-        instance,
-        folder / instance,
-        image=image,
-        environment={},
-        on_line=lines.append,
-        nvidia=nvidia,
-    )
-
-
-def until(condition: Callable[[], bool], what: str, seconds: float = 240) -> None:
+def until(condition: Callable[[], bool], what: str, seconds: float = 400) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, what
         time.sleep(0.3)
 
 
-def test_the_role_of_a_machine_reaches_its_run_and_its_group_only(stack: Stack, image: Image, tmp_path: Path) -> None:
-    """Asked from the machine itself, with the credentials that its metadata service gives it."""
-    described = stack.describe()
-    template = described["MixedInstancesPolicy"]["LaunchTemplate"]["LaunchTemplateSpecification"]
-    stack.aws.client("autoscaling").create_auto_scaling_group(
+@dataclass
+class Boot:
+    """A machine with an NVIDIA device, from launch until it gave itself up."""
+
+    instance: str
+    user_data: tuple[bytes, bytes]
+    """As Terraform rendered it, and as cloud-init ran it."""
+    lines: list[Line] = field(default_factory=list)
+    answers: dict[str, str] = field(default_factory=dict)
+    """What was asked on the machine, with the credentials that its metadata service gives it."""
+    train: UnitState | None = None
+    timesteps: int = -1
+
+    @property
+    def bootstrap(self) -> list[str]:
+        return [line.text for line in self.lines if line.unit == BOOTSTRAP]
+
+
+def boot(stack: Stack, image: Image, folder: Path, programs: dict[str, str], ask: Callable[[Any], Any]) -> Boot:
+    (instance,) = stack.instances()
+    booted = Boot(instance, (Launch(stack.aws, stack.group, instance).user_data, b""))
+    machine = MachineInstance(
+        stack.aws,
+        stack.group,
+        instance,
+        folder / instance,
+        image=image,
+        environment={},
+        on_line=booted.lines.append,
+        nvidia=True,
+        programs=programs,
+    )
+    try:
+        until(lambda: any(instance in key for key in stack.keys("boots/")), "the boot has begun")
+        seen = machine.container.path(f"var/lib/cloud/instances/{instance}/user-data.txt").read_bytes()
+        booted.user_data = booted.user_data[0], seen
+        booted.answers = ask(machine)
+        until(lambda: instance not in stack.instances(), "the machine has given itself up")
+        until(lambda: any("this boot failed" in text for text in booted.bootstrap), "the journal says so")
+        booted.train, booted.timesteps = machine.state(TRAIN), machine.timesteps
+    finally:
+        machine.plug_pulled()
+    return booted
+
+
+def tamper(stack: Stack, image: Image, folder: Path) -> None:
+    """Put an environment where the next boot looks for one that was kept, with bytes that its sums do not name."""
+
+    def inside(*command: str) -> str:
+        said = subprocess.run(["chroot", str(image.root), *command], capture_output=True, text=True, check=True).stdout
+        return said.strip()
+
+    (instance,) = stack.instances()
+    user_data = Launch(stack.aws, stack.group, instance).user_data.decode()
+    code = worker_environment(user_data)["TRAIN_CLOUD_CODE_DIGEST"]
+    lock = (image.wheelhouse / "constraints.txt").read_text()
+    python = "/usr/bin/python3.11"
+    machine = f"{platform.machine()} {inside('getconf', 'GNU_LIBC_VERSION')}"
+    inputs = [f"{code} cuda", python, inside(python, "-VV"), machine]
+    digest = hashlib.sha256(("".join(f"{line}\n" for line in inputs) + lock).encode()).hexdigest()
+    (folder / "venv").mkdir()
+    (folder / "venv" / "environment").write_text(digest)
+    archive = folder / "environment.tar.zst"
+    subprocess.run(["tar", "-C", str(folder), "-I", "zstd", "-cf", str(archive), "venv"], check=True)
+    stack.put(f"env/{code}-cuda.txt", lock.encode())
+    stack.put(f"env/{digest}/environment.tar.zst", archive.read_bytes())
+    stack.put(f"env/{digest}/SHA256SUMS", f"{hashlib.sha256(b'as kept').hexdigest()}  {archive.name}\n".encode())
+
+
+@pytest.fixture(scope="module")
+def failed_boot(stack: Stack, image: Image, tmp_path_factory: pytest.TempPathFactory) -> Boot:
+    folder = tmp_path_factory.mktemp("failed")
+    tamper(stack, image, folder)
+    # A driver that answers, so that it is torch's turn to fail.
+    return boot(stack, image, folder, {"nvidia-smi": "echo 'GPU 0: nobody'"}, lambda machine: asked(machine, stack))
+
+
+def asked(machine: MachineInstance, stack: Stack) -> dict[str, str]:
+    """What the machine is allowed: the answer to each request."""
+    scaling, s3 = stack.aws.client("autoscaling"), stack.aws.client("s3")
+    template = stack.describe()["MixedInstancesPolicy"]["LaunchTemplate"]["LaunchTemplateSpecification"]
+    scaling.create_auto_scaling_group(
         AutoScalingGroupName="theirs",
         MinSize=0,
         MaxSize=1,
@@ -195,67 +344,135 @@ def test_the_role_of_a_machine_reaches_its_run_and_its_group_only(stack: Stack, 
         LaunchTemplate={"LaunchTemplateId": template["LaunchTemplateId"], "Version": template["Version"]},
         AvailabilityZones=["us-east-1a"],
     )
-    groups = stack.aws.client("autoscaling").describe_auto_scaling_groups(AutoScalingGroupNames=["theirs"])
-    theirs = groups["AutoScalingGroups"][0]["Instances"][0]["InstanceId"]
-    stack.aws.client("s3").put_object(Bucket=stack.bucket, Key="runs/theirs/head.json", Body=b"{}")
-    machine = booted(stack, image, tmp_path, [])
+    group = scaling.describe_auto_scaling_groups(AutoScalingGroupNames=["theirs"])["AutoScalingGroups"][0]
+    theirs = group["Instances"][0]["InstanceId"]
+    s3.put_object(Bucket=stack.bucket, Key="runs/theirs/head.json", Body=b"{}")
+
+    def ask(*words: str) -> str:
+        at = ("AWS_CA_BUNDLE=/etc/ssl/certs/ca-certificates.crt", "AWS_REGION=us-east-1")
+        patient = ("AWS_METADATA_SERVICE_TIMEOUT=10", "AWS_METADATA_SERVICE_NUM_ATTEMPTS=5")
+        done = machine.container.run("env", *at, *patient, "aws", *words)
+        return done.stdout + "allowed" if done.returncode == 0 else done.stderr
+
+    def put(key: str) -> str:
+        return ask("s3api", "put-object", "--bucket", stack.bucket, "--key", key)
+
+    def capacity(name: str, wanted: int) -> str:
+        words = ("--auto-scaling-group-name", name, "--desired-capacity", str(wanted))
+        return ask("autoscaling", "set-desired-capacity", *words)
+
+    curl = ("curl", "-s", "-o", "/dev/null", "-m", "5", "-w", "%{http_code}")
+    read = ("s3api", "get-object", "--bucket", stack.bucket, "--key", "runs/theirs/head.json", "/dev/null")
+    end = ("autoscaling", "terminate-instance-in-auto-scaling-group", "--no-should-decrement-desired-capacity")
     try:
-        until(lambda: stack.keys("boots/") != [], "the boot has begun")
-
-        def ask(*words: str) -> str:
-            at = ("AWS_CA_BUNDLE=/etc/ssl/certs/ca-certificates.crt", "AWS_REGION=us-east-1")
-            done = machine.container.run("env", *at, "aws", *words)
-            return "allowed" if done.returncode == 0 else done.stderr
-
-        def put(key: str) -> str:
-            return ask("s3api", "put-object", "--bucket", stack.bucket, "--key", key)
-
-        def capacity(group: str, wanted: int) -> str:
-            name = ("--auto-scaling-group-name", group, "--desired-capacity", str(wanted))
-            return ask("autoscaling", "set-desired-capacity", *name)
-
-        assert put(f"{RUN}/logs/asked") == "allowed"
-        for key in (f"{RUN}/run.yaml", f"{RUN}/mine", "code/mine", "runs/theirs/head.json"):
-            assert "AccessDenied" in put(key), key
-        read = ("s3api", "get-object", "--bucket", stack.bucket, "--key", "runs/theirs/head.json", "/dev/null")
-        assert "AccessDenied" in ask(*read)
-        assert capacity(stack.group, 1) == "allowed"
-        assert "AccessDenied" in capacity("theirs", 0)
-        end = ("autoscaling", "terminate-instance-in-auto-scaling-group", "--no-should-decrement-desired-capacity")
-        assert "AccessDenied" in ask(*end, "--instance-id", theirs)
-        assert "not authorized" in ask("ec2", "terminate-instances", "--instance-ids", theirs)
-        # Without a token there is no answer, and beyond AWS there is nobody.
-        curl = ("curl", "-s", "-o", "/dev/null", "-m", "5", "-w", "%{http_code}")
-        assert machine.container.run(*curl, "http://169.254.169.254/latest/meta-data/instance-id").stdout == "401"
-        assert machine.container.run(*curl, "http://1.1.1.1/").stdout == "000"
+        return {
+            "who am I": ask("sts", "get-caller-identity", "--query", "Arn", "--output", "text"),
+            "write a log": put(f"{RUN}/logs/asked"),
+            "write the run file": put(f"{RUN}/run.yaml"),
+            "write beside its prefixes": put(f"{RUN}/mine"),
+            "write code": put("code/mine"),
+            "write another run": put("runs/theirs/head.json"),
+            "read another run": ask(*read),
+            "its own group": capacity(stack.group, 1),
+            "another group": capacity("theirs", 0),
+            "end another instance": ask(*end, "--instance-id", theirs),
+            "end another instance at EC2": ask("ec2", "terminate-instances", "--instance-ids", theirs),
+            "metadata without a token": machine.container.run(*curl, "http://169.254.169.254/latest/meta-data/").stdout,
+            "the internet": machine.container.run(*curl, "http://1.1.1.1/").stdout,
+        }
     finally:
-        machine.plug_pulled()
-        stack.aws.client("ec2").terminate_instances(InstanceIds=[machine.instance_id])
-        stack.aws.client("autoscaling").delete_auto_scaling_group(AutoScalingGroupName="theirs", ForceDelete=True)
+        scaling.delete_auto_scaling_group(AutoScalingGroupName="theirs", ForceDelete=True)
 
 
-def test_a_gpu_that_cannot_compute_fails_the_boot(stack: Stack, image: Image, tmp_path: Path) -> None:
-    lines: list[Line] = []
-    machine = booted(stack, image, tmp_path, lines, nvidia=True)
-    try:
-        until(lambda: machine.instance_id not in stack.instances(), "the machine has given itself up")
-        until(lambda: any("this boot failed" in line.text for line in lines), "the journal says so")
-        assert machine.state(TRAIN).active == "inactive"
-        assert machine.timesteps == 0
-    finally:
-        machine.plug_pulled()
-    said = [line.text for line in lines if line.unit == "train-cloud-bootstrap.service"]
-    assert any("there is an NVIDIA device and no driver that answers" in text for text in said), said
-    (failed,) = [key for key in stack.keys("boots/") if key.endswith("-failed")]
-    boot = failed.removeprefix("boots/").removesuffix("-failed")
-    assert machine.instance_id in boot
-    log = stack.aws.client("s3").get_object(Bucket=stack.bucket, Key=f"{RUN}/logs/boot-{boot}.log")["Body"].read()
-    assert b"no driver that answers" in log
+def test_user_data_runs_unmodified(failed_boot: Boot) -> None:
+    rendered, ran = failed_boot.user_data
+    assert rendered.startswith(b"#!/bin/bash\n") and ran == rendered
+
+
+def test_the_role_of_a_machine_reaches_its_run_and_its_group_only(failed_boot: Boot) -> None:
+    answers = failed_boot.answers
+    assert ":assumed-role/" in answers["who am I"] and f"/{failed_boot.instance}\n" in answers["who am I"]
+    for allowed in ("write a log", "its own group"):
+        assert answers[allowed].endswith("allowed"), answers[allowed]
+    refused = [name for name, answer in answers.items() if "AccessDenied" in answer or "not authorized" in answer]
+    assert refused == [
+        "write the run file",
+        "write beside its prefixes",
+        "write code",
+        "write another run",
+        "read another run",
+        "another group",
+        "end another instance",
+        "end another instance at EC2",
+    ]
+    assert answers["metadata without a token"] == "401" and answers["the internet"] == "000"
+
+
+def test_a_kept_environment_that_was_tampered_with_is_refused_and_installed_again(failed_boot: Boot) -> None:
+    said = failed_boot.bootstrap
+    order = [
+        next(index for index, text in enumerate(said) if words in text)
+        for words in ("environment.tar.zst: FAILED", "installing again", "Python: Python 3.11", "Torch not compiled")
+    ]
+    assert order == sorted(order), said
+    assert not any("restored the environment" in text for text in said)
+
+
+def test_a_gpu_that_torch_cannot_use_fails_the_boot_loudly(failed_boot: Boot, stack: Stack) -> None:
+    assert failed_boot.train is not None and failed_boot.train.active == "inactive"
+    assert failed_boot.timesteps == 0
+    assert failed_boot.instance not in stack.instances()
+    (key,) = [key for key in stack.keys("boots/") if failed_boot.instance in key and key.endswith("-failed")]
+    log = stack.get(f"logs/boot-{key.removeprefix('boots/').removesuffix('-failed')}.log")
+    assert b"Torch not compiled with CUDA enabled" in log and b"this boot failed" in log
     assert stack.describe()["DesiredCapacity"] == 1 and len(stack.instances()) == 1  # another one may try
     assert stack.keys("head.json") == []
 
 
+@pytest.mark.full
+def test_a_gpu_without_a_driver_fails_the_boot_before_anything_is_installed(
+    stack: Stack, image: Image, tmp_path: Path
+) -> None:
+    booted = boot(stack, image, tmp_path, {}, lambda machine: {})
+    assert any("there is an NVIDIA device and no driver that answers" in text for text in booted.bootstrap)
+    assert not any("Python: Python 3.11" in text for text in booted.bootstrap)
+    (key,) = [key for key in stack.keys("boots/") if booted.instance in key and key.endswith("-failed")]
+    assert b"no driver that answers" in stack.get(f"logs/boot-{key.removeprefix('boots/').removesuffix('-failed')}.log")
+
+
 # Nothing is left.
+
+
+def test_ctrl_c_ends_a_rehearsal_with_all_that_is_its(image: Image, tmp_path: Path) -> None:
+    before = network(), mounts()
+    command = [sys.executable, "-u", "-m", "train_cloud", "rehearse", str(EXAMPLE), "--machine", *SMALLER]
+    rehearsal = subprocess.Popen(
+        [*command, "--out", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        text=True,
+    )
+    assert rehearsal.stdout is not None
+    said: list[str] = []
+    try:
+        for line in rehearsal.stdout:
+            said.append(line)
+            if "Starting cloud-final.service" in line:
+                break
+        alive = Traces.of(rehearsal.pid)
+        assert {"systemd", "dnsmasq", "systemd-nspawn"} <= alive.names, "".join(said)
+        assert len(alive.namespaces) >= 6 and groups_of(rehearsal.pid) and named(tmp_path)
+        os.killpg(rehearsal.pid, signal.SIGINT)  # as a terminal does
+        said.append(rehearsal.communicate(timeout=240)[0])
+    finally:
+        rehearsal.kill()
+        rehearsal.wait()
+    assert rehearsal.returncode == Interrupted.exit_code, "".join(said)
+    assert alive.gone()
+    assert named(tmp_path) == [] and groups_of(rehearsal.pid) == []
+    assert (network(), mounts()) == before
+
 
 LIFE = """
 import sys, time
@@ -272,9 +489,11 @@ with Container(prepare(say=print), Path(sys.argv[1])) as machine:
 """
 
 
-@pytest.mark.parametrize("end", ["assertion", "SIGINT", "SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize(
+    "end", ["assertion", *(pytest.param(name, marks=pytest.mark.full) for name in ("SIGINT", "SIGTERM", "SIGKILL"))]
+)
 def test_nothing_of_a_machine_outlives_its_owner(image: Image, tmp_path: Path, end: str) -> None:
-    before = Traces.of(os.getpid())
+    before = network(), mounts()
     owner = subprocess.Popen(
         [sys.executable, "-c", LIFE, str(tmp_path / "machine")],
         stdin=subprocess.PIPE,
@@ -289,7 +508,7 @@ def test_nothing_of_a_machine_outlives_its_owner(image: Image, tmp_path: Path, e
         alive = Traces.of(owner.pid)
         assert {"systemd", "dnsmasq", "systemd-nspawn"} <= alive.names
         assert len(alive.namespaces) >= 6, "a machine's and its cloud's"
-        assert (alive.mounts, alive.network) == (before.mounts, before.network)
+        assert (network(), mounts()) == before, "a machine is seen by nobody"
         if end == "assertion":
             owner.stdin.write("stop\n")
             owner.stdin.flush()
@@ -301,8 +520,8 @@ def test_nothing_of_a_machine_outlives_its_owner(image: Image, tmp_path: Path, e
         complaint = owner.communicate()[1]
     assert ("a failed assertion" in complaint) == (end == "assertion")
     assert alive.gone()
-    assert (network(), Path("/proc/self/mounts").read_text()) == (before.network, before.mounts)
-    left = [group for group in alive.groups if group not in before.groups and group.exists()]
+    assert (network(), mounts()) == before
+    left = groups_of(owner.pid)
     if end in ("assertion", "SIGINT"):  # who is killed cannot tidy up what the kernel keeps, empty and harmless
         assert not left and list((tmp_path / "machine").glob("machine")) == []
     for group in left:
@@ -310,15 +529,50 @@ def test_nothing_of_a_machine_outlives_its_owner(image: Image, tmp_path: Path, e
             folder.rmdir()
 
 
-# What is missing has a name.
+# What a machine is made from, and what is missing for one.
+
+
+def test_what_is_made_is_kept_under_a_digest_of_its_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRAIN_CLOUD_CACHE", str(tmp_path))
+    made: list[str] = []
+
+    def keep(inputs: object) -> Path:
+        def make(folder: Path) -> None:
+            made.append(folder.name)
+            folder.mkdir()
+            if inputs == "broken":
+                raise TrainCloudError("half way")
+
+        return images._kept("image", inputs, make)
+
+    first = keep(["a", 1])
+    assert keep(["a", 1]) == first and len(made) == 1
+    assert keep(["a", 2]) != first and len(made) == 2
+    for _ in range(2):
+        with pytest.raises(TrainCloudError, match="half way"):
+            keep("broken")
+    (tmp_path / f"{first.name}.12345678").mkdir()  # of a preparation that was killed
+    keep(["a", 1])
+    folders = [path.name for path in tmp_path.iterdir() if path.is_dir()]
+    assert len(folders) == 2 and first.name in folders, "nothing that is not whole"
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from train_cloud.rehearsal.machine import image as made
-
-    monkeypatch.setitem(made.NEEDED, "no-such-program", "no-such-package")
+    monkeypatch.setitem(images.NEEDED, "no-such-program", "no-such-package")
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     lacking = "; ".join(missing())
     assert "root" in lacking and "apt-get install" in lacking and "no-such-package" in lacking
     with pytest.raises(InputError, match=r"--machine: .*no-such-package"):
         prepare(say=print)
+
+
+@pytest.mark.parametrize(
+    ("ci", "outcome"), [("true", pytest.fail.Exception), ("", pytest.skip.Exception)], ids=["CI", "elsewhere"]
+)
+def test_what_is_missing_fails_in_ci_and_skips_elsewhere(
+    ci: str, outcome: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(images.NEEDED, "no-such-program", "no-such-package")
+    monkeypatch.setenv("CI", ci)
+    with pytest.raises(outcome, match="no-such-package"):
+        needed()
