@@ -35,6 +35,9 @@ def test_a_run_is_launched_interrupted_killed_resumed_finished_and_cleaned_up(
     assert len({session["instance_id"] for session in report["sessions"]}) == 3
     assert first["last_timestep"] == second["first_timestep"] > 450
     assert second["last_timestep"] > third["first_timestep"] == second["committed_timesteps"]
+    assert all(session["boot_seconds"] > 0 and session["resume_seconds"] > 0 for session in report["sessions"])
+    assert 0 < first["notice_to_commit_seconds"] < 120
+    assert second["notice_to_commit_seconds"] is third["notice_to_commit_seconds"] is None
     assert report["timesteps_repeated_after_notice"] == 0
     assert report["timesteps_repeated_after_kill"] == second["last_timestep"] - third["first_timestep"]
     assert 0 < report["timesteps_repeated_after_kill"] <= report["bound"]
