@@ -8,12 +8,13 @@ export PATH := $(CURDIR)/.venv/bin:$(CURDIR)/.tools:$(PATH)
 PYTEST := PYTHONPATH=tests $(BIN)/python -m pytest -p minutes -n auto --dist loadgroup
 SHELL_SCRIPTS = $(wildcard scripts/*.sh bootstrap/*.sh train_cloud/rehearsal/machine/*.sh .ci/run)
 
-.PHONY: demo test test-failed test-full bench bench-large check format clean help
+.PHONY: demo test test-failed test-full chaos bench bench-large check format clean help
 help:
 	@echo 'make demo       the whole life of a run on this machine, in a few minutes, without an AWS account'
 	@echo 'make test       the test suite, as CI runs it'
 	@echo 'make test-failed what failed last, once more, one by one'
 	@echo 'make test-full  also what does not fit into the time that CI has'
+	@echo 'make chaos      trainings killed N=200 times at random moments, of SEED=…; each ends as if nothing had happened'
 	@echo 'make bench      what train-cloud costs, against stock: docs/benchmarks.md (half an hour on a quiet machine)'
 	@echo 'make bench-large the same with 1M rows of 1080 floats; says what memory and disk it lacks'
 	@echo 'make check      format, lint, types, shell, Terraform'
@@ -35,6 +36,12 @@ test-failed: $(STAMP)
 
 test-full: $(STAMP)
 	@$(PYTEST)
+
+N ?= 200
+SEED ?=
+chaos: $(STAMP)
+	@TRAIN_CLOUD_CHAOS_KILLS=$(N) TRAIN_CLOUD_CHAOS_SEED=$(SEED) PYTHONPATH=tests \
+		$(BIN)/python -m pytest -q -s --tb=short tests/test_chaos.py
 
 bench: $(STAMP)
 	@$(BIN)/python -m benchmarks
