@@ -143,3 +143,48 @@ class Walk(gymnasium.Env[Any, Any]):
 
 gymnasium.register("Walk-v0", "interrupting:Walk", max_episode_steps=30)
 gymnasium.register("Unpicklable-v0", "interrupting:Unpicklable", max_episode_steps=200)
+
+
+class KeptWalk(Walk):
+    """Gives and takes its state itself."""
+
+    def get_state(self) -> Any:
+        return self.place.copy(), self.goal.copy()
+
+    def set_state(self, state: Any) -> None:
+        self.place, self.goal = (part.copy() for part in state)
+
+
+class LockedWalk(Walk):
+    """Cannot be pickled: only a replay brings its episode back."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.lock = threading.Lock()
+
+
+class _Masks(Walk):
+    """Forbids to push on where it would leave the line; doing so all the same is an error."""
+
+    def action_masks(self) -> Any:
+        return np.array([self.place.min() > -2, True, self.place.max() < 2])
+
+    def step(self, action: Any) -> Any:
+        assert self.action_masks()[action], "a forbidden action"
+        return super().step(action)
+
+
+class MaskedWalk(_Masks):
+    pass
+
+
+class MaskedKeptWalk(_Masks, KeptWalk):
+    pass
+
+
+class MaskedLockedWalk(_Masks, LockedWalk):
+    pass
+
+
+for _kind in (KeptWalk, LockedWalk, MaskedWalk, MaskedKeptWalk, MaskedLockedWalk):
+    gymnasium.register(f"{_kind.__name__}-v0", f"interrupting:{_kind.__name__}", max_episode_steps=30)

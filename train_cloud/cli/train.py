@@ -42,7 +42,13 @@ def validate(
     from train_cloud.learn.build import check_memory
     from train_cloud.learn.check import check
 
-    found = check(checked)
+    model = checked.initial_model
+    initial = None
+    if model is not None and (store is not None or model.run is None):
+        from train_cloud.worker.initial import read_initial
+
+        initial = read_initial(model, store or "").initial
+    found = check(checked, initial)
     for name, there in memory.items() if found.buffer_bytes else ():
         check_memory(checked, found.buffer_bytes, there, name, beside=found.beside_bytes)
     stored = found.stored_bytes(checked)
@@ -71,6 +77,9 @@ def validate(
     if found.choice is not None:
         exact = "exact" if found.choice.exact else f"not exact, because {found.choice.because}"
         typer.echo(f"  resume        {exact} (environment's state: {found.choice.provider})")
+    if model is not None:
+        told = "fits" if initial is not None else "not tried: give --store"
+        typer.echo(f"  begins with   {model.source} ({told})")
     typer.echo("  it can be trained")
 
 

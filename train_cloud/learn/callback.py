@@ -27,7 +27,7 @@ from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 
 from train_cloud.envs.state import Choice, Env, StatefulEnv, choose_for
 from train_cloud.errors import InputError
-from train_cloud.learn.capture import Capture
+from train_cloud.learn.capture import Capture, learners_of
 from train_cloud.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,8 @@ class Host(Protocol):
     total_timesteps: int
     schedule_timesteps: int
     """Over which the model's schedules run: the total, or what the run file says instead."""
+    evaluate_every: int | None
+    """Timesteps between checkpoints that are evaluated, over and above the others; their facts say ``evaluate``."""
     restored: Snapshot | None
     """The checkpoint to go on from; None for a new run."""
 
@@ -112,6 +114,7 @@ class Checkpoints(BaseCallback):
         self._submitted_timesteps = -1
         self._in_flight_from: int | None = None
         self._next_save = 0
+        self._next_evaluation = float("inf")
         self._saved_at = 0.0
         self._held: tuple[Snapshot, int] | None = None
         self._rollouts = 0
@@ -135,6 +138,7 @@ class Checkpoints(BaseCallback):
         self.model.logger.output_formats.extend(self._host.outputs())
         self._capture = Capture(self.model, self.locals["callback"], self, self._provider_of)
         self._capacity = self._capture.capacity
+        self._rows = self._capture.rows_there
         self._rows_per_step = self._capture.rows_per_step
         self._steer()
         self._schedules = schedules(self.model)
@@ -155,6 +159,7 @@ class Checkpoints(BaseCallback):
             self._rollout_seconds = now - self._rollout_began
         if self._rollouts == 0:
             self._plan_save(now)
+            self._plan_evaluation()
             self._host.exactness(*self._exactness())
         self._rollouts += 1
         self._rollout_began = now
@@ -164,8 +169,11 @@ class Checkpoints(BaseCallback):
         self._held = None
         if self._host.stop_deadline() is not None:
             self._stop(self._snapshot(), self._rows)
+        evaluated = self.model.num_timesteps >= self._next_evaluation
+        if evaluated:
+            self._settle()  # this very checkpoint, whatever the store is busy with: no clock decides what is evaluated
         busy = self._host.busy()
-        due = self._due(now) or self._host.save_requested()
+        due = self._due(now) or self._host.save_requested() or evaluated
         snapshot = None
         if (due and not busy) or self._rollout_seconds > _LONG_ROLLOUT_SECONDS:
             snapshot = self._snapshot()
@@ -173,6 +181,7 @@ class Checkpoints(BaseCallback):
         if due and not busy and snapshot is not None:
             self._submit(snapshot, self._rows)
             self._plan_save(now)
+            self._plan_evaluation()
 
     def _on_step(self) -> bool:
         self._host.step(self.num_timesteps)
@@ -231,6 +240,7 @@ class Checkpoints(BaseCallback):
             "rollout_seconds": self._rollout_seconds if self._rollout_seconds < float("inf") else None,
             "rollout_begun": rollout_begun,
             "episode_return": mean if np.isfinite(mean) else None,  # rollout/ep_rew_mean
+            "evaluate": self.model.num_timesteps >= self._next_evaluation,
             "schedules": {"names": self._schedules, "timesteps": self._host.schedule_timesteps},
         }
         return replace(snapshot, facts=facts)
@@ -278,6 +288,10 @@ class Checkpoints(BaseCallback):
         self._saved_at = now
         if self._host.save_frequency is not None:
             self._next_save = (self.model.num_timesteps // self._host.save_frequency + 1) * self._host.save_frequency
+
+    def _plan_evaluation(self) -> None:
+        every = self._host.evaluate_every
+        self._next_evaluation = (self.model.num_timesteps // every + 1) * every if every is not None else float("inf")
 
     def _due(self, now: float) -> bool:
         """Whether to save here. By seconds at risk: whether what was done since the last snapshot would be at risk for
@@ -365,7 +379,7 @@ def schedules(model: BaseAlgorithm) -> list[str]:
     """Names of the arguments that change with the training's progress: they depend on its total."""
     return sorted(
         "learning_rate" if name == "lr_schedule" else name
-        for name, value in vars(model).items()
+        for name, value in vars(next(iter(learners_of(model).values()))).items()
         if isinstance(value, FloatSchedule | LinearSchedule)
         and name != "learning_rate"  # as it was given
         and len({value(left) for left in np.linspace(1.0, 0.0, 101)}) > 1

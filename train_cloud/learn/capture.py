@@ -96,6 +96,14 @@ class Capture:
         return min((learner.ring.capacity for learner in self._learners.values() if learner.ring), default=0)
 
     @property
+    def rows_there(self) -> int:
+        """Rows in the buffer of a training that has not begun: they came with an initial model. Counted as if they had
+        just been added.
+        """
+        alone = self._learners.get(_ALONE)
+        return 0 if alone is None or alone.ring is None else alone.ring.count()
+
+    @property
     def rows_per_step(self) -> int:
         """That a step adds to a learner's buffer at most."""
         return int(getattr(self.model, "rows_per_step", 1))
@@ -220,6 +228,9 @@ class Capture:
 
         :param observations: one environment's, by its index
         """
+        if hasattr(self.model, "begin_episode"):
+            self.model.begin_episode(observations[0])
+            return
         model, wrappers = self.model, _wrappers(self._env)
         assert model._last_episode_starts is not None
         model._last_episode_starts[[*observations]] = True

@@ -26,8 +26,10 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from train_cloud.config import RunFile
+from train_cloud.config.run_file import MULTIAGENT
 from train_cloud.envs.state import Choice, sample
 from train_cloud.errors import InputError, TrainCloudError
+from train_cloud.learn import multiagent
 from train_cloud.learn.build import (
     arguments_of,
     buffer_bytes,
@@ -42,6 +44,7 @@ from train_cloud.learn.build import (
     refusing,
 )
 from train_cloud.learn.capture import Capture, get_generators, set_generators
+from train_cloud.learn.initial import Initial, begin_with
 
 #: What a training has in memory that this trial has not: CUDA's libraries and context, segments on their way from the
 #: store or to it. The tensors of three snapshots are counted besides: one held, one on its way, one packed.
@@ -51,6 +54,7 @@ _WORKER_BYTES = 300 << 20
 _STEPS = 2
 _ENVIRONMENTS = 2
 _ROWS = 16
+_SMALL = {"buffer_size": _ROWS, "learning_starts": 0, "train_freq": 1, "gradient_steps": 1, "batch_size": 16}
 
 
 @dataclass(frozen=True)
@@ -83,9 +87,10 @@ class CheckReport:
         return int(rows * self.row_bytes) + kept * self.parts_bytes
 
 
-def check(run_file: RunFile) -> CheckReport:
+def check(run_file: RunFile, initial: Initial | None = None) -> CheckReport:
     """Try a run file out.
 
+    :param initial: what the run is to begin with; not tried where it is None
     :raises InputError: naming the field that Gymnasium, SB3, torch or the user's own code refuses
     """
     with _undisturbed(run_file):
@@ -93,10 +98,43 @@ def check(run_file: RunFile) -> CheckReport:
             if not callable(load_object(run_file.entry_point, "entry_point")):
                 raise InputError("entry_point", run_file.entry_point, "name a function")
             return CheckReport()
-        return _check(run_file)
+        return _check_several(run_file) if run_file.algorithm == MULTIAGENT else _check(run_file, initial)
 
 
-def _check(run_file: RunFile) -> CheckReport:
+def _check_several(run_file: RunFile) -> CheckReport:
+    """The same for several agents in one environment."""
+    assert run_file.environment is not None
+    multiagent.check_shape(run_file)
+    callbacks = build_callbacks(run_file)
+    choice = choose_state(run_file)
+    model = multiagent.build(run_file, choice, _SMALL)
+    env = model.get_env()
+    assert env is not None
+    try:
+        model.set_logger(Logger(None, []))
+        root = CallbackList(callbacks)
+        field, value = ("callbacks", ", ".join(run_file.callbacks)) if callbacks else ("algorithm", run_file.algorithm)
+        with refusing(field, value, f"training on {run_file.environment.id} raises"):
+            model.learn(_STEPS, callback=root, log_interval=1)
+        multiagent.check_finite(model, run_file.environment.id)
+        capture = _capture(model, root, choice, run_file)
+        transitions = int(run_file.hyperparameters.get("buffer_size", 1_000_000))  # SAC's default
+        parts, rows = capture.sent_bytes(0), capture.sent_bytes(1)
+        return CheckReport(
+            choice,
+            env.observation_space,
+            env.action_space,
+            buffer_bytes=buffer_bytes(model, transitions),
+            beside_bytes=psutil.Process().memory_info().rss + _BESIDE_BYTES + 3 * parts,
+            parts_bytes=parts,
+            row_bytes=(rows - parts) * model.rows_per_step,
+            capacity=transitions // model.rows_per_step,
+        )
+    finally:
+        env.close()
+
+
+def _check(run_file: RunFile, initial: Initial | None) -> CheckReport:
     assert run_file.environment is not None
     check_device(run_file.device)
     algorithm, policy = load_algorithm(run_file), load_policy(run_file)
@@ -126,6 +164,8 @@ def _check(run_file: RunFile) -> CheckReport:
         captured: list[Capture] = []
         with explaining(run_file, algorithm, policy, arguments, attempt):
             model = attempt(policy, arguments)
+        if initial is not None:
+            begin_with(model, initial, buffer=False)
         if callbacks:
             names = ", ".join(run_file.callbacks)
             with refusing("callbacks", names, "training with it raises"):
@@ -199,7 +239,7 @@ def _check_hindsight(run_file: RunFile, arguments: Mapping[str, Any], env: VecEn
 def _capture(model: BaseAlgorithm, root: BaseCallback, choice: Choice, run_file: RunFile) -> Capture:
     try:
         capture = Capture(model, root, None, lambda env: choice.provider)
-        rows = getattr(getattr(model, "replay_buffer", None), "pos", 0)
+        rows = getattr(getattr(model, "replay_buffer", None), "pos", _STEPS if hasattr(model, "learners") else 0)
         capture.snapshot(rows)
         capture.rows(0, rows)
         return capture

@@ -28,8 +28,11 @@ def differences(left: Snapshot, right: Snapshot) -> list[str]:
     Reads the rows of both, which can be done once.
     """
     found = [] if left.timesteps == right.timesteps else [f"timesteps: {left.timesteps} and {right.timesteps}"]
-    found += _compare("tensors", dict(left.parts["model"].arrays), dict(right.parts["model"].arrays))
-    states = [loads(snapshot.parts["model"].blob, _AnyEnvironment()) for snapshot in (left, right)]
+    for name in sorted({*left.parts, *right.parts}):
+        if name.rpartition("/")[2] == "model":
+            own = [dict(snapshot.parts[name].arrays) if name in snapshot.parts else {} for snapshot in (left, right)]
+            found += _compare(f"tensors{name.removesuffix('model')}", *own)
+    states = [loads(snapshot.parts["model"].blob, AnyEnvironment()) for snapshot in (left, right)]
     for state in states:
         state["logger"] = [
             {name: value for name, value in pending.items() if not name.startswith("time/")}
@@ -44,7 +47,7 @@ def differences(left: Snapshot, right: Snapshot) -> list[str]:
     return found
 
 
-class _AnyEnvironment(Sequence[Any]):
+class AnyEnvironment(Sequence[Any]):
     """Stands for the live environments that a state refers to."""
 
     def __init__(self) -> None:
@@ -111,7 +114,7 @@ def _walk(where: str, left: Any, right: Any, seen: set[tuple[int, int]]) -> Iter
             yield f"{where}: {left!r} and {right!r}"
     elif isinstance(left, bytes) and left[:1] == right[:1] == pickle.PROTO:
         # an environment's state from its own process, or what a replay begins with: it may hold clocks
-        one, other = (loads(blob, _AnyEnvironment()) for blob in (left, right))
+        one, other = (loads(blob, AnyEnvironment()) for blob in (left, right))
         yield from _walk(where, one, other, seen)
     elif isinstance(left, str | bytes | int | type(None)) or callable(left):
         if left != right and not callable(left):

@@ -61,6 +61,20 @@ class Ring:
         """Whether the ring's position agrees with ``last`` rows that were ever added."""
         return last % self.size == int(self.buffer.pos)
 
+    def count(self) -> int:
+        """Rows that were added, as far as the ring tells: those of earlier laps count as one lap."""
+        return int(self.buffer.pos) + (self.size if self.buffer.full else 0)
+
+    def mismatches(self, chunk: Mapping[str, Array]) -> list[str]:
+        """Why rows of another buffer cannot be taken, column by column; empty if they can."""
+        found = []
+        for name in sorted({*chunk, *self._columns}):
+            there, here = (str(of[name].dtype) + str(of[name].shape[1:]) if name in of else "none"
+                           for of in (chunk, self._columns))  # fmt: skip
+            if there != here:
+                found.append(f"{name}: {there} there, {here} here")
+        return found
+
     def rows(self, first: int, last: int) -> Rows:
         """Rows ``[first, last)``, of those that are alive.
 

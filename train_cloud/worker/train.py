@@ -59,6 +59,7 @@ from train_cloud.snapshot import Part, Snapshot
 from train_cloud.store import ObjectStore, open_store
 from train_cloud.worker import endings, machine, units
 from train_cloud.worker.evaluations import DUE, RESULTS, Evaluations, command
+from train_cloud.worker.initial import begin_with
 from train_cloud.worker.limits import Limits, begin_limits, describe_machine
 from train_cloud.worker.line import Line
 from train_cloud.worker.pulse import Pulse
@@ -78,6 +79,7 @@ _OVERRIDES = "TRAIN_CLOUD_OVERRIDES"
 _MAX_ATTEMPTS = "TRAIN_CLOUD_MAX_ATTEMPTS"
 _STARTS = "starts.json"
 _TRIAL = "environment_trial"
+_BEGUN_WITH = "initial_model"
 ARTIFACTS = "artifacts"
 """Folder below the state directory: what lies in it reaches the store."""
 _MAX_STARTS = 20
@@ -180,6 +182,7 @@ class _Session:
         self._machine: dict[str, Any] = {}
         self._exact: tuple[bool, str] = (True, "")
         self._trial: Mapping[str, Any] | None = None
+        self._begun_with: Mapping[str, Any] | None = None
         self._finished = False
         self._reporter: threading.Thread | None = None
         self._reported = time.monotonic()
@@ -207,7 +210,7 @@ class _Session:
         """
         with import_path(self._config), training(self._config):
             machine.pin_instructions()
-            built = self._built(facts.get(_TRIAL))  # before anything is taken: bad input leaves no trace
+            built = self._built(facts)  # before anything is taken: bad input leaves no trace
             try:
                 if self._session is None:
                     _write_launch(self._store, self._config, self._run_yaml)
@@ -218,9 +221,9 @@ class _Session:
                 if built is not None:
                     built.close()
 
-    def _built(self, trial: Mapping[str, Any] | None) -> Built | None:
+    def _built(self, facts: Mapping[str, Any]) -> Built | None:
         try:
-            return self._build(trial)
+            return self._build(facts)
         except InputError:
             raise
         except Exception:  # no bad input: it may go better the next time, and counts
@@ -229,7 +232,7 @@ class _Session:
                 self._record_failure()
             raise
 
-    def _build(self, trial: Mapping[str, Any] | None) -> Built | None:
+    def _build(self, facts: Mapping[str, Any]) -> Built | None:
         """Model, environments and callbacks, or None for a script, which makes its own."""
         from train_cloud.evaluate.play import check
         from train_cloud.learn.build import build_callbacks, build_model, load_object
@@ -239,8 +242,15 @@ class _Session:
             load_object(self._config.entry_point, "entry_point")
             return None
         self._callbacks = build_callbacks(self._config)
-        built = build_model(self._config, trial)
+        built = build_model(self._config, facts.get(_TRIAL))
         self._trial = built.trial
+        self._begun_with = facts.get(_BEGUN_WITH)
+        if self._config.initial_model is not None and not facts:
+            try:
+                self._begun_with = begin_with(built.model, self._config.initial_model, self._store.url)
+            except BaseException:
+                built.close()
+                raise
         return built
 
     def begin(self) -> None:
@@ -528,6 +538,8 @@ class _Session:
             if facts["evaluate"]:
                 self._evaluations.due(snapshot.timesteps)
             facts[DUE] = self._evaluations.pending()
+        if self._begun_with is not None:
+            facts[_BEGUN_WITH] = self._begun_with
         if self._manifest and "forked_from" in self._manifest.facts:
             facts["forked_from"] = self._manifest.facts["forked_from"]
         parts = {**snapshot.parts, "lock": Part(blob=self._lock().encode()), "run": Part(blob=self._run_yaml.encode())}
@@ -603,8 +615,8 @@ class _Session:
             lock=self._lock(),
             environment=environment.model_dump(mode="json") if environment else None,
         )
-        for path in sorted(folder.iterdir()):
-            self._store.put(layout.FINAL + path.name, path.read_bytes())
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            self._store.put(layout.FINAL + path.relative_to(folder).as_posix(), path.read_bytes())
 
     # ------------------------------------------------------------------------------------------------------------
     # limits

@@ -1,0 +1,554 @@
+"""The table of docs/exactness.md: every algorithm, with every kind of environment, stopped at an awkward step and gone on
+with in a new process, must end where the uninterrupted training ends.
+
+``python tests/exactness.py`` tries all of it and writes the document; ``--part 2/6`` tries a sixth, and what was tried
+before by the same commit counts too. What the commands do besides (signals, leases, stores) is in test_exactness.py:
+here only ``learn`` runs, in processes forked from one that has imported everything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import hashlib
+import importlib.util
+import itertools
+import json
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import pickle
+import platform
+import random
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Any, ClassVar
+
+ROOT = Path(__file__).parent.parent
+DOCUMENT = ROOT / "docs" / "exactness.md"
+RESULTS = ROOT / "build" / "exactness.jsonl"
+SEED = 3
+STOP_AT = 53
+_TOTAL = 120
+#: On-policy the rollout decides how far a stop is from the end: with two environments 64 timesteps.
+_ROLLOUT = 16
+_DEADLINE_S = 180.0
+
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class World:
+    """An environment of the table.
+
+    :ivar provider: what brings its state back
+    :ivar actions: ``box``, ``discrete`` or ``masked``
+    :ivar needs: the package that it comes from
+    """
+
+    name: str
+    provider: str
+    actions: str
+    section: Values
+    needs: str | None = None
+
+
+def _walk(name: str, provider: str, actions: str) -> World:
+    section = {"id": f"{name}-v0", "module": "interrupting", "kwargs": {"discrete": actions != "box"}}
+    return World(name, provider, actions, section)
+
+
+def _of(identifier: str, provider: str, actions: str, needs: str | None = None, **kwargs: Any) -> World:
+    short = {"max_episode_steps": 30, **kwargs}
+    return World(identifier, provider, actions, {"id": identifier, "kwargs": short}, needs)
+
+
+WORLDS = {
+    world.name
+    + (", discrete" if world.actions == "discrete" and world.name in ("KeptWalk", "LunarLander-v3") else ""): world
+    for world in (
+        _walk("KeptWalk", "own", "box"),
+        _of("HalfCheetah-v5", "mujoco", "box", "mujoco"),
+        _of("Pendulum-v1", "pickle", "box"),
+        _of("LunarLander-v3", "replay", "box", "Box2D", continuous=True),
+        _walk("KeptWalk", "own", "discrete"),
+        _of("ale_py:ALE/Breakout-v5", "ale", "discrete", "ale_py", obs_type="ram"),
+        _of("CartPole-v1", "pickle", "discrete"),
+        _of("LunarLander-v3", "replay", "discrete", "Box2D"),
+        _walk("MaskedKeptWalk", "own", "masked"),
+        _walk("MaskedWalk", "pickle", "masked"),
+        _walk("MaskedLockedWalk", "replay", "masked"),
+    )
+}
+
+_OFF: Values = {"learning_starts": 20, "batch_size": 16, "buffer_size": 100}
+_ON: Values = {"n_steps": _ROLLOUT, "batch_size": 8, "n_epochs": 2}
+#: Name → (kinds of actions, whether it has gSDE, hyperparameters). The ring of 100 rows laps.
+ALGORITHMS: dict[str, tuple[tuple[str, ...], bool, Values]] = {
+    "a2c": (("box", "discrete"), True, {"n_steps": 5}),
+    "crossq": (("box",), True, _OFF),
+    "ddpg": (("box",), False, _OFF),
+    "dqn": (("discrete",), False, {**_OFF, "target_update_interval": 17}),
+    "maskable_ppo": (("masked",), False, _ON),
+    "ppo": (("box", "discrete"), True, _ON),
+    "qrdqn": (("discrete",), False, {**_OFF, "target_update_interval": 17}),
+    "recurrent_ppo": (("box", "discrete"), True, _ON),
+    "sac": (("box",), True, _OFF),
+    "td3": (("box",), False, {**_OFF, "action_noise": {"normal": 0.1}}),
+    "tqc": (("box",), True, _OFF),
+    "trpo": (("box", "discrete"), True, {name: value for name, value in _ON.items() if name != "n_epochs"}),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the table. ``extra`` names one of EXTRAS, which stand beside the product."""
+
+    algorithm: str
+    world: str
+    vectorization: str
+    normalize: bool
+    gsde: bool
+    extra: str = ""
+
+    AXES: ClassVar = ("algorithm", "world", "vectorization", "normalize", "gsde")
+
+    @property
+    def valid(self) -> bool:
+        actions, has_gsde, _ = ALGORITHMS[self.algorithm]
+        world = WORLDS[self.world]
+        return world.actions in actions and (not self.gsde or (has_gsde and world.actions == "box"))
+
+    @property
+    def lacking(self) -> str | None:
+        """The package that is not installed here."""
+        needs = {WORLDS[self.world].needs, "cv2" if "Atari" in self.extra else None} - {None}
+        return next((name for name in sorted(map(str, needs)) if importlib.util.find_spec(name) is None), None)
+
+    def run(self) -> Values:
+        """The run file's content."""
+        world, (_, _, hyperparameters) = WORLDS[self.world], ALGORITHMS[self.algorithm]
+        network: Values = {"net_arch": [8]}
+        if self.algorithm == "recurrent_ppo":
+            network["lstm_hidden_size"] = 8
+        values: Values = {
+            "run_id": "exactness",
+            "algorithm": self.algorithm,
+            "policy": "MlpLstmPolicy" if self.algorithm == "recurrent_ppo" else "MlpPolicy",
+            "seed": SEED,
+            "device": "cpu",
+            "total_timesteps": _TOTAL,
+            "save_frequency": _TOTAL,
+            "environment": {
+                **world.section,
+                "n_envs": 2 if self.vectorization == "subproc" else 1,
+                "vectorization": self.vectorization,
+                "normalize": self.normalize or None,
+                "state": world.provider,
+            },
+            "hyperparameters": {
+                **hyperparameters,
+                "policy_kwargs": network,
+                **({"use_sde": True, "sde_sample_freq": 7} if self.gsde else {}),
+            },
+        }
+        for section, changes in EXTRAS.get(self.extra, {}).items():
+            values[section] = {**values[section], **changes} if isinstance(changes, dict) else changes
+        return values
+
+    def __str__(self) -> str:
+        marks = [self.vectorization, *(["normalised"] if self.normalize else []), *(["gSDE"] if self.gsde else [])]
+        return f"{self.algorithm} on {self.world}, {', '.join([*marks, *([self.extra] if self.extra else [])])}"
+
+
+_SMALL_CNN = {"net_arch": [8], "features_extractor_kwargs": {"features_dim": 8}}
+_ATARI: Values = {
+    "kwargs": {"frameskip": 1, "repeat_action_probability": 0.25},
+    "wrappers": ["stable_baselines3.common.atari_wrappers:AtariWrapper"],
+    "frame_stack": 4,
+}
+#: What the product leaves out: sections of the run file that are changed.
+EXTRAS: dict[str, Values] = {
+    "four frames": {"environment": {"frame_stack": 4}},
+    "Atari images, four frames": {
+        "environment": _ATARI,
+        "policy": "CnnPolicy",
+        "hyperparameters": {**_OFF, "policy_kwargs": _SMALL_CNN},
+    },
+    "Atari images in rollouts, four frames": {
+        "environment": {**_ATARI, "n_envs": 2},
+        "policy": "CnnPolicy",
+        "hyperparameters": {**_ON, "policy_kwargs": _SMALL_CNN},
+    },
+    "Ornstein-Uhlenbeck noise": {
+        "environment": {"n_envs": 2},
+        "hyperparameters": {"action_noise": {"ornstein-uhlenbeck": 0.2}},
+    },
+    "whole episodes": {"hyperparameters": {"train_freq": [1, "episode"], "gradient_steps": -1}},
+    "schedule": {"hyperparameters": {"learning_rate": "lin_1e-3"}},
+    "n-step": {"hyperparameters": {"n_steps": 3}},
+}
+
+
+def cases() -> list[Case]:
+    """All of the table."""
+    product = itertools.product(ALGORITHMS, WORLDS, ("dummy", "subproc"), (False, True), (False, True))
+    found = [case for case in itertools.starmap(Case, product) if case.valid]
+    breakout = "ale_py:ALE/Breakout-v5"
+    found += [
+        *(Case(name, "Pendulum-v1", "subproc", True, False, "four frames") for name in ("sac", "recurrent_ppo")),
+        *(Case(name, "Pendulum-v1", "dummy", False, False, "Ornstein-Uhlenbeck noise") for name in ("td3", "tqc")),
+        *(Case(name, "HalfCheetah-v5", "dummy", False, False, "whole episodes") for name in ("sac", "td3", "crossq")),
+        *(Case(name, "Pendulum-v1", "dummy", False, False, "schedule") for name in ("tqc", "trpo", "recurrent_ppo")),
+        *(Case(name, "CartPole-v1", "dummy", False, False, "n-step") for name in ("dqn", "qrdqn")),
+        *(Case(name, breakout, "dummy", False, False, "Atari images, four frames") for name in ("dqn", "qrdqn")),
+        Case("ppo", breakout, "subproc", False, False, "Atari images in rollouts, four frames"),
+    ]
+    return found
+
+
+def pairwise(seed: int) -> list[Case]:
+    """A random selection in which every pair of values of two axes stands that can stand together.
+
+    Greedy, as in "AETG" (Cohen, Dalal, Fredman, Patton 1997): of some random cases that have an uncovered pair, the one
+    with most of them.
+    """
+    chance = random.Random(seed)
+    everything = [case for case in cases() if not case.extra]
+    pairs = {case: set(itertools.combinations(_values(case), 2)) for case in everything}
+    due = set().union(*pairs.values())
+    chosen: list[Case] = []
+    while due:
+        target = chance.choice(sorted(due, key=repr))
+        having = [case for case in everything if target in pairs[case]]
+        best = max(chance.sample(having, min(20, len(having))), key=lambda case: len(pairs[case] & due))
+        chosen.append(best)
+        due -= pairs[best]
+    return chosen
+
+
+def _values(case: Case) -> list[tuple[str, Any]]:
+    return [(axis, getattr(case, axis)) for axis in Case.AXES]
+
+
+# ------------------------------------------------------------------------------------------------------- one training
+
+
+class _Memory:
+    """Hosts one ``learn``: keeps what it would commit. See ``train_cloud.learn.callback.Host``."""
+
+    save_frequency = max_seconds_at_risk = evaluate_every = None
+    total_timesteps = schedule_timesteps = _TOTAL
+
+    def __init__(self, restored: Any, stop_at: int | None) -> None:
+        from stable_baselines3.common.logger import KVWriter
+
+        self.save_frequency = 10**9
+        self.restored = restored
+        self.timesteps = 0
+        self.stop_at = stop_at
+        self.kept: bytes | None = None
+        scalars = self.scalars = []
+
+        class Lines(KVWriter):
+            def write(self, values: Values, excluded: Any, step: int = 0) -> None:
+                logged = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
+                scalars.append((step, {n: v.hex() for n, v in logged.items() if not n.startswith("time/")}))
+
+            def close(self) -> None:
+                pass
+
+        self._lines = Lines()
+
+    def stop_deadline(self) -> float | None:
+        return time.monotonic() + 3600 if self.stop_at is not None and self.timesteps >= self.stop_at else None
+
+    def step(self, timesteps: int) -> None:
+        self.timesteps = timesteps
+
+    def submit(self, snapshot: Any) -> None:
+        from train_cloud.snapshot import Part
+
+        parts = {name: Part(dict(part.arrays), part.blob) for name, part in snapshot.parts.items()}
+        self.kept = pickle.dumps(replace(snapshot, parts=parts))
+
+    def finish(self, snapshot: Any) -> None:
+        self.submit(snapshot)
+
+    def outputs(self) -> list[Any]:
+        return [self._lines]
+
+    def save_requested(self) -> bool:
+        return False
+
+    def busy(self) -> bool:
+        return False
+
+    def commit_seconds(self, new_bytes: int) -> float:
+        return 0.0
+
+    def settle(self) -> None:
+        pass
+
+    def phase(self, name: str) -> None:
+        pass
+
+    def exactness(self, exact: bool, because: str) -> None:
+        assert exact, because
+
+
+def stretch(run: Values, choice: Any, stop_at: int | None, begin: str | None, out: str, server: str) -> None:
+    """In a process of its own: train from ``begin``, or from the start, to ``stop_at``, or to the end.
+
+    :param out: gets the state, the scalars and a digest of the whole replay buffer; what went wrong, if it did
+    """
+    forkserver: Any = multiprocessing.forkserver._forkserver  # type: ignore[attr-defined]
+    forkserver._forkserver_address, forkserver.ensure_running = server, lambda: None
+    try:
+        found = _stretch(run, choice, stop_at, begin)
+    except BaseException:
+        found = {"failed": traceback.format_exc()}
+    Path(out).write_bytes(pickle.dumps(found))
+
+
+def _stretch(run: Values, choice: Any, stop_at: int | None, begin: str | None) -> Values:
+    import torch
+    from stable_baselines3.common.logger import Logger
+
+    from train_cloud.config import parse_run_file
+    from train_cloud.learn import build
+    from train_cloud.learn.callback import TrainingStopped, learn
+
+    torch.set_num_threads(1)
+    build.choose_state = lambda *_: choice  # tried once, in the parent
+    restored = pickle.loads(pickle.loads(Path(begin).read_bytes())["state"]) if begin else None
+    built = build.build_model(parse_run_file(run))
+    built.model.set_logger(Logger(None, []))
+    host: Any = _Memory(restored, stop_at)
+    with contextlib.suppress(TrainingStopped):
+        learn(built.model, host, [], built.choice)
+    buffer = getattr(built.model, "replay_buffer", None)
+    arrays = (
+        {name: value for name, value in sorted(vars(buffer).items()) if hasattr(value, "tobytes")} if buffer else {}
+    )
+    digest = hashlib.sha256(b"".join(value.tobytes() for value in arrays.values())).hexdigest()
+    built.close()
+    return {"state": host.kept, "scalars": host.scalars, "buffer": digest}
+
+
+#: Modules that environments come from.
+_MAKERS = ("exactness", "gymnasium.envs.mujoco", "gymnasium.envs.box2d", "gymnasium.envs.classic_control", "ale_py", "cv2")
+
+
+@contextlib.contextmanager
+def warm_parent() -> Iterator[Any]:
+    """A process that has imported everything, to fork from."""
+    from sessions import WARM, forking
+
+    with forking() as context:
+        context.set_forkserver_preload([*WARM, "train_cloud.learn.build", "sb3_contrib", *_MAKERS])
+        yield context
+
+
+@functools.cache
+def _choice(environment: str) -> Any:
+    """Tried once for each environment, whatever stands around it."""
+    from train_cloud.config import Environment
+    from train_cloud.envs.state import choose
+    from train_cloud.learn.build import MakeEnv
+
+    section = Environment.model_validate(json.loads(environment))
+    return choose(MakeEnv(section), section.state)
+
+
+def differences(context: Any, case: Case, folder: Path) -> list[str]:
+    """Where the stopped training of a case differs from the uninterrupted one; empty if nowhere."""
+    from train_cloud.learn.compare import differences as compare
+
+    run = case.run()
+    alone = {name: run["environment"][name] for name in ("id", "state")}
+    alone |= {name: run["environment"][name] for name in ("module", "kwargs", "wrappers") if name in run["environment"]}
+    choice = _choice(json.dumps(alone, sort_keys=True))
+    multiprocessing.forkserver.ensure_running()
+    server = multiprocessing.forkserver._forkserver._forkserver_address  # type: ignore[attr-defined]
+
+    def train(name: str, stop_at: int | None = None, begin: str | None = None) -> Any:
+        out = folder / name
+        process = context.Process(
+            target=stretch, args=(run, choice, stop_at, begin and str(folder / begin), str(out), server)
+        )
+        process.start()
+        return process, out
+
+    def result(started: Any) -> Values:
+        process, out = started
+        process.join(_DEADLINE_S)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            return {"failed": f"it did not end within {_DEADLINE_S:.0f} s"}
+        found: Values = pickle.loads(out.read_bytes()) if out.exists() else {"failed": f"exit code {process.exitcode}"}
+        return found
+
+    whole_started, first_started = train("whole"), train("first", STOP_AT)
+    whole, first = result(whole_started), result(first_started)
+    for found in (whole, first):
+        if "failed" in found:
+            return [found["failed"]]
+    stopped = pickle.loads(first["state"])
+    if not STOP_AT <= stopped.timesteps < _TOTAL:
+        return [f"stopped at {stopped.timesteps}, which says nothing"]
+    second = result(train("second", begin="first"))
+    if "failed" in second:
+        return [second["failed"]]
+    one, other = (pickle.loads(found["state"]) for found in (whole, second))
+    # The last part of the rows is on its way to a store; of the whole buffer there is a digest.
+    told = compare(replace(one, streams={}), replace(other, streams={}))
+    if whole["buffer"] != second["buffer"]:
+        told.append("the replay buffers differ")
+    if first["scalars"] + second["scalars"] != whole["scalars"]:
+        told.append(f"logged {first['scalars'] + second['scalars']}, uninterrupted {whole['scalars']}")
+    return told
+
+
+# ------------------------------------------------------------------------------------------------------- the document
+
+
+def commit() -> str:
+    """The commit that is checked out; with a mark where files of the package differ from it."""
+    name = _git("rev-parse", "--short=12", "HEAD")
+    return name + ("+" if _git("status", "--porcelain", "--", "train_cloud") else "")
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def try_all(chosen: Iterable[Case], results: Path) -> int:
+    """Try the cases and note what was found, one line of JSON each.
+
+    :return: how many were not equal
+    """
+    results.parent.mkdir(parents=True, exist_ok=True)
+    at, bad = commit(), 0
+    with warm_parent() as context, tempfile.TemporaryDirectory() as scratch:
+        for number, case in enumerate(chosen):
+            folder = Path(scratch, str(number))
+            folder.mkdir()
+            told = [] if case.lacking else differences(context, case, folder)
+            bad += bool(told)
+            line = {"commit": at, "date": date.today().isoformat(), "case": asdict(case), "differences": told}
+            with results.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            print(f"{'equal' if not told else 'DIFFERENT'}  {case}{''.join(f': {text}' for text in told)}", flush=True)
+            for path in folder.iterdir():
+                path.unlink()
+    return bad
+
+
+def read(results: Path) -> dict[Case, Values]:
+    """The newest result of each case."""
+    found = {}
+    for line in results.read_text().splitlines() if results.exists() else ():
+        entry = json.loads(line)
+        found[Case(**entry["case"])] = entry
+    return found
+
+
+def document(found: dict[Case, Values]) -> str:
+    """docs/exactness.md"""
+    import gymnasium
+    import numpy
+    import stable_baselines3
+    import torch
+
+    everything = cases()
+    tried = {case: found[case] for case in everything if case in found and not case.lacking}
+    equal = [case for case, entry in tried.items() if not entry["differences"]]
+    commits = sorted({entry["commit"] for entry in tried.values()})
+    dates = sorted({entry["date"] for entry in tried.values()})
+    lacking = sorted({case.lacking for case in everything if case.lacking})
+    versions = ", ".join(
+        f"{name} {module.__version__}"
+        for name, module in (
+            ("stable-baselines3", stable_baselines3),
+            ("torch", torch),
+            ("gymnasium", gymnasium),
+            ("numpy", numpy),
+        )
+    )
+    lines = [
+        "# Exactness",
+        "",
+        "Written by `python tests/exactness.py`, which is part of `make test-full`. Do not edit.",
+        "",
+        f"- {'To '.join(dates[:1])}{' to ' + dates[-1] if len(dates) > 1 else ''}, commit {', '.join(commits)}"
+        f"{' (+: with uncommitted changes)' if any('+' in name for name in commits) else ''}",
+        f"- {len(equal)} of {len(tried)} cases equal"
+        + (f"; {len(everything) - len(tried)} of {len(everything)} not tried" if len(tried) < len(everything) else ""),
+        f"- missing packages: {', '.join(lacking) if lacking else 'none'}",
+        f"- {versions}, Python {platform.python_version()}, {platform.machine()}, one thread, on the CPU",
+        "",
+        f"Each case trains {_TOTAL} timesteps and more to the end of a rollout, once in one process and once in two: stopped",
+        f"at the first consistent point at or after timestep {STOP_AT}, in mid-episode, and gone on with in a new process from",
+        "what was saved. *Equal* means: parameters, optimisers, normaliser, generators, environments, replay buffer, pending",
+        "and logged scalars are the same bit for bit. Episodes end after 30 steps and the replay buffer of 100 rows laps, so",
+        "both happen on either side of the stop. `subproc` has two environments, `dummy` one.",
+        "",
+        "CI tries a selection in which every two values of two columns stand together, from a seed that it prints",
+        "(`tests/test_exactness_table.py`); signals, leases and stores are tested in `tests/test_exactness.py` with whole",
+        "sessions. On a GPU equality is not promised: `tests/test_cuda.py`.",
+        "",
+        "| algorithm | environment (state by) | dummy | dummy, normalised | subproc | subproc, normalised |",
+        "|---|---|---|---|---|---|",
+    ]
+    for algorithm, world, gsde in itertools.product(ALGORITHMS, WORLDS, (False, True)):
+        row = [Case(algorithm, world, kind, norm, gsde) for kind in ("dummy", "subproc") for norm in (False, True)]
+        if not row[0].valid:
+            continue
+        name = f"{algorithm}{', gSDE' if gsde else ''}"
+        marks = " | ".join(_mark(case, found) for case in row)
+        lines.append(f"| {name} | {world} ({WORLDS[world].provider}) | {marks} |")
+    lines += ["", "| besides | |", "|---|---|"]
+    lines += [f"| {case} | {_mark(case, found)} |" for case in everything if case.extra]
+    return "\n".join(lines) + "\n"
+
+
+def _mark(case: Case, found: dict[Case, Values]) -> str:
+    if case.lacking:
+        return f"needs {case.lacking}"
+    if case not in found:
+        return "not tried"
+    return "**different**" if found[case]["differences"] else "equal"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", metavar="N/OF", default="1/1", help="try one part of the table")
+    parser.add_argument("--only", metavar="TEXT", default="", help="try cases that have this in their name")
+    parser.add_argument("--again", action="store_true", help="try also what was tried already at this commit")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args(arguments)
+    number, of = map(int, options.part.split("/"))
+    at = commit()
+    done = set() if options.again else {c for c, entry in read(options.results).items() if entry["commit"] == at}
+    chosen = [case for case in cases()[number - 1 :: of] if options.only in str(case) and case not in done]
+    bad = try_all(chosen, options.results)
+    DOCUMENT.write_text(document(read(options.results)))
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.path[:0] = [str(ROOT), os.fspath(Path(__file__).parent)]
+    import exactness
+
+    sys.exit(exactness.main())
