@@ -187,9 +187,17 @@ resource "aws_s3_object" "run" {
   for_each     = local.runs
   bucket       = local.bucket
   key          = "${each.value.prefix}run.json"
-  content      = jsonencode({ run_id = each.key, overrides = {}, launched_by = "terraform" })
   content_type = "application/json"
   depends_on   = [terraform_data.bucket_ready]
+
+  # The worker ends by itself at the deadline, half an hour before its group is taken to 0 from outside. When the time has
+  # come it looks here again, so that a limit that was raised in mid-run holds.
+  content = jsonencode({
+    run_id      = each.key
+    overrides   = {}
+    launched_by = "terraform"
+    deadline    = timeadd(local.launched[each.key], "${ceil(var.max_runtime_hours * 60)}m")
+  })
 }
 
 resource "aws_s3_object" "overrides" {

@@ -318,6 +318,8 @@ def test_run_file_and_overrides_arrive_as_written(stack: Stack) -> None:
     overrides = json.loads(stack.body("a/b/runs/read-back/overrides-0.json"))
     assert overrides == {"algorithm": "sac", "save_frequency": 20_000}
     launch = json.loads(stack.body("a/b/runs/read-back/run.json"))
+    launched = datetime.fromisoformat(worker_environment(stack.user_data())["TRAIN_CLOUD_LAUNCHED_AT"])
+    assert datetime.fromisoformat(launch.pop("deadline")) == launched + timedelta(hours=24)
     assert launch == {"run_id": "read-back", "overrides": {}, "launched_by": "terraform"}
 
 
@@ -388,6 +390,7 @@ def test_the_role_may_do_this_and_no_more(stack: Stack) -> None:
             lambda: scaling.set_desired_capacity(AutoScalingGroupName=NAME, DesiredCapacity=1),
             lambda: scaling.describe_lifecycle_hooks(AutoScalingGroupName=NAME),
             lambda: scaling.describe_auto_scaling_groups(AutoScalingGroupNames=[NAME]),
+            lambda: stack.aws.client("ec2", role).describe_spot_price_history(InstanceTypes=["g5.xlarge"]),
         ]
         forbidden: list[Callable[[], Any]] = [
             lambda: put(f"{run}/run.yaml"),

@@ -99,8 +99,17 @@ run "storage" {
     error_message = "No compiled files."
   }
   assert {
-    condition     = aws_s3_object.overrides["tftest-1"].content == "{}" && jsondecode(aws_s3_object.run["tftest-1"].content) == { run_id = "tftest-1", overrides = {}, launched_by = "terraform" }
+    condition     = aws_s3_object.overrides["tftest-1"].content == "{}" && jsondecode(aws_s3_object.run["tftest-1"].content).overrides == {}
     error_message = "Nothing is overridden unless a variable says so."
+  }
+  assert {
+    condition = jsondecode(aws_s3_object.run["tftest-1"].content) == {
+      run_id      = "tftest-1"
+      overrides   = {}
+      launched_by = "terraform"
+      deadline    = timeadd(terraform_data.launched["tftest-1"].output, "24h")
+    }
+    error_message = "The worker must find max_runtime_hours in run.json, as a time."
   }
   assert {
     condition = (
@@ -134,6 +143,17 @@ run "role" {
       statement.Sid == "Look" || alltrue([for resource in flatten([statement.Resource]) : strcontains(resource, "train-cloud")])
     ])
     error_message = "Every permission that can be limited is limited to this run's bucket or group."
+  }
+  assert {
+    condition = toset(flatten([
+      for statement in jsondecode(aws_iam_role_policy.worker["tftest-1"].policy).Statement : statement.Action if statement.Sid == "Look"
+      ])) == toset([
+      "autoscaling:DescribeAutoScalingGroups",
+      "autoscaling:DescribeLifecycleHooks",
+      "ec2:DescribeSpotPriceHistory",
+      "pricing:GetProducts",
+    ])
+    error_message = "What is limited to nothing may only look: at groups, hooks and prices."
   }
 }
 
