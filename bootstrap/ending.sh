@@ -59,14 +59,21 @@ mark_failed() {
 # Failed boots since the last one that reached its end; a machine that was taken away in mid-boot left no word.
 failures() { keys boots/ | awk '/-ready$/ { n = 0 } /-failed$/ { n++ } END { print n + 0 }'; }
 
+# By a spot interruption, by its group, or because it is being powered off.
+taken_away() {
+	imds spot/instance-action || imds autoscaling/target-lifecycle-state | grep Terminated ||
+		systemctl is-system-running | grep stopping
+}
+
 give_up() {
-	local count
+	local count away=
 	set +e
 	say "this boot failed"
 	if [ -n "${boot:-}" ]; then
+		taken_away &>/dev/null && away=yes && say "the machine is being taken away: that counts for nothing"
 		retry 60 aws s3 cp --only-show-errors "$log" "s3://$bucket/$run/logs/boot-${boot#boots/}.log"
-		retry 60 create "$boot-failed"
-		if count=$(retry 60 failures) && ((count >= TRAIN_CLOUD_MAX_ATTEMPTS)); then
+		[ -n "$away" ] || retry 60 create "$boot-failed"
+		if [ -z "$away" ] && count=$(retry 60 failures) && ((count >= TRAIN_CLOUD_MAX_ATTEMPTS)); then
 			say "the $count. failure in a row: giving the run up"
 			retry 300 mark_failed "$count boots in a row failed; see logs/boot-${boot#boots/}.log"
 			retry 600 set_capacity_0 && return

@@ -191,7 +191,8 @@ class Boot:
             "AWS_EC2_METADATA_SERVICE_ENDPOINT": metadata.endpoint,
         }
         for name in ("systemctl", "useradd", "chown"):
-            self.stand_in(name, f'echo "{name} $*" >>{self.asked}')
+            # What only asks how the machine is leaves no trace.
+            self.stand_in(name, f'[ "$1" = is-system-running ] || echo "{name} $*" >>{self.asked}')
         self.stand_in("aws", command_line.script())
         self.variables = {
             "AWS_REGION": aws.region,
