@@ -15,6 +15,7 @@ from train_cloud.errors import InputError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from train_cloud.report.experiment import ExperimentStatus
     from train_cloud.report.status import RunStatus
 
 _COLOURS = {"completed": "green", "running": "cyan", "failed": "red"}
@@ -26,6 +27,10 @@ _STATES = {
 _AWAITED = (
     "The Auto Scaling group sends one as soon as there is spot capacity; what it tried stands in its activities:\n"
     '  eval "$(terraform output -raw scaling_activities_command)"'
+)
+_CLOSED = (
+    "its max_runtime_hours are over: since {since} its group is taken to 0 from outside, every hour.\n"
+    "  To go on, raise max_runtime_hours, terraform apply, then: train-cloud relaunch {run_id}"
 )
 
 
@@ -52,9 +57,13 @@ def status(
 
     `train-cloud status s3://bucket/train-cloud/runs/pendulum-sac`
     """
+    from train_cloud.report.experiment import experiments
     from train_cloud.report.status import run_ids, run_status
 
-    root, run_id = locate(run, store)
+    seeded = _seeded(run)
+    if seeded and store is None:
+        raise InputError("--store", None, "name a folder or s3://bucket/prefix, or set TRAIN_CLOUD_STORE")
+    root, run_id = (str(store), None) if seeded else locate(run, store)
     if run_id is not None:
         found = run_status(root, run_id)
         if as_json:
@@ -62,11 +71,14 @@ def status(
         else:
             _print(_run_view(found))
         return
-    everything = [run_status(root, name) for name in run_ids(root)]
+    everything = [run_status(root, name) for name in run_ids(root) if not seeded or name in seeded]
+    groups = experiments(everything)
     if as_json:
         typer.echo("[" + ",\n".join(found.model_dump_json(indent=1) for found in everything) + "]")
     elif everything:
         _print(_table_of_runs(everything))
+        for group in groups:
+            typer.echo(_told(group))
     else:
         typer.echo(f"no runs under {root}")
 
@@ -97,6 +109,24 @@ def export(
     typer.echo(str(export_run(root, run_id, at=at, out=out)))
 
 
+def _seeded(run: str | None) -> list[str]:
+    """Ids of the runs of a run file with several seeds; none for anything else."""
+    if run is None or not run.endswith((".yaml", ".yml")):
+        return []
+    from train_cloud.config import expand, load_run_file
+
+    run_file = load_run_file(run)
+    return [one.run_id for one in expand(run_file)] if run_file.seeds is not None else []
+
+
+def _told(group: ExperimentStatus) -> str:
+    return_ = "no episode has ended yet"
+    if group.mean is not None:
+        sure = "" if group.interval is None else f" ± {group.interval:,.1f} (95 % of the mean)"
+        return_ = f"return {group.mean:,.1f}{sure} over {len(group.returns)} runs"
+    return f"experiment {group.experiment}: {group.completed} of {len(group.runs)} runs completed, {return_}"
+
+
 def locate(run: str | None, store: str | None) -> tuple[str, str | None]:
     """Store root and run id of what a person wrote to name a run; the id is None where it names a whole store."""
     from train_cloud.report.status import split_run_url
@@ -104,7 +134,10 @@ def locate(run: str | None, store: str | None) -> tuple[str, str | None]:
     if run is not None and run.endswith((".yaml", ".yml")):
         from train_cloud.config import load_run_file
 
-        run = load_run_file(run).run_id
+        run_file = load_run_file(run)
+        if run_file.seeds is not None:
+            raise InputError("run", run, "it has several seeds: name one of its runs, <run_id>-s<seed>")
+        run = run_file.run_id
     elif run is not None and ("/" in run or "\\" in run or store is None):
         return split_run_url(run) or (run, None)
     if store is None:
@@ -149,7 +182,9 @@ def _run_view(found: RunStatus) -> RenderableType:
         lines.append(f"  {escape(found.reason)}")
     if found.state in _STATES:
         lines.append(f"  {_STATES[found.state].format(since=_time(found.since))}")
-    if found.state in ("waiting", "interrupted") and found.url.startswith("s3://"):
+    if found.closed is not None:
+        lines.append(f"  {_CLOSED.format(since=_time(found.closed), run_id=found.run_id)}")
+    elif found.state in ("waiting", "interrupted") and found.url.startswith("s3://"):
         lines.append(f"  {_AWAITED}")
     if found.steps_per_second:
         left = timedelta(seconds=round(found.seconds_left or 0))

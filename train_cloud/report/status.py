@@ -14,10 +14,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from train_cloud.checkpoint import read_manifest
 from train_cloud.config.load import read_yaml
 from train_cloud.errors import InputError, ObjectMissing
 from train_cloud.run import layout
 from train_cloud.run.head import Head, read_head
+from train_cloud.run.launch import OUTER_STOP, read_deadline
 from train_cloud.run.overrides import read_overrides
 from train_cloud.run.session import SessionRecord, read_sessions
 from train_cloud.store import ObjectStore, open_store
@@ -57,6 +59,8 @@ class RunStatus(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     run_id: str
+    experiment: str | None
+    """The group that it belongs to."""
     url: str
     state: State
     reason: str | None
@@ -68,11 +72,16 @@ class RunStatus(BaseModel):
     seconds_left: float | None
     since: str | None
     """When the state began, as far as the records tell; ISO 8601."""
+    episode_return: float | None
+    """Of a run in an experiment: mean return of the last 100 episodes at the newest checkpoint."""
     attempts: int
     """Failures in a row without a new commit."""
     exact: bool | None
     """False as soon as one session was not; None before any knows."""
     because: str | None
+    closed: str | None
+    """Since when the group of a run without an outcome has been taken to 0 from outside, hour by hour, because its
+    max_runtime_hours are over; None where it has not."""
     sessions: list[SessionStatus]
 
 
@@ -115,8 +124,13 @@ def run_status(root: str, run_id: str, *, at: datetime | None = None) -> RunStat
     speed = latest.get("steps_per_second") if state == "running" else None
     known_exact = [session for session in sessions if session.exact is not None]
     inexact = next((session for session in known_exact if not session.exact), None)
+    experiment = records[-1].start.get("run_file", {}).get("experiment") if records else None
+    reached = None
+    if experiment is not None and head is not None and head.manifest is not None:
+        reached = read_manifest(store, head.manifest).facts.get("episode_return")
     return RunStatus(
         run_id=run_id,
+        experiment=experiment,
         url=store.url,
         state=state,
         reason=head.reason if head else None,
@@ -126,9 +140,11 @@ def run_status(root: str, run_id: str, *, at: datetime | None = None) -> RunStat
         steps_per_second=speed,
         seconds_left=(total - timesteps) / speed if speed and total is not None else None,
         since=since.isoformat(timespec="seconds") if since else None,
+        episode_return=reached,
         attempts=head.attempts if head else 0,
         exact=inexact is None if known_exact else None,
         because=f"session {inexact.session}: {inexact.because}" if inexact else None,
+        closed=_closed(store, head, at),
         sessions=sessions,
     )
 
@@ -147,7 +163,7 @@ def _state(
     if last is None:
         return ("starting", booted) if booted and at - booted < SETTING_UP else ("waiting", launched)
     newest = max(heard, default=None)
-    if last.end is None and not _leaves(last) and newest is not None and at - newest < SILENCE + _patience(last):
+    if not _over(last) and newest is not None and at - newest < SILENCE + _patience(last):
         return "running", min(heard)
     if booted and newest and booted > newest and at - booted < SETTING_UP:
         return "starting", booted
@@ -157,6 +173,24 @@ def _state(
 def _leaves(record: SessionRecord) -> bool:
     """Whether its machine was announced to go; a rebalance recommendation announces nothing."""
     return any(notice.get("kind") != "rebalance" for notice in record.notices)
+
+
+def _over(record: SessionRecord) -> bool:
+    """Whether it has ended, or its machine was announced to go, and nothing was heard of it since: a machine that was
+    not taken trains again.
+    """
+    ends = [(record.end or {}).get("ended")]
+    ends += [notice.get("time") for notice in record.notices if notice.get("kind") != "rebalance"]
+    known = [time for time in map(_parse, ends) if time is not None]
+    heard = _parse((record.progress or {}).get("at"))
+    return bool(known) and (heard is None or heard <= max(known))
+
+
+def _closed(store: ObjectStore, head: Head | None, at: datetime) -> str | None:
+    deadline = read_deadline(store) if head is None or head.outcome is None else None
+    if deadline is None or at < deadline + OUTER_STOP:
+        return None
+    return (deadline + OUTER_STOP).isoformat(timespec="seconds")
 
 
 def _patience(record: SessionRecord) -> timedelta:
@@ -186,9 +220,10 @@ def _parse(text: object) -> datetime | None:
 
 
 def _session(record: SessionRecord, *, last: bool, state: State) -> SessionStatus:
-    told = {**record.start, **(record.progress or {}), **(record.end or {})}
+    ended = record.end if _over(record) else None
+    told = {**record.start, **(record.progress or {}), **(ended or {})}
     ended_by = told.get("ended_by")
-    if ended_by is None and record.end is None and not (last and state == "running"):
+    if ended_by is None and ended is None and not (last and state == "running"):
         ended_by = "notice" if _leaves(record) else "lost"
     return SessionStatus(
         session=record.number,

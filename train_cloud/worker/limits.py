@@ -5,7 +5,6 @@ All of it is counted on a clock that does not jump; a session's own hours begin 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
@@ -15,11 +14,12 @@ from datetime import datetime, timezone
 from typing import Any
 
 from train_cloud.config.run_file import Limits as Configured
-from train_cloud.errors import ObjectMissing, TrainCloudError
+from train_cloud.errors import TrainCloudError
 from train_cloud.instance.metadata import Metadata
 from train_cloud.instance.price import Price, read_price
 from train_cloud.run import layout
 from train_cloud.run.cost import hours, price, setup_seconds
+from train_cloud.run.launch import read_deadline
 from train_cloud.run.session import Session, SessionRecord, read_sessions
 from train_cloud.store import ObjectStore
 
@@ -159,22 +159,6 @@ class Limits:
         else:
             log.info("the run may go on until %s", found)
             self._deadline, self._until = found, _monotonic(found)
-
-
-def read_deadline(store: ObjectStore) -> datetime | None:
-    """When the run's group is to be at 0, as launched or as set since; None where nobody has said.
-
-    :raises StoreError: unknown
-    """
-    try:
-        launch: Any = json.loads(bytes(store.get(layout.RUN_JSON).body))
-        text = launch.get("deadline")
-        return None if text is None else datetime.fromisoformat(text.replace("Z", "+00:00"))
-    except ObjectMissing:
-        return None
-    except (ValueError, AttributeError) as error:  # the outer stop still holds
-        log.warning("%s/%s says no deadline: %s", store.url, layout.RUN_JSON, error)
-        return None
 
 
 def _monotonic(when: datetime | None) -> float:

@@ -1,0 +1,32 @@
+"""What the launch says of a run, beside its run file: ``run.json``, which Terraform writes and the worker may not."""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import datetime, timedelta
+from typing import Any
+
+from train_cloud.errors import ObjectMissing
+from train_cloud.run import layout
+from train_cloud.store import ObjectStore
+
+OUTER_STOP = timedelta(minutes=30)
+"""After the deadline the run's group is taken to 0 from outside, as ``terraform/worker.tf`` schedules it."""
+log = logging.getLogger(__name__)
+
+
+def read_deadline(store: ObjectStore) -> datetime | None:
+    """When the run ends by itself at the latest, as launched or as set since; None where nobody has said.
+
+    :raises StoreError: unknown
+    """
+    try:
+        launch: Any = json.loads(bytes(store.get(layout.RUN_JSON).body))
+        text = launch.get("deadline")
+        return None if text is None else datetime.fromisoformat(text.replace("Z", "+00:00"))
+    except ObjectMissing:
+        return None
+    except (ValueError, AttributeError) as error:  # the outer stop holds all the same
+        log.warning("%s/%s says no deadline: %s", store.url, layout.RUN_JSON, error)
+        return None
