@@ -321,6 +321,34 @@ def test_it_goes_on_without_the_rows(parent: Rehearsed, tmp_path: Path) -> None:
     assert final.timesteps == 600 and final.streams["replay"].last == 450
 
 
+HINDSIGHT: dict[str, Any] = {
+    **REAL,
+    "policy": "MultiInputPolicy",
+    "environment": {"id": "Walk-v0", "module": "interrupting", "kwargs": {"shown": "goal"}, "n_envs": 2},
+    "hyperparameters": {**SMALL, "buffer_size": 300, "replay_buffer_class": "stable_baselines3:HerReplayBuffer"},
+}
+
+
+@pytest.mark.slow
+def test_hindsight_with_and_without_its_rows(warm: Any, tmp_path: Path) -> None:
+    parent = Rehearsed(warm, tmp_path / "parent", HINDSIGHT)
+    assert parent.session() == 0, parent.log()
+    child = forked(parent, tmp_path, "same", at=450)
+    assert train(child, parent, "SIGKILL@520") == -9, child.log()
+    assert train(child, parent) == 0, child.log()
+    assert differences(child.final(), parent.final()) == []
+    with pytest.raises(InputError, match="more than 150 plus an episode") as caught:
+        forked(parent, tmp_path, "lean", at=150, with_rows=False)
+    assert (caught.value.field, caught.value.value) == ("hyperparameters.learning_starts", 100)
+    assert not list(open_store(layout.run_url(str(parent.folder / "store"), "lean")).list())
+    folder = tmp_path / "lean"
+    folder.mkdir()
+    lean = forked(parent, folder, "lean", "hyperparameters.learning_starts=300", at=150, with_rows=False)
+    assert train(lean, parent, "SIGKILL@350") == -9, lean.log()
+    assert train(lean, parent) == 0, lean.log()
+    assert (lean.final().timesteps, lean.final().streams["replay"].last) == (600, 225)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("at", [150, 300])
 def test_what_is_kept_without_its_rows_is_exported(parent: Rehearsed, tmp_path: Path, at: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,13 @@ from hypothesis import strategies as st
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 
+from train_cloud.checkpoint import Committer, read_manifest, restore
 from train_cloud.checkpoint.format import pack
 from train_cloud.errors import InputError, NotYet
 from train_cloud.learn.replay import Ring
-from train_cloud.snapshot import Array, Part, Rows
+from train_cloud.run.head import Lease, Token
+from train_cloud.snapshot import Array, Part, Rows, Snapshot
+from train_cloud.store import open_store
 
 torch.set_num_threads(1)
 
@@ -233,6 +237,30 @@ def test_sampling_while_the_writer_packs() -> None:
     player.buffer._normalize_reward = while_marked
     player.buffer.sample(64)
     assert seen == [True, True]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_committed_while_the_training_samples_is_what_was_there(kind: str, tmp_path: Path) -> None:
+    player = Player(make(kind, 200, 2), 4)
+    ring = Ring(player.buffer)
+    store = open_store(str(tmp_path))
+    lease = Lease.take(store, Token(1, 0), "i-1")
+    committer, last = Committer(store, lease, None), 0
+    for rows in (90, 60, 180):
+        player.go(rows)
+        snapshot = Snapshot(player.added, {"model": Part()}, {"replay": ring.rows(last, player.added)})
+        state, last, batches = ring.state(), player.added, 0
+        committer.submit(snapshot)
+        while committer.busy or batches < 50:
+            player.buffer.sample(32)
+            batches += 1
+        committer.wait()
+        found = make(kind, 200, 2)
+        assert lease.head.manifest is not None
+        restored = restore(store, read_manifest(store, lease.head.manifest))
+        assert Ring(found).load(restored.streams["replay"], state) == last
+        assert contents(found) == contents(player.buffer)
+        assert draw(found) == draw(player.buffer)
 
 
 class Unknown(ReplayBuffer):

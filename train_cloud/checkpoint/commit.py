@@ -133,12 +133,12 @@ class Committer:
             raise self._error
 
     def _run(self, snapshot: Snapshot, outcome: Outcome | None, reason: str | None) -> None:
-        began, created = time.monotonic(), now()
+        began, created, held = time.monotonic(), now(), frozenset(self._hold())
         pause = 1.0
         try:
             while True:
                 try:
-                    sent = self._commit(snapshot, created, outcome, reason)
+                    sent = self._commit(snapshot, created, held, outcome, reason)
                     break
                 except StoreUnavailable as error:
                     # An outage delays the commit and nothing else: every write below may be done again, with the same
@@ -164,7 +164,9 @@ class Committer:
         finally:
             self._over.set()
 
-    def _commit(self, snapshot: Snapshot, created: str, outcome: Outcome | None, reason: str | None) -> int:
+    def _commit(
+        self, snapshot: Snapshot, created: str, held: frozenset[int], outcome: Outcome | None, reason: str | None
+    ) -> int:
         token, seq = self._lease.head.token, self._lease.head.seq + 1
         folder = layout.checkpoint_prefix(snapshot.timesteps, token, seq)
         before = self._newest
@@ -196,7 +198,7 @@ class Committer:
                 kept=(),
                 facts=dict(snapshot.facts),
             )
-            kept = preserved(self._policy, manifest.episode_return, earlier, self._hold())
+            kept = preserved(self._policy, manifest.episode_return, earlier, held)
             manifest = manifest.model_copy(update={"kept": kept})
             reference = writes.put(folder + "manifest.json", memoryview(manifest.model_dump_json().encode()))
         self._before_head()

@@ -77,6 +77,8 @@ def fork(
     if run_file.total_timesteps <= manifest.timesteps:
         fix = f"the checkpoint is at {manifest.timesteps} timesteps: --set total_timesteps to more than that"
         raise InputError("total_timesteps", run_file.total_timesteps, fix)
+    if not with_rows:
+        _check_hindsight(run_file, manifest.timesteps)
     if read_head(target) is not None or any(target.list(layout.SESSIONS)):
         raise InputError("--as", new_id, f"there is a run of this name under {root}: choose another")
 
@@ -101,6 +103,20 @@ def fork(
         target.put(key, body.encode())  # after the head, so that of two forks to one name only one writes it
     out.write_text(text)
     return Forked(out, manifest.timesteps, changes, manifest.bytes(), with_rows)
+
+
+def _check_hindsight(run_file: RunFile, timesteps: int) -> None:
+    """``HerReplayBuffer.sample`` raises until an episode has ended that began in it.
+
+    :raises InputError: training would begin at once
+    """
+    hindsight = str(run_file.hyperparameters.get("replay_buffer_class", "")).endswith("HerReplayBuffer")
+    learning_starts = run_file.hyperparameters.get("learning_starts", 100)
+    if hindsight and learning_starts <= timesteps:
+        fix = (
+            f"give more than {timesteps} plus an episode: hindsight replay needs whole episodes, and begins without any"
+        )
+        raise InputError("hyperparameters.learning_starts", learning_starts, fix)
 
 
 def _find(source: ObjectStore, run_id: str, root: str, at: int | None) -> Manifest:
