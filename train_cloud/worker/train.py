@@ -85,6 +85,7 @@ ARTIFACTS = "artifacts"
 _MAX_STARTS = 20
 _REPORT_SECONDS = 60.0
 _TRACEBACK_CHARACTERS = 4000
+_LAST_WAIT_SECONDS = 60.0
 
 
 def train(run_file: Path, *, store: str, state_dir: Path | None = None, overrides: Sequence[str] = ()) -> int:
@@ -382,8 +383,10 @@ class _Session:
         """Why this attempt ends. The exception that is being handled goes on, whatever the store says to this."""
         reason = traceback.format_exc()[-_TRACEBACK_CHARACTERS:]
         try:
+            self._pulse.phase("store")
+            self._committer.wait(time.monotonic() + _LAST_WAIT_SECONDS)  # what is under way is work that was done
             self._lease.record_failure(reason)
-        except (StoreError, Fenced) as error:
+        except (TrainCloudError, OSError) as error:
             log.warning("the failure is not recorded: %s", error)
 
     def _stopped(self) -> int:
