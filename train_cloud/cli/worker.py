@@ -24,6 +24,16 @@ _StateDir = Annotated[
     ),
 ]
 _GROUP = "The worker's Auto Scaling group."
+_Topic = Annotated[
+    str | None,
+    typer.Option(
+        "--topic",
+        metavar="ARN",
+        envvar="TRAIN_CLOUD_TOPIC",
+        help="SNS topic that is told of ends and interruptions.",
+        show_default=False,
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -53,6 +63,7 @@ def watch(
             help="A machine that lives so long after the announced time was not taken, and trains again.",
         ),
     ] = 300.0,
+    topic: _Topic = None,
 ) -> None:
     """Watch for interruption notices; stop the trainer in time and leave word of it.
 
@@ -62,6 +73,7 @@ def watch(
 
     from train_cloud.instance.group import Group
     from train_cloud.instance.metadata import Metadata
+    from train_cloud.instance.notify import Topic
     from train_cloud.run.layout import run_url
     from train_cloud.store import open_store
     from train_cloud.worker.watch import watch as watch_machine
@@ -73,6 +85,7 @@ def watch(
         group=Group(group) if group else None,
         interval_s=interval,
         linger=timedelta(seconds=linger),
+        channel=Topic(topic) if topic else None,
     )
 
 
@@ -89,6 +102,7 @@ def finish(
     boot: Annotated[
         bool, typer.Option("--boot", help="Before anything is started; exit code 73 says that nothing is to be.")
     ] = False,
+    topic: _Topic = None,
 ) -> None:
     """Decide what follows the end of a training, and do it until it holds.
 
@@ -97,12 +111,19 @@ def finish(
     from train_cloud.errors import Fenced
     from train_cloud.instance.group import Group
     from train_cloud.instance.metadata import Metadata
+    from train_cloud.instance.notify import Topic
     from train_cloud.run.layout import run_url
     from train_cloud.store import open_store
     from train_cloud.worker.finish import finish as finish_run
 
     decision = finish_run(
-        open_store(run_url(store, run_id)), state_dir, Metadata(), Group(group, patience_s=None), boot=boot
+        open_store(run_url(store, run_id)),
+        state_dir,
+        Metadata(),
+        Group(group, patience_s=None),
+        boot=boot,
+        # Its patience is shorter than the hook's two minutes: the capacity is at 0 by then.
+        channel=Topic(topic, patience_s=90) if topic else None,
     )
     if boot and decision.verb != "nothing":
         raise typer.Exit(Fenced.exit_code)

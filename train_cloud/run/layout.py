@@ -14,6 +14,9 @@ CHECKPOINTS = "checkpoints/"
 REPLAY = "replay/"
 SESSIONS = "sessions/"
 BOOTS = "boots/"
+TOLD = "told/"
+LAUNCHED = "launched/"
+ARTIFACTS = "artifacts/"
 TENSORBOARD = "artifacts/tensorboard/"
 FINAL = "artifacts/final/"
 EVALUATIONS = "evaluations/"
@@ -72,3 +75,8 @@ def boot_key(number: int, instance_id: str) -> str:
 def evaluation_key(timesteps: int) -> str:
     """What the evaluation of the checkpoint at ``timesteps`` found."""
     return f"{EVALUATIONS}{timesteps:012d}.json"
+
+
+def told_key(session: int, news: str) -> str:
+    """A record that people were told how a session went; without its ``.json`` a prefix of such keys."""
+    return f"{TOLD}{session:06d}-{news}"

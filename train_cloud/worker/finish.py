@@ -29,8 +29,8 @@ from train_cloud.instance.notices import Notice, local_notice
 from train_cloud.run.head import Head, conclude, read_head
 from train_cloud.run.session import local_session
 from train_cloud.store import ObjectStore
-from train_cloud.worker.endings import note_kill
 from train_cloud.worker.announce import Channel, announce_end
+from train_cloud.worker.endings import note_kill
 from train_cloud.worker.units import TRAIN, UnitState, boot_id, unit_state
 
 REFUSAL_PATIENCE_S = 120.0

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from train_cloud.errors import CloudError, CloudForbidden, InputError, StoreError
+from train_cloud.errors import CloudError, CloudForbidden, CorruptCheckpoint, InputError, StoreError
 from train_cloud.instance.group import Group
 from train_cloud.instance.metadata import Metadata
 from train_cloud.instance.notices import (
@@ -32,8 +32,9 @@ from train_cloud.instance.notices import (
     record_form,
     scale_in,
 )
-from train_cloud.run.session import local_session, record_notice, write_local
+from train_cloud.run.session import Session, local_session, record_notice, write_local
 from train_cloud.store import ObjectStore
+from train_cloud.worker.announce import Channel, announce_loss, announce_notice
 from train_cloud.worker.units import FINISH, TRAIN, boot_id, systemctl, unit_state
 
 LONGEST_INTERVAL_S = 5.0
@@ -55,6 +56,8 @@ class _Case(BaseModel):
     """The trainer was stopped, or asked for a checkpoint."""
     recorded: bool = False
     """The store has it."""
+    told: bool = False
+    """People were told, or need not be."""
     over: bool = False
     """The machine went on living."""
 
@@ -74,6 +77,7 @@ class Watch:
     :param store: of the run
     :param group: the machine's group, for the lifecycle action; None: it runs out by itself
     :param linger: how long after the announced time a machine that still lives trains again
+    :param channel: is told of interruptions
     """
 
     def __init__(
@@ -85,9 +89,11 @@ class Watch:
         boot_id: str,
         group: Group | None = None,
         linger: timedelta = LINGER,
+        channel: Channel | None = None,
     ) -> None:
         self._store, self._state_dir, self._metadata = store, state_dir, metadata
         self._boot_id, self._group, self._linger = boot_id, group, linger
+        self._channel, self._looked_back = channel, channel is None
         self._failing: set[str] = set()
         self._train_was_over = False
         self._lock = threading.Lock()
@@ -192,20 +198,39 @@ class Watch:
             self._news.clear()
             with self._lock:
                 due = [case for case in self._cases() if not case.recorded]
+                untold = [case for case in self._cases() if not case.told and case.notice.ends and self._channel]
             try:
-                session = local_session(self._state_dir, self._boot_id) if due else None
+                session = None
+                if due or untold or not self._looked_back:
+                    session = local_session(self._state_dir, self._boot_id)
                 if session is None:
                     continue  # none begun, none cut short
                 for case in due:
                     _log.info("recorded as %s", record_notice(self._store, session, record_form(case.notice)))
                     case.recorded = True
                     self._remember()
+                self._tell(session, untold)
                 wait_s = 1.0
-            except (StoreError, OSError, ValidationError) as error:
-                _log.warning("a notice is not recorded yet: %s; next attempt in %.0f s", error, wait_s)
+            except (StoreError, CorruptCheckpoint, CloudError, OSError, ValidationError) as error:
+                _log.warning("a notice is not recorded or told yet: %s; next attempt in %.0f s", error, wait_s)
                 self._closing.wait(wait_s)
                 self._news.set()
                 wait_s = min(2 * wait_s, 30.0)
+
+    def _tell(self, session: Session, untold: list[_Case]) -> None:
+        if self._channel is None:
+            return
+        for case in untold:
+            notice = case.notice
+            said = f"{notice.kind} notice, {notice.action} at {notice.time.isoformat(timespec='seconds')}"
+            announce_notice(
+                self._store, self._channel, session=session.number, instance_id=session.instance_id, notice=said
+            )
+            case.told = True
+            self._remember()
+        if not self._looked_back:
+            announce_loss(self._store, self._channel, session=session.number, instance_id=session.instance_id)
+            self._looked_back = True
 
     def _recall(self) -> _Memory:
         """What an earlier watch did in this boot. Notices of an earlier boot are over, whatever became of them."""
@@ -251,10 +276,12 @@ def watch(
     group: Group | None = None,
     interval_s: float = 2.0,
     linger: timedelta = LINGER,
+    channel: Channel | None = None,
 ) -> None:
     """Watch over this boot until SIGTERM or SIGINT, then return. Main thread only.
 
     :param interval_s: seconds from poll to poll, above 0 and at most 5
+    :param channel: is told of interruptions, with one attempt at a time
     :raises InputError: another interval
     """
     if not 0 < interval_s <= LONGEST_INTERVAL_S:
@@ -264,7 +291,7 @@ def watch(
     os.set_blocking(woken, False)
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
     wakeup = signal.set_wakeup_fd(woken)
-    watching = Watch(store, state_dir, metadata, boot_id=boot_id(), group=group, linger=linger)
+    watching = Watch(store, state_dir, metadata, boot_id=boot_id(), group=group, linger=linger, channel=channel)
     try:
         due = time.monotonic()
         while not select.select([wake], [], [], max(0.0, due - time.monotonic()))[0]:
