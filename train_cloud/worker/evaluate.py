@@ -59,10 +59,6 @@ def evaluate(
     if read is None or read[0].manifest is None:
         raise InputError("run", config.run_id, f"it has no checkpoint under {store}: wait for the first commit")
     manifest = find(run_store, read[0].manifest, at)
-    if record and is_recorded(run_store, manifest):
-        earlier = recorded(run_store)
-        write_results(results(config.run_id, earlier), out)
-        return next(each for each in earlier if each.timesteps == manifest.timesteps)
     if record and hasattr(os, "nice"):
         os.nice(_NICENESS)
     with import_path(config), training(config):
@@ -73,6 +69,12 @@ def evaluate_checkpoint(
     config: RunFile, store: ObjectStore, manifest: Manifest, *, out: Path, events: Path | None, record: bool
 ) -> Evaluation:
     """The same, for whoever has read run file and manifest."""
+    snapshot = restore(store, manifest, parts=_PARTS)
+    if record and is_recorded(store, snapshot):
+        earlier = recorded(store)
+        write_results(results(config.run_id, earlier), out)
+        return next(each for each in earlier if each.timesteps == manifest.timesteps)
+
     from train_cloud.evaluate.play import Player, check, play
     from train_cloud.learn.export import write_export
 
@@ -81,7 +83,6 @@ def evaluate_checkpoint(
     environment = settings.environment or config.environment
     assert environment is not None
     began = time.monotonic()
-    snapshot = restore(store, manifest, parts=_PARTS)
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"
         write_export(
@@ -105,7 +106,7 @@ def evaluate_checkpoint(
         )
         evaluation = Evaluation(
             timesteps=manifest.timesteps,
-            model=model_checksum(manifest),
+            model=model_checksum(snapshot.parts["model"]),
             at=now(),
             seconds=time.monotonic() - began,
             deterministic=settings.deterministic,

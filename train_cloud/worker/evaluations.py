@@ -20,10 +20,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from train_cloud.checkpoint.format import crc64nvme
 from train_cloud.checkpoint.manifest import Manifest
 from train_cloud.errors import ObjectMissing
 from train_cloud.evaluate.results import Evaluation, Results
 from train_cloud.run import layout
+from train_cloud.snapshot import Part, Snapshot
 from train_cloud.store import ObjectStore
 
 log = logging.getLogger(__name__)
@@ -34,9 +36,12 @@ RESULTS = "eval_results.json"
 _ATTEMPTS = 2
 
 
-def model_checksum(manifest: Manifest) -> str:
-    """Of the parameters: two checkpoints at the same timesteps are the same model if these are equal."""
-    return f"{manifest.parts['model'].crc64nvme:016x}"
+def model_checksum(model: Part) -> str:
+    """Of the parameters: two checkpoints at the same timesteps are the same model if these are equal. What else lies in
+    the part tells times, too.
+    """
+    body = b"".join(array.tobytes() for _, array in sorted(model.arrays.items()))
+    return f"{crc64nvme(memoryview(body)):016x}"
 
 
 def recorded(store: ObjectStore) -> list[Evaluation]:
@@ -169,14 +174,14 @@ class Evaluations:
         self._committed.discard(timesteps)
 
 
-def is_recorded(store: ObjectStore, manifest: Manifest) -> bool:
+def is_recorded(store: ObjectStore, snapshot: Snapshot) -> bool:
     """Whether this very model's evaluation is there: steps done again after a kill lead to it a second time."""
     try:
-        body = bytes(store.get(layout.evaluation_key(manifest.timesteps)).body)
+        body = bytes(store.get(layout.evaluation_key(snapshot.timesteps)).body)
     except ObjectMissing:
         return False
     try:
-        return Evaluation.model_validate_json(body).model == model_checksum(manifest)
+        return Evaluation.model_validate_json(body).model == model_checksum(snapshot.parts["model"])
     except ValidationError:
         return False
 
