@@ -382,11 +382,12 @@ class _Session:
     def _record_failure(self) -> None:
         """Why this attempt ends. The exception that is being handled goes on, whatever the store says to this."""
         reason = traceback.format_exc()[-_TRACEBACK_CHARACTERS:]
-        try:
-            self._pulse.phase("store")
+        self._pulse.phase("store")
+        with contextlib.suppress(TrainCloudError, OSError):
             self._committer.wait(time.monotonic() + _LAST_WAIT_SECONDS)  # what is under way is work that was done
+        try:
             self._lease.record_failure(reason)
-        except (TrainCloudError, OSError) as error:
+        except (StoreError, Fenced) as error:
             log.warning("the failure is not recorded: %s", error)
 
     def _stopped(self) -> int:
