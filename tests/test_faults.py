@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import resource
 import shutil
 import subprocess
 import sys
@@ -44,6 +45,7 @@ from train_cloud.run.head import Head, Lease, Token, conclude, read_head
 from train_cloud.run.session import read_sessions
 from train_cloud.store import ObjectStore, open_store
 from train_cloud.worker import by_hand
+from train_cloud.worker.pulse import read_timesteps
 
 PATIENCE = 4.0
 """Seconds: half of it for one attempt, which a loaded machine must answer in."""
@@ -538,4 +540,23 @@ def test_a_clock_that_jumps_changes_nothing(warm: Any, twin: Rehearsed, tmp_path
         assert run.session(interrupt, env=env, options=("--set", "limits.hours=1")) == code, run.log()
     years = {record.start["started"][:4] for record in read_sessions(run.store)}
     assert len(years) > 1, f"the clock did not jump: {years}"
+    check_equal(run, twin)
+
+
+@pytest.mark.slow
+def test_a_workers_own_disk_that_is_full_stops_no_commit(
+    warm: Any, twin: Rehearsed, aws_endpoint: str, s3_root: str, tmp_path: Path
+) -> None:
+    """Its final model lies there before it is sent: that is an error, with all but the last steps committed."""
+    run = Rehearsed(warm, tmp_path, RUN, root=s3_root)
+    process = run.start(env={"AWS_ENDPOINT_URL": aws_endpoint})
+    steps = tmp_path / "state" / "timesteps"
+    while process.exitcode is None and not (steps.exists() and read_timesteps(steps.parent)):
+        process.join(0.01)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+    process.join(120)
+    assert process.exitcode == 1, run.log()
+    head = run.head()
+    assert head.timesteps == 450 and head.outcome is None and "File too large" in str(head.reason)
+    assert run.session(env={"AWS_ENDPOINT_URL": aws_endpoint}) == 0, run.log()
     check_equal(run, twin)
