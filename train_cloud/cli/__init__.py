@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from train_cloud.cli import account, rehearse, report, runs, train, worker
+from train_cloud.cli import account, artifacts, evaluate, files, rehearse, report, runs, train, worker
 from train_cloud.errors import Interrupted, TrainCloudError
 
 EXIT_CODES = {
@@ -62,7 +62,7 @@ def _root(
     logging.getLogger("train_cloud").setLevel(logging.INFO)
 
 
-for module in (train, rehearse, report, runs, account, worker):
+for module in (train, files, rehearse, report, artifacts, evaluate, runs, account, worker):
     module.register(app)
 
 

@@ -69,7 +69,7 @@ def validate(
         typer.echo(f"  {kind:<13} {found.buffer_bytes / 1e6:,.1f} MB of memory when full")
         needed = (found.buffer_bytes + found.beside_bytes) / 2**30
         typer.echo(f"  memory        {needed:.1f} GiB in all: fits into {', '.join(types)}")
-        each = found.parts_bytes + (checked.save_frequency or 0) * found.row_bytes
+        each = found.parts_bytes + min(checked.save_frequency or 0, found.capacity) * found.row_bytes
         sizes = f"{each / 1e6:,.1f} MB each, at most {stored / 1e6:,.1f} in the store"
         if checked.save_frequency is None and found.row_bytes:
             sizes = f"{found.parts_bytes / 1e6:,.1f} MB each, and {found.row_bytes:,.0f} bytes for each timestep since"

@@ -15,7 +15,9 @@ HerReplayBuffer                        ``add`` rewrites the ``ep_length`` of oth
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ from train_cloud.snapshot import Array, Columns, Rows
 
 _LARGE = ("observations", "next_observations")
 _SMALL = ("actions", "rewards", "dones", "timeouts", "ep_start")
+_COPYING = 2
 _KNOWN = (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer, HerReplayBuffer)
 
 
@@ -110,16 +113,17 @@ class Ring:
         if rows.capacity != self.capacity:
             begun = rows.capacity + self.size - self.capacity
             raise InputError("hyperparameters.buffer_size", self.size, f"this run was begun with {begun}")
-        for first, chunk in rows.chunks:
-            count = len(next(iter(chunk.values())))
-            for start, stop in _laps(first, first + count, self.size):
-                at = start % self.size
-                for name, column in self._columns.items():
-                    rows_of, target = slice(start - first, stop - first), column[at : at + stop - start]
-                    if isinstance(chunk, Columns):
-                        chunk.copy(name, rows_of, target)
-                    else:
-                        target[:] = chunk[name][rows_of]
+        # Each chunk has rows of its own, and copying them releases the interpreter lock: two threads copy what this one
+        # unpacks. No more chunks are in memory than that.
+        with ThreadPoolExecutor(_COPYING) as pool:
+            under_way: deque[Future[None]] = deque()
+            for first, chunk in rows.chunks:
+                while len(under_way) >= _COPYING:
+                    under_way.popleft().result()
+                under_way.append(pool.submit(self._copy, first, chunk))
+                del chunk
+            for future in under_way:
+                future.result()
         self.buffer.pos = rows.last % self.size
         self.buffer.full = rows.last >= self.size
         if not rows.last:
@@ -130,6 +134,17 @@ class Ring:
             self.buffer._current_ep_start[:] = state["episode_starts"]
             self._measure_episodes(self.buffer, rows.last)
         return rows.last
+
+    def _copy(self, first: int, chunk: Mapping[str, Array]) -> None:
+        count = len(next(iter(chunk.values())))
+        for start, stop in _laps(first, first + count, self.size):
+            at = start % self.size
+            for name, column in self._columns.items():
+                rows_of, target = slice(start - first, stop - first), column[at : at + stop - start]
+                if isinstance(chunk, Columns):
+                    chunk.copy(name, rows_of, target)
+                else:
+                    target[:] = chunk[name][rows_of]
 
     def _measure_episodes(self, buffer: HerReplayBuffer, last: int) -> None:
         """``ep_length`` as the last ``size`` calls of ``add`` have left it: an episode's length in each of its rows, 0

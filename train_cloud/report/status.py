@@ -9,20 +9,22 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from train_cloud.checkpoint import read_manifest
+from train_cloud.checkpoint import Manifest, read_manifest
 from train_cloud.config.load import read_yaml
 from train_cloud.errors import InputError, ObjectMissing
 from train_cloud.run import layout
+from train_cloud.run.cost import Cost, cost
 from train_cloud.run.head import Head, read_head
 from train_cloud.run.launch import OUTER_STOP, read_deadline
 from train_cloud.run.overrides import read_overrides
 from train_cloud.run.session import SessionRecord, read_sessions
-from train_cloud.store import ObjectStore, open_store
+from train_cloud.store import FileStore, ObjectStore, open_store
 
 #: A worker reports at each commit. Silent for this long beyond two intervals of commits, it is not taken to be at work.
 SILENCE = timedelta(minutes=5)
@@ -30,6 +32,10 @@ SILENCE = timedelta(minutes=5)
 SETTING_UP = timedelta(minutes=30)
 
 State = Literal["completed", "stopped", "failed", "running", "starting", "interrupted", "waiting"]
+
+#: How a session ends that the next one goes on from, though nobody wanted it to.
+_INTERRUPTED = {"notice", "lost"}
+_PARALLEL = 16
 
 _RUN_URL = re.compile(r"(?P<root>.*)/runs/(?P<run_id>[a-z0-9-]+)")
 
@@ -45,12 +51,28 @@ class SessionStatus(BaseModel):
     first_timestep: int | None
     last_timestep: int | None
     """The last that was reported; of a session that died without a word, later steps may have been lost."""
+    ended: str | None
+    """The last sign of it, once it is over."""
+    instance_type: str | None
+    availability_zone: str | None
     ended_by: str | None
     """As the session wrote it; ``notice`` or ``lost`` where it could write nothing; None while it runs."""
     notices: list[dict[str, Any]]
     exact: bool | None
     """Whether it went on, and can be gone on from, bit for bit; None before it knows."""
     because: str | None
+
+
+class CheckpointStatus(BaseModel):
+    """A checkpoint that is preserved."""
+
+    model_config = ConfigDict(frozen=True)
+
+    timesteps: int
+    whole: bool
+    """With its replay buffer, where the algorithm has one: only then a run can go back to it."""
+    episode_return: float | None
+    """Mean of the last 100 episodes before it."""
 
 
 class RunStatus(BaseModel):
@@ -83,6 +105,15 @@ class RunStatus(BaseModel):
     """Since when the group of a run without an outcome has been taken to 0 from outside, hour by hour, because its
     max_runtime_hours are over; None where it has not."""
     sessions: list[SessionStatus]
+    interruptions: int
+    """Sessions that ended before the run did and not by a person's or a limit's will."""
+    repeated_timesteps: int
+    """Steps that were lost and done again, over all sessions."""
+    cost: Cost
+    evaluation: dict[str, Any] | None
+    """The last one: ``timesteps``, ``mean_return``, ``success_rate``; or ``failed`` and why."""
+    checkpoints: list[CheckpointStatus] | None
+    """The preserved ones, newest first; None where nobody asked for them."""
 
 
 def split_run_url(url: str) -> tuple[str, str] | None:
@@ -93,14 +124,22 @@ def split_run_url(url: str) -> tuple[str, str] | None:
 
 def run_ids(root: str) -> list[str]:
     """The runs below a store root, in alphabetical order."""
-    found = {info.key.split("/")[1] for info in open_store(root).list("runs/") if info.key.count("/") > 1}
-    return sorted(found)
+    store = open_store(root)
+    assert isinstance(store, FileStore)
+    return store.folders("runs/")
 
 
-def run_status(root: str, run_id: str, *, at: datetime | None = None) -> RunStatus:
-    """The status of one run.
+def statuses(root: str, run_ids: Sequence[str]) -> list[RunStatus]:
+    """The status of each; all are asked for at once, since nearly all of the time is waiting."""
+    with ThreadPoolExecutor(_PARALLEL) as threads:
+        return list(threads.map(lambda run_id: run_status(root, run_id), run_ids))
+
+
+def run_status(root: str, run_id: str, *, at: datetime | None = None, checkpoints: bool = False) -> RunStatus:
+    """The status of one run, by a number of requests that depends on how many sessions it has had and on nothing else.
 
     :param at: the reader's time, by default now
+    :param checkpoints: also which checkpoints there are
     :raises InputError: nothing is stored under this run id
     :raises CorruptCheckpoint: the head cannot be read
     """
@@ -108,8 +147,9 @@ def run_status(root: str, run_id: str, *, at: datetime | None = None) -> RunStat
     read = read_head(store)
     head = read[0] if read else None
     records = read_sessions(store)
-    launched = _launched(store)
-    boots = list(store.list(layout.BOOTS))
+    over = head is not None and head.outcome is not None
+    launched = None if over or records else _launched(store)
+    boots = [] if over else list(store.list(layout.BOOTS))
     if head is None and not records and launched is None and not boots:
         known = ", ".join(run_ids(root)) or "none"
         raise InputError("run_id", run_id, f"no such run under {root}; there are: {known}")
@@ -125,9 +165,11 @@ def run_status(root: str, run_id: str, *, at: datetime | None = None) -> RunStat
     known_exact = [session for session in sessions if session.exact is not None]
     inexact = next((session for session in known_exact if not session.exact), None)
     experiment = records[-1].start.get("run_file", {}).get("experiment") if records else None
-    reached = None
-    if experiment is not None and head is not None and head.manifest is not None:
-        reached = read_manifest(store, head.manifest).facts.get("episode_return")
+    newest = None
+    if (experiment is not None or checkpoints) and head is not None and head.manifest is not None:
+        newest = read_manifest(store, head.manifest)
+    spent = cost(records)
+    evaluations = [found for record in records if (found := (record.progress or {}).get("evaluation")) is not None]
     return RunStatus(
         run_id=run_id,
         experiment=experiment,
@@ -140,13 +182,26 @@ def run_status(root: str, run_id: str, *, at: datetime | None = None) -> RunStat
         steps_per_second=speed,
         seconds_left=(total - timesteps) / speed if speed and total is not None else None,
         since=since.isoformat(timespec="seconds") if since else None,
-        episode_return=reached,
+        episode_return=newest.episode_return if newest is not None else None,
         attempts=head.attempts if head else 0,
         exact=inexact is None if known_exact else None,
         because=f"session {inexact.session}: {inexact.because}" if inexact else None,
         closed=_closed(store, head, at),
         sessions=sessions,
+        interruptions=sum(session.ended_by in _INTERRUPTED for session in sessions),
+        repeated_timesteps=sum(session.repeated_timesteps for session in spent.sessions),
+        cost=spent,
+        evaluation=evaluations[-1] if evaluations else None,
+        checkpoints=_checkpoints(newest) if checkpoints else None,
     )
+
+
+def _checkpoints(newest: Manifest | None) -> list[CheckpointStatus]:
+    if newest is None:
+        return []
+    kept = [(newest.timesteps, True, newest.episode_return)]
+    kept += [(earlier.timesteps, earlier.rows, earlier.episode_return) for earlier in newest.kept]
+    return [CheckpointStatus(timesteps=at, whole=whole, episode_return=mean) for at, whole, mean in kept]
 
 
 def _state(
@@ -209,6 +264,11 @@ def _times(record: SessionRecord) -> list[datetime]:
     return [time for time in map(_parse, written) if time is not None]
 
 
+def _last_sign(record: SessionRecord) -> str | None:
+    newest = max(_times(record), default=None)
+    return newest.isoformat(timespec="milliseconds") if newest is not None else None
+
+
 def _parse(text: object) -> datetime | None:
     if not isinstance(text, str):
         return None
@@ -231,6 +291,9 @@ def _session(record: SessionRecord, *, last: bool, state: State) -> SessionStatu
         started=told.get("started"),
         first_timestep=told.get("first_timestep"),
         last_timestep=told.get("last_timestep", told.get("timesteps")),
+        ended=None if last and state == "running" else _last_sign(record),
+        instance_type=told.get("instance_type"),
+        availability_zone=told.get("availability_zone"),
         ended_by=ended_by,
         notices=record.notices,
         exact=told.get("exact"),

@@ -63,6 +63,7 @@ from train_cloud.worker.initial import begin_with
 from train_cloud.worker.limits import Limits, begin_limits, describe_machine
 from train_cloud.worker.line import Line
 from train_cloud.worker.pulse import Pulse
+from train_cloud.worker.seeds import train_each
 from train_cloud.worker.stop import Stop
 
 if TYPE_CHECKING:
@@ -106,6 +107,13 @@ def train(run_file: Path, *, store: str, state_dir: Path | None = None, override
         if on_worker and state_dir is not None:
             _fail_unread(open_store(layout.run_url(store, os.environ[_RUN_ID])), state_dir, boot_id, str(error))
         raise
+    if config.seeds is not None:
+        fix = "several runs: write a run file for each with train-cloud expand, and launch these"
+        if not on_worker:
+            return train_each(config, run_file.name, store, state_dir)
+        if state_dir is not None:
+            _fail_unread(open_store(layout.run_url(store, config.run_id)), state_dir, boot_id, f"seeds: {fix}")
+        raise InputError("seeds", list(config.seeds), fix)
     os.environ.update(config.env)
     state_dir = (state_dir or Path(".train-cloud") / config.run_id).absolute()
     state_dir.mkdir(parents=True, exist_ok=True)
