@@ -42,7 +42,9 @@ class Sizes:
     net: tuple[int, ...]
     batch: int
     blocks: tuple[tuple[int, int, float, int, int, int], ...]
-    """Observation, buffer, limit (figure 1), cycles, steps per block, stock in each so-manieth cycle."""
+    """Observation, buffer, limit (figure 1), cycles on each line, steps per block, stock in each so-manieth of them."""
+    lines: tuple[float | None, ...]
+    """Of figure 1: bytes per second, None for loopback."""
     notices: int
     restores: int
     sac: tuple[int, int]
@@ -51,43 +53,51 @@ class Sizes:
     pairs: int
     """Pairs of processes."""
     starts: int
+    slow: float
+    """Seconds that a step of the slow environment takes; 0 leaves it out."""
 
 
 FULL = Sizes(
     every=5000,
     net=(256, 256),
     batch=256,
-    blocks=((24, 1_000_000, 1 / 200, 60, 24, 4), (1080, 100_000, 1 / 50, 50, 40, 5)),
+    blocks=((24, 1_000_000, 1 / 200, 32, 24, 4), (1080, 100_000, 1 / 50, 16, 40, 4)),
+    lines=(None, *reversed(RATES)),
     notices=7,
     restores=9,
     sac=(30, 60),
     ppo=(10, 2 * 2048),
     pairs=3,
     starts=7,
+    slow=0.020,
 )
 LARGE = Sizes(
     every=5000,
     net=(256, 256),
     batch=256,
-    blocks=((1080, 1_000_000, 1 / 300, 24, 40, 6),),
+    blocks=((1080, 1_000_000, 1 / 300, 12, 40, 4),),
+    lines=(None, RATES[1]),
     notices=0,
     restores=0,
     sac=(0, 0),
     ppo=(0, 0),
     pairs=0,
     starts=0,
+    slow=0.0,
 )
 QUICK = Sizes(
     every=200,
     net=(32, 32),
     batch=16,
-    blocks=((24, 1000, 1 / 200, 4, 10, 2),),
+    blocks=((24, 1000, 1 / 200, 2, 10, 2),),
+    lines=(None, RATES[1]),
     notices=1,
     restores=1,
     sac=(2, 10),
-    ppo=(1, 2048),
+    ppo=(0, 2048),
     pairs=1,
     starts=1,
+    slow=0.0,
 )
 
 
@@ -105,7 +115,8 @@ def hyperparameters(sizes: Sizes, capacity: int) -> dict[str, Any]:
 
 def checkpoints(folder: Path, sizes: Sizes, wanted: set[int]) -> Iterator[Figure]:
     """What a checkpoint costs the training, against stock in the same process, and what it sends. Then its restore."""
-    for size, capacity, limit, cycles, block, stock_every in sizes.blocks:
+    for size, capacity, limit, on_each, block, stock_every in sizes.blocks:
+        cycles = on_each * len(sizes.lines)
         setting = f"{size} floats, {_thousands(capacity)} rows"
         discard_above = float("inf") if 5 in wanted else float(1 << 20)
         with Server(discard_above=discard_above) as server:
@@ -121,11 +132,14 @@ def checkpoints(folder: Path, sizes: Sizes, wanted: set[int]) -> Iterator[Figure
             )
             plan = folder / "plan.json"
             output = folder / "blocks.json"
-            wishes = Plan(capacity, sizes.every, cycles, block, stock_every, str(output))
+            lines = tuple((rate or 0.0, LATENCY if rate else 0.0) for rate in sizes.lines)
+            wishes = Plan(capacity, sizes.every, cycles, block, stock_every, str(output), lines)
             plan.write_text(json.dumps(asdict(wishes)))
             begin(path, server.url, env={PLAN: str(plan)}).wait()
             measured = json.loads(output.read_text())
-            yield from _lost(setting, measured["cycles"], limit)
+            for index, rate in enumerate(sizes.lines):
+                of_it = [cycle for cycle in measured["cycles"] if cycle["line"] == index]
+                yield from _lost(f"{setting}, {_line(rate)}", of_it, limit)
             yield _stall(setting, measured["cycles"], sizes)
             yield _sent(setting, server.log(), measured, sizes, cycles)
             if 5 in wanted:
@@ -165,7 +179,8 @@ def _wall(span: Span) -> float:
     return span[0]
 
 
-_CLOCKS = {"": _own, ", by the wall's clock": _wall}
+#: The second leaves out what other programs had of the machine, but also what the commit's own threads had of it.
+_CLOCKS = {"": _wall, ", without waits for a core": _own}
 
 
 def _beside(cycle: dict[str, Any], seconds: Callable[[Span], float]) -> float:
@@ -182,8 +197,8 @@ def _beside(cycle: dict[str, Any], seconds: Callable[[Span], float]) -> float:
 
 
 def _stall(setting: str, cycles: list[dict[str, Any]], sizes: Sizes) -> Figure:
-    stalls = [_own(cycle["stall"]) for cycle in cycles]
-    clones = [statistics.mean(map(_own, cycle["clones"])) for cycle in cycles]
+    stalls = [_wall(cycle["stall"]) for cycle in cycles]
+    clones = [statistics.mean(map(_wall, cycle["clones"])) for cycle in cycles]
     return Figure(
         2,
         f"{setting}, nets {'x'.join(map(str, sizes.net))}",
@@ -373,6 +388,8 @@ def throughput(folder: Path, sizes: Sizes, wanted: set[int]) -> Iterator[Figure]
     ]
     with Server() as server:
         for name, every, slices, steps, arguments in settings:
+            if not slices:
+                continue
             found: list[tuple[Span, Span]] = []
             for pair in range(sizes.pairs):
                 path = run_file(
@@ -465,7 +482,9 @@ def _wait_for_count(count: Path, pid: int, wanted: int) -> tuple[int, float]:
 def starts(folder: Path, sizes: Sizes, wanted: set[int]) -> Iterator[Figure]:
     """A run is resumed by a process of its own; its parts are read off the server's log and two notes of a probe."""
     note = folder / "started.json"
-    settings = [("SAC, 500 rows", 500, 0.0), ("SAC, 150 rows, an environment of 20 ms a step", 150, 0.020)]
+    settings = [("SAC, 500 rows", 500, 0.0)]
+    if sizes.slow:
+        settings.append((f"SAC, 150 rows, an environment of {sizes.slow * 1e3:.0f} ms a step", 150, sizes.slow))
     with Server() as server:
         for setting, rows, seconds in settings:
             path = run_file(

@@ -23,6 +23,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 
 from benchmarks.measure import Waited
+from benchmarks.server import pace
 from train_cloud.learn.callback import Checkpoints
 
 PLAN = "BENCHMARK_PLAN"
@@ -48,9 +49,11 @@ class Plan:
     block: int = 0
     """Steps before a checkpoint, and after it, that it is compared with."""
     stock_every: int = 1
-    """Stock saves in each so-manieth cycle."""
+    """Stock saves in each so-manieth cycle on a line."""
     output: str = ""
     """Path of the file that the :class:`Cycle`\\ s are written to."""
+    lines: tuple[tuple[float, float], ...] = ()
+    """Of the server, one cycle on each in turn: bytes per second (0 for as fast as it goes), latency in seconds."""
 
 
 @dataclass
@@ -59,6 +62,8 @@ class Cycle:
     thread waited for a core.
     """
 
+    line: int = 0
+    """Which of the plan's."""
     before: list[Span] = field(default_factory=list)
     block: list[Span] = field(default_factory=list)
     """Begins with the checkpoint, ends some steps after its commit is over."""
@@ -131,8 +136,10 @@ class Blocks(BaseCallback):
                 return
             self._learn(True)
             run.phase = "warm"
+            if plan.lines:
+                pace(os.environ["AWS_ENDPOINT_URL"], *plan.lines[len(run.cycles) % len(plan.lines)])
         elif run.phase == "warm" and self.num_timesteps % plan.every >= plan.every - plan.block:
-            run.cycle = Cycle()
+            run.cycle = Cycle(len(run.cycles) % max(1, len(plan.lines)))
             self._clone()
             self._begin("before", run.cycle.before)
         elif run.phase == "before" and self.num_timesteps % plan.every == 0:
@@ -145,7 +152,7 @@ class Blocks(BaseCallback):
                 self._begin("after", run.cycle.after)
         elif run.phase == "after" and len(run.steps) >= plan.block:
             self._clone()
-            if len(run.cycles) % plan.stock_every == 0:
+            if len(run.cycles) // max(1, len(plan.lines)) % plan.stock_every == 0:
                 assert run.stock is not None
                 run.cycle.stock = run.stock.save(self.num_timesteps, run.clock)
             run.cycles.append(run.cycle)

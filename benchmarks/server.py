@@ -276,8 +276,7 @@ class Server:
             [sys.executable, "-m", "benchmarks.server", *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         assert self._process.stdout is not None
-        self._port = int(self._process.stdout.readline())
-        self.url = f"http://127.0.0.1:{self._port}"
+        self.url = f"http://127.0.0.1:{int(self._process.stdout.readline())}"
 
     def __enter__(self) -> Server:
         return self
@@ -295,15 +294,24 @@ class Server:
 
     def pace(self, rate: float | None, latency: float) -> None:
         """From now on; see the class."""
-        self._ask("PUT", f"/{_LINE}?rate={rate or 0}&latency={latency}")
+        pace(self.url, rate or 0.0, latency)
 
     def _ask(self, method: str, target: str) -> bytes:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port)
-        try:
-            connection.request(method, target)
-            return connection.getresponse().read()
-        finally:
-            connection.close()
+        return _ask(self.url, method, target)
+
+
+def pace(url: str, rate: float, latency: float) -> None:
+    """Of the server at ``url``, from now on: bytes per second, 0 for as fast as it goes; seconds."""
+    _ask(url, "PUT", f"/{_LINE}?rate={rate}&latency={latency}")
+
+
+def _ask(url: str, method: str, target: str) -> bytes:
+    connection = http.client.HTTPConnection(urlsplit(url).netloc)
+    try:
+        connection.request(method, target)
+        return connection.getresponse().read()
+    finally:
+        connection.close()
 
 
 def main() -> None:
