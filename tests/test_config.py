@@ -28,6 +28,7 @@ from train_cloud.config import (
     load_run_file,
     parse_run_file,
 )
+from train_cloud.config.artifacts import Artifacts, Wandb
 from train_cloud.config.identity import ALWAYS_EXCLUDED
 from train_cloud.config.load import read_yaml
 from train_cloud.errors import InputError, NotYet
@@ -153,6 +154,11 @@ def test_step_counts_may_be_written_as_people_do(written: str) -> None:
 
 BAD: list[tuple[str, str, str]] = [
     # override of a good file, the field that is named, a part of the fix
+    ("artifacts.sync_seconds=0", "artifacts.sync_seconds", "at least 0.1"),
+    ("wandb={}", "wandb.project", "required"),
+    ("wandb={project: p, mode: disabled}", "wandb.mode", "online"),
+    ("secrets={A: no/such name}", "secrets.A", "name an SSM parameter"),
+    ("secrets={AWS_PROFILE: /x}", "secrets.AWS_PROFILE", "the worker sets it"),
     ("total_timestep=5", "total_timestep", "did you mean total_timesteps"),
     ("environment.idd=Pendulum-v1", "environment.idd", "did you mean id"),
     ("environment.vectorisation=dummy", "environment.vectorisation", "did you mean vectorization"),
@@ -261,8 +267,6 @@ def test_bad_values_name_field_and_fix(override: str, field: str, fix: str) -> N
     [
         ("algorithm=ars", "algorithm"),
         ("data=[a]", "data"),
-        ("secrets={A: /b}", "secrets"),
-        ("wandb=true", "wandb"),
         ("code.system_packages=[ffmpeg]", "code.system_packages"),
     ],
 )
@@ -561,6 +565,8 @@ def fields_as_markdown() -> str:
         ("code", Code),
         ("limits", Limits),
         ("preservation", Preservation),
+        ("artifacts", Artifacts),
+        ("wandb", Wandb),
     ]
     lines = []
     for section, model in sections:

@@ -23,7 +23,7 @@ ALLOWED = {
     "run": BASE | {"config", "store"},
     "checkpoint": STORED,
     "artifacts": STORED,
-    "report": STORED,
+    "report": STORED | {"artifacts"},
     "envs": BASE,
     "learn": BASE | {"config", "envs"},
     "evaluate": BASE | {"config", "envs", "learn"},

@@ -37,6 +37,7 @@ PARTS: Mapping[str, Literal["identity", "budget"]] = {
     "save_frequency": "budget",
     "max_seconds_at_risk": "budget",
     "secrets": "budget",
+    "artifacts": "budget",
     "evaluation": "budget",
     "wandb": "budget",
     "limits": "budget",

@@ -16,6 +16,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError, SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from train_cloud.config.artifacts import Artifacts, Wandb
 from train_cloud.config.environment import Environment
 from train_cloud.config.evaluation import Category, Evaluation, Routes, Video
 from train_cloud.config.initial_model import InitialModel
@@ -34,6 +35,8 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "initial_model": InitialModel,
     "limits": Limits,
     "preservation": Preservation,
+    "artifacts": Artifacts,
+    "wandb": Wandb,
     "evaluation": Evaluation,
     "evaluation.environment": Environment,
     "evaluation.categories.*": Category,

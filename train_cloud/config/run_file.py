@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, model_validator
 
+from train_cloud.config.artifacts import Artifacts, Wandb
 from train_cloud.config.environment import Environment
 from train_cloud.config.evaluation import Evaluation
 from train_cloud.config.identity import PARTS, code_digest, code_files, file_digest
@@ -32,6 +33,8 @@ from train_cloud.config.shapes import (
 from train_cloud.errors import InputError, NotYet
 
 CONTRIB = "sb3_contrib"
+#: One SAC for each agent of an environment (``train_cloud.learn.multiagent``).
+MULTIAGENT = "sac_multiagent"
 #: Algorithms by name. Of each a test has shown that the resumed run equals the uninterrupted one (docs/exactness.md).
 ALGORITHMS = {
     "a2c": "stable_baselines3:A2C",
@@ -43,6 +46,7 @@ ALGORITHMS = {
     "qrdqn": f"{CONTRIB}:QRDQN",
     "recurrent_ppo": f"{CONTRIB}:RecurrentPPO",
     "sac": "stable_baselines3:SAC",
+    MULTIAGENT: "stable_baselines3:SAC",
     "td3": "stable_baselines3:TD3",
     "tqc": f"{CONTRIB}:TQC",
     "trpo": f"{CONTRIB}:TRPO",
@@ -66,6 +70,7 @@ SCHEDULED = ("learning_rate", "clip_range", "clip_range_vf")
 
 _RUN_ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 _SCHEDULE = re.compile(r"lin_[0-9.]+(e[+-]?[0-9]+)?", re.IGNORECASE)
+_PARAMETER = re.compile(r"/?[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*")
 #: Checkpoints that stay by ``preservation.every``: each manifest names them all.
 _MOST_KEPT = 500
 
@@ -203,9 +208,12 @@ class RunFile(Section):
     env: dict[VariableName, Annotated[Text, BeforeValidator(_environment_value)]] = Field(
         {}, description="Environment variables, set before anything heavy is imported."
     )
-    secrets: Any = Field({}, description="Environment variables from SSM parameters. Not yet.")
+    secrets: dict[VariableName, Annotated[Text, matching(_PARAMETER, "name an SSM parameter, as /my-project/key")]] = (
+        Field({}, description="Environment variables that the worker reads from SSM parameters; here they are set.")
+    )
     evaluation: Evaluation | None = Field(None, description="Tries the model on episodes of its own; see below.")
-    wandb: Any = Field(None, description="Weights & Biases. Not yet.")
+    artifacts: Artifacts = Field(Artifacts(), description="The files that the run leaves; see below.")
+    wandb: Wandb | None = Field(None, description="Weights & Biases; see below.")
     seeds: (
         Annotated[tuple[Annotated[Whole, Field(ge=0, lt=2**32)], ...], Field(min_length=1, max_length=100)] | None
     ) = Field(
@@ -218,7 +226,7 @@ class RunFile(Section):
 
     @model_validator(mode="after")
     def _check(self) -> RunFile:
-        for field in ("data", "secrets", "wandb"):
+        for field in ("data",):
             value = getattr(self, field)
             if value not in (None, (), [], {}):
                 raise NotYet(field, value, "not in this version: remove it")
@@ -239,6 +247,10 @@ class RunFile(Section):
         if every is not None and self.total_timesteps > _MOST_KEPT * every:
             least = -(-self.total_timesteps // _MOST_KEPT)
             raise InputError("preservation.every", every, f"give at least {least}: at most {_MOST_KEPT} stay")
+        for name, parameter in self.secrets.items():
+            if name.startswith(("TRAIN_CLOUD_", "AWS_")) or name in self.env:
+                fix = "env sets it: remove one" if name in self.env else "the worker sets it: remove it"
+                raise InputError(f"secrets.{name}", parameter, fix)
         for name, value in self.env.items():
             if name.startswith(("TRAIN_CLOUD_", "AWS_")):
                 raise InputError(f"env.{name}", value, "the worker sets it: remove it")

@@ -1,0 +1,154 @@
+"""``sync``, ``pull`` and ``tensorboard``: results to the store and home."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from train_cloud.cli import options
+from train_cloud.errors import InputError, StoreUnavailable, TrainCloudError
+
+if TYPE_CHECKING:
+    from train_cloud.artifacts.sync import Sync
+    from train_cloud.store import ObjectStore
+
+
+def register(app: typer.Typer) -> None:
+    app.command(rich_help_panel=options.LOOK)(sync)
+    app.command(rich_help_panel=options.LOOK)(pull)
+    app.command(rich_help_panel=options.LOOK)(tensorboard)
+
+
+def sync(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of results.", show_default=False)],
+    url: Annotated[
+        str, typer.Argument(metavar="URL", help="Where it goes: s3://bucket/prefix, or a folder.", show_default=False)
+    ],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the manifest of what would be sent, and send nothing.")
+    ] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until Ctrl-C or SIGTERM, and send the rest.")] = False,
+    seconds: Annotated[
+        float, typer.Option("--seconds", metavar="SECONDS", min=0.1, help="With --follow: from look to look.")
+    ] = 60.0,
+) -> None:
+    """Send the output folder of any training script to S3, and keep it there.
+
+    Only what changed travels. URL/s3_manifest.json says what is there, with checksums. A file that cannot be sent is an
+    error, at the end of it all.
+
+    `train-cloud sync ./results s3://bucket/experiments/first --follow`
+    """
+    if not folder.is_dir():
+        raise InputError("DIR", str(folder), "name an existing folder")
+    from train_cloud.artifacts.sync import Sync
+    from train_cloud.artifacts.uploads import as_json
+    from train_cloud.store import open_store
+
+    folder = folder.absolute()
+    syncing = Sync(open_store(url), folder, name=folder.name, alone=False)
+    if dry_run:
+        typer.echo(as_json(syncing.plan()).decode(), nl=False)
+    elif follow:
+        _follow(syncing, seconds)
+    else:
+        syncing.everything()
+    _refuse_failed(syncing)
+    if not dry_run:
+        files, size = syncing.total()
+        typer.echo(f"{files:,} files, {size / 1e6:,.1f} MB under {url}")
+
+
+def _follow(syncing: Sync, seconds: float) -> None:
+    import signal
+    import threading
+
+    over = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: over.set())
+    while not over.is_set():
+        try:
+            syncing.everything()
+        except StoreUnavailable as error:
+            typer.echo(f"tried again in {seconds:g} s: {error}", err=True)
+        over.wait(seconds)
+    syncing.everything()
+
+
+def _refuse_failed(syncing: Sync) -> None:
+    if syncing.failed:
+        (name, why), *others = syncing.failed.items()
+        more = f" (and {len(others)} more)" if others else ""
+        raise TrainCloudError(f"{name} could not be sent{more}: {why}")
+
+
+def pull(
+    run: options.Run,
+    store: options.OptionalStore = None,
+    what: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--what",
+            metavar="NAME",
+            help="A folder, a file or a glob among the artifacts, for example videos or final_model.zip. Repeatable.",
+            show_default="everything",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder to write.", show_default="./RUN_ID")
+    ] = None,
+) -> None:
+    """Fetch a run's artifacts, and verify them by their checksums.
+
+    What is there already is not fetched again, so that a pull that broke off goes on when it is repeated.
+
+    `train-cloud pull pendulum-sac --store s3://bucket/train-cloud --what final --what videos`
+    """
+    from train_cloud.cli.report import locate
+    from train_cloud.report.pull import pull as pull_run
+
+    root, run_id = locate(run, store)
+    if run_id is None:
+        raise InputError("run", run, "name one run: its file, its id, or its folder's URL")
+    done = pull_run(root, run_id, what=what or (), out=out, each=lambda name, size: typer.echo(f"{size:>12,}  {name}"))
+    typer.echo(f"{done.folder}: {done.fetched} files fetched ({done.bytes / 1e6:,.1f} MB), {done.kept} there already")
+    if done.unverified:
+        typer.echo(f"no manifest names {', '.join(done.unverified)}: not verified", err=True)
+
+
+def tensorboard(
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN...", help="Run files, run ids, or URLs of runs' folders.", show_default=False),
+    ],
+    store: options.OptionalStore = None,
+    port: Annotated[int, typer.Option("--port", metavar="PORT", help="Of TensorBoard.", min=1, max=65535)] = 6006,
+    seconds: Annotated[
+        float, typer.Option("--seconds", metavar="SECONDS", min=0.1, help="From look to look into the store.")
+    ] = 30.0,
+) -> None:
+    """Show runs in TensorBoard while they train, from the store alone.
+
+    Starts TensorBoard on a temporary folder that follows the store, until Ctrl-C.
+
+    `train-cloud tensorboard run-a run-b --store s3://bucket/train-cloud`
+    """
+    import tempfile
+
+    from train_cloud.cli.report import locate
+    from train_cloud.report.pull import tensorboard as show
+    from train_cloud.run import layout
+    from train_cloud.store import open_store
+
+    found: dict[str, ObjectStore] = {}
+    for run in runs:
+        root, run_id = locate(run, store)
+        if run_id is None:
+            raise InputError("run", run, "name runs: their files, ids, or folders' URLs")
+        found[run_id] = open_store(f"{layout.run_url(root, run_id)}/{layout.ARTIFACTS.rstrip('/')}")
+        if next(iter(open_store(layout.run_url(root, run_id)).list()), None) is None:
+            raise InputError("run", run, f"no such run under {root}")
+    with tempfile.TemporaryDirectory(prefix="train-cloud-tensorboard-") as folder:
+        show(found, Path(folder), port=port, interval=seconds, ready=lambda url: typer.echo(f"TensorBoard: {url}"))
