@@ -15,8 +15,9 @@ from train_cloud.checkpoint.manifest import Segment
 #: One PUT in one part. Eight of them in flight, as a restore has, fill a line of 625 MB/s with 30 ms latency, and need
 #: 400 MB while they are unpacked.
 MERGED_BYTES = 16 << 20
-#: Fewer objects than this are restored in a few round trips.
-MANY = 64
+#: As many objects are restored in a second, at 30 ms each and eight at a time. A merge sends their rows again: from
+#: 64 on it made what a checkpoint of 5,000 rows of 106 bytes sends a quarter larger (docs/benchmarks.md, figure 3).
+MANY = 256
 #: Segments that become one, where they are small.
 FAN_IN = 32
 
