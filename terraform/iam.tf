@@ -12,6 +12,20 @@ locals {
     "head.json", "checkpoints/*", "replay/*", "sessions/*", "boots/*", "env/*", "artifacts/*", "evaluations/*", "logs/*",
     "launched/*", "told/*",
   ]
+
+  # What a run begins with is read once: another run of this store, or a folder with a model.zip. A file comes with the code.
+  initial_models = {
+    for id, run in local.run_files : id => coalesce(try(tostring(run.content.initial_model.source), null), try(tostring(run.content.initial_model), null), "none")
+  }
+  initial_model_folders = {
+    for id, source in local.initial_models : id => (
+      startswith(source, "run:") ? { bucket = local.bucket_arn, prefix = "${local.root}runs/${split("@", trimprefix(source, "run:"))[0]}/" } :
+      can(regex("^s3://[^/]+/.+$", source)) ? {
+        bucket = "arn:${data.aws_partition.current.partition}:s3:::${split("/", source)[2]}"
+        prefix = join("", [for part in slice(split("/", source), 3, length(split("/", source)) - 1) : "${part}/"])
+      } : null
+    )
+  }
 }
 
 resource "aws_iam_role" "worker" {
@@ -80,6 +94,19 @@ resource "aws_iam_role_policy" "worker" {
       },
       ],
       # Each option adds exactly its own.
+      [for folder in local.initial_model_folders[each.key][*] : {
+        Sid       = "ListInitialModel"
+        Effect    = "Allow"
+        Action    = "s3:ListBucket"
+        Resource  = folder.bucket
+        Condition = { StringLike = { "s3:prefix" = ["${folder.prefix}*"] } }
+      }],
+      [for folder in local.initial_model_folders[each.key][*] : {
+        Sid      = "ReadInitialModel"
+        Effect   = "Allow"
+        Action   = "s3:GetObject"
+        Resource = "${folder.bucket}/${folder.prefix}*"
+      }],
       local.notifies ? [{
         Sid      = "Tell"
         Effect   = "Allow"
