@@ -56,7 +56,7 @@ from train_cloud.run.session import (
     write_progress,
 )
 from train_cloud.snapshot import Part, Snapshot
-from train_cloud.store import ObjectStore, open_store
+from train_cloud.store import PATIENCE, ObjectStore, open_store
 from train_cloud.worker import endings, machine, units
 from train_cloud.worker.evaluations import DUE, RESULTS, Evaluations, command
 from train_cloud.worker.initial import begin_with
@@ -118,7 +118,8 @@ def train(run_file: Path, *, store: str, state_dir: Path | None = None, override
     state_dir = (state_dir or Path(".train-cloud") / config.run_id).absolute()
     state_dir.mkdir(parents=True, exist_ok=True)
     stop = Stop(state_dir, boot_id)
-    run_store = open_store(layout.run_url(store, config.run_id))
+    patience = float(os.environ.get("TRAIN_CLOUD_STORE_PATIENCE", PATIENCE))
+    run_store = open_store(layout.run_url(store, config.run_id), patience=patience)
     with _alone(state_dir):
         out = state_dir / ARTIFACTS
         playing = command(run_file, store=store, out=out, events=state_dir / "tensorboard", overrides=overrides)
