@@ -11,6 +11,7 @@ standard input.
 from __future__ import annotations
 
 import argparse
+import bisect
 import contextlib
 import http.client
 import itertools
@@ -91,6 +92,7 @@ class _Bucket(ThreadingHTTPServer):
         self.latency = latency
         self.discard_above = discard_above
         self.objects: dict[str, _Object] = {}
+        self.keys: list[str] | None = None
         self.uploads: dict[str, dict[int, _Object]] = {}
         self.log: list[Request] = []
         self.lock = threading.Lock()
@@ -122,7 +124,7 @@ class _S3(BaseHTTPRequestHandler):
                 "If-Match" in self.headers and (there is None or there.etag != self.headers["If-Match"])
             )
             if not unmet:
-                self.server.objects[path] = body
+                self.server.objects[path], self.server.keys = body, None
         if unmet:
             return self._answer(412, b"<Error><Code>PreconditionFailed</Code></Error>", received=body.size)
         return self._answer(200, etag=body.etag, received=body.size)
@@ -139,13 +141,14 @@ class _S3(BaseHTTPRequestHandler):
             blocks = [block for number in sorted(parts) for block in parts[number].blocks]
             whole = _Object(self._etag(), sum(part.size for part in parts.values()), blocks)
             with self.server.lock:
-                self.server.objects[path] = whole
+                self.server.objects[path], self.server.keys = whole, None
             text = _xml("CompleteMultipartUploadResult", ETag=whole.etag, Key=path.partition("/")[2])
             return self._answer(200, text, received=body.size)
         keys = [unescape(key) for key in re.findall(r"<Key>(.*?)</Key>", b"".join(body.blocks).decode())]
         with self.server.lock:
             for key in keys:
                 self.server.objects.pop(f"{path}/{key}", None)
+                self.server.keys = None
         deleted = "".join(f"<Deleted><Key>{escape(key)}</Key></Deleted>" for key in keys)
         return self._answer(200, f"<DeleteResult>{deleted}</DeleteResult>".encode(), received=body.size)
 
@@ -177,6 +180,7 @@ class _S3(BaseHTTPRequestHandler):
         path, _ = self._target()
         with self.server.lock:
             self.server.objects.pop(path, None)
+            self.server.keys = None
         self._answer(204)
 
     def log_message(self, format: str, *args: object) -> None:
@@ -220,10 +224,18 @@ class _S3(BaseHTTPRequestHandler):
     def _list(self, bucket: str, query: Mapping[str, str]) -> None:
         prefix = f"{bucket}/{query.get('prefix', '')}"
         after = f"{bucket}/{max(query.get('start-after', ''), query.get('continuation-token', ''))}"
+        if "delimiter" in query:
+            self._folders(prefix, query["delimiter"])
+            return
         with self.server.lock:
-            keys = sorted(key for key in self.server.objects if key.startswith(prefix) and key > after)
-            page = [(key.partition("/")[2], self.server.objects[key]) for key in keys[:1000]]
-        more = len(keys) > 1000
+            keys = self._keys()
+            first, last = (
+                bisect.bisect_right(keys, max(after, prefix[:-1])),
+                bisect.bisect_left(keys, f"{prefix}\uffff"),
+            )
+            more = last - first > 1000
+            page = [(key.partition("/")[2], self.server.objects[key]) for key in keys[first:last][:1000]]
+        page = [(key, found) for key, found in page if f"{bucket}/{key}".startswith(prefix)]
         contents = "".join(
             f"<Contents><Key>{escape(key)}</Key><Size>{found.size}</Size><ETag>{escape(found.etag)}</ETag>"
             "<LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents>"
@@ -231,6 +243,29 @@ class _S3(BaseHTTPRequestHandler):
         )
         token = f"<NextContinuationToken>{escape(page[-1][0])}</NextContinuationToken>" if more else ""
         text = f"<ListBucketResult><IsTruncated>{str(more).lower()}</IsTruncated>{token}{contents}</ListBucketResult>"
+        self._answer(200, text.encode())
+
+    def _keys(self) -> list[str]:
+        """All keys in order, under the lock; sorted anew only where they are other ones."""
+        if self.server.keys is None:
+            self.server.keys = sorted(self.server.objects)
+        return self.server.keys
+
+    def _folders(self, prefix: str, delimiter: str) -> None:
+        names = []
+        with self.server.lock:
+            keys = self._keys()
+            at = bisect.bisect_left(keys, prefix)
+            while at < len(keys) and keys[at].startswith(prefix):
+                name, found, _ = keys[at][len(prefix) :].partition(delimiter)
+                names.append(prefix.partition("/")[2] + name + found)
+                at = bisect.bisect_left(keys, f"{prefix}{name}{found}\uffff") if found else at + 1
+        folders = "".join(
+            f"<CommonPrefixes><Prefix>{escape(name)}</Prefix></CommonPrefixes>"
+            for name in names
+            if name.endswith(delimiter)
+        )
+        text = f"<ListBucketResult><IsTruncated>false</IsTruncated>{folders}</ListBucketResult>"
         self._answer(200, text.encode())
 
     def _answer(

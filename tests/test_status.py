@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ import pytest
 from train_cloud.cli import main
 from train_cloud.cli.report import locate
 from train_cloud.errors import CorruptCheckpoint, InputError
-from train_cloud.report.status import RunStatus, run_ids, run_status, split_run_url
+from train_cloud.report.status import RunStatus, run_ids, run_status, split_run_url, statuses
 from train_cloud.run import layout
 from train_cloud.run.head import Lease, Reference
 from train_cloud.run.session import Session, begin_session, end_session, record_notice, write_progress
 from train_cloud.store import ObjectStore, open_store
+from train_cloud.store.folder import FolderStore
 
 RUN_YAML = b"run_id: a\ntotal_timesteps: 2e4\n"
 DETAILS = {"run_file": {"total_timesteps": 20_000, "save_frequency": 1000}}
@@ -148,6 +150,64 @@ def test_all_runs_of_a_store(store_root: str, tmp_path: Path, capfd: pytest.Capt
     assert json.loads(capfd.readouterr().out)["run_id"] == "b"
     with pytest.raises(InputError, match=r"no such run .*there are: a, b"):
         run_status(store_root, "c")
+
+
+def test_requests_depend_on_sessions_and_not_on_checkpoints(
+    folder_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A listing of a run's checkpoints, or of all that lies below ``runs/``, would show here."""
+    story = Story(folder_root, tmp_path)
+    story.reach(story.start("i-1"), 1000)
+    for timesteps in range(0, 1000, 10):
+        story.store.put(layout.checkpoint_prefix(timesteps, (1, 0), timesteps) + "manifest.json", b"{}")
+    asked: list[str] = []
+    get, listed = FolderStore.get, FolderStore.list
+    monkeypatch.setattr(FolderStore, "get", lambda self, key: (asked.append(key), get(self, key))[1])
+    monkeypatch.setattr(FolderStore, "list", lambda self, prefix="": (asked.append(prefix), listed(self, prefix))[1])
+    (found,) = statuses(folder_root, run_ids(folder_root))
+    assert found.committed_timesteps == 1000
+    assert 0 < len(asked) <= 8 and not any(key.startswith("checkpoints") or not key for key in asked), asked
+
+
+def test_what_a_person_asks_first(
+    folder_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Interruptions, steps done again, money, the last evaluation."""
+    price = {"price": {"spot": 0.36, "on_demand": 1.0, "life_cycle": "spot"}, "instance_type": "g5.xlarge"}
+    monkeypatch.setattr("test_status.DETAILS", {**DETAILS, **price})
+    story = Story(folder_root, tmp_path)
+    story.reach(story.start("i-1"), 1000)
+    second = story.start("i-2")
+    story.reach(second, 2000)
+    evaluation = {"timesteps": 2000, "mean_return": -150.0, "success_rate": 0.25}
+    write_progress(story.store, second, first_timestep=1000, timesteps=2000, exact=True, evaluation=evaluation)
+    end_session(story.store, second, ended_by="limit", first_timestep=1000, last_timestep=2000)
+    found = story.read()
+    assert (found.interruptions, found.repeated_timesteps) == (1, 100)
+    assert found.cost.dollars is not None and found.cost.saved_dollars is not None
+    assert found.cost.dollars < found.cost.saved_dollars  # 0.36 of 1.0
+    assert found.evaluation == evaluation
+    assert [session.instance_type for session in found.sessions] == ["g5.xlarge", "g5.xlarge"]
+    assert found.sessions[0].ended is not None
+    assert main(["status", folder_root]) == 0
+    assert "-150.0" in capfd.readouterr().out
+    assert main(["status", "a", "--store", folder_root]) == 0
+    shown = capfd.readouterr().out
+    assert "interruptions: 1, steps done again: 100" in shown and "less than on demand" in shown
+    assert "success rate 25%" in shown and "damaged" in shown  # its manifest is none
+
+
+def test_watching_ends_with_the_runs(folder_root: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    story = Story(folder_root, tmp_path)
+    story.reach(story.start("i-1"), 1000)
+    lease = story.lease
+    assert lease is not None
+    later = threading.Timer(1.0, lambda: lease.conclude("stopped", "enough"))
+    later.start()
+    assert main(["status", "--store", folder_root, "--watch", "--every", "0.1"]) == 0
+    later.join()
+    assert "stopped" in capfd.readouterr().out
+    assert main(["status", "--store", folder_root, "--watch", "--json"]) == 64
 
 
 def test_a_corrupt_head_is_an_error_not_a_new_run(folder_root: str, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from train_cloud.errors import (
     StoreUnavailable,
 )
 from train_cloud.rehearsal.metadata import MetadataService
-from train_cloud.store import ObjectStore, open_store
+from train_cloud.store import FileStore, ObjectStore, open_store
 from train_cloud.store.protocol import RESERVED
 
 MIB = 1 << 20

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,7 +19,9 @@ if TYPE_CHECKING:
 
     from train_cloud.report.experiment import ExperimentStatus
     from train_cloud.report.status import RunStatus
+    from train_cloud.run.cost import Cost
 
+_MOST_CHECKPOINTS = 8
 _COLOURS = {"completed": "green", "running": "cyan", "failed": "red"}
 _STATES = {
     "starting": "a worker has booted at {since} and is being set up",
@@ -49,29 +53,38 @@ def status(
         ),
     ] = None,
     store: options.OptionalStore = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Again and again, until Ctrl-C or until all has ended.")
+    ] = False,
+    every: Annotated[float, typer.Option("--every", metavar="SECONDS", min=0.1, help="With --watch.")] = 5.0,
     as_json: options.AsJson = False,
 ) -> None:
     """Show how a run stands, session by session.
 
-    State, progress, what ended each session, and whether the run is exact so far.
+    State, progress, what ended each session, what it cost, its checkpoints, and whether it is exact so far.
 
     `train-cloud status s3://bucket/train-cloud/runs/pendulum-sac`
     """
     from train_cloud.report.experiment import experiments
-    from train_cloud.report.status import run_ids, run_status
+    from train_cloud.report.status import run_ids, run_status, statuses
 
     seeded = _seeded(run)
     if seeded and store is None:
         raise InputError("--store", None, "name a folder or s3://bucket/prefix, or set TRAIN_CLOUD_STORE")
     root, run_id = (str(store), None) if seeded else locate(run, store)
+    if watch and as_json:
+        raise InputError("--watch", True, "leave out one of --watch and --json")
+    if watch:
+        _watch(lambda: [run_status(root, run_id, checkpoints=True)] if run_id else statuses(root, run_ids(root)), every)
+        return
     if run_id is not None:
-        found = run_status(root, run_id)
+        found = run_status(root, run_id, checkpoints=True)
         if as_json:
             typer.echo(found.model_dump_json(indent=1))
         else:
             _print(_run_view(found))
         return
-    everything = [run_status(root, name) for name in run_ids(root) if not seeded or name in seeded]
+    everything = statuses(root, [name for name in run_ids(root) if not seeded or name in seeded])
     groups = experiments(everything)
     if as_json:
         typer.echo("[" + ",\n".join(found.model_dump_json(indent=1) for found in everything) + "]")
@@ -145,6 +158,19 @@ def locate(run: str | None, store: str | None) -> tuple[str, str | None]:
     return store, run
 
 
+def _watch(read: Callable[[], list[RunStatus]], every: float) -> None:
+    """Show what is read in the same place until all runs have ended."""
+    from rich.live import Live
+
+    with Live(refresh_per_second=1, transient=False) as live:
+        while True:
+            found = read()
+            live.update(_run_view(found[0]) if len(found) == 1 else _table_of_runs(found), refresh=True)
+            if all(run.state in ("completed", "stopped", "failed") for run in found):
+                return
+            time.sleep(every)
+
+
 def _print(view: RenderableType) -> None:
     from rich.console import Console
 
@@ -196,10 +222,33 @@ def _run_view(found: RunStatus) -> RenderableType:
     lines.append(f"  exact: {escape(_exact(found.exact, found.because))}")
     if not found.sessions:
         return "\n".join(lines)
+    if found.interruptions:
+        lines.append(f"  interruptions: {found.interruptions}, steps done again: {found.repeated_timesteps:,}")
+    if found.evaluation is not None:
+        lines.append(f"  evaluation: {escape(_evaluation(found.evaluation))}")
+    on_aws = any(session.instance_type for session in found.sessions)
+    if on_aws:
+        lines.append(f"  cost: {escape(_cost(found.cost))}")
+    if found.damaged is not None:
+        lines.append(f"  [red]damaged: {escape(found.damaged)}[/red]")
+    if found.checkpoints:
+        kept = [f"{each.timesteps:,}{'' if each.whole else ' (without replay buffer)'}" for each in found.checkpoints]
+        more = f" and {len(kept) - _MOST_CHECKPOINTS} more" if len(kept) > _MOST_CHECKPOINTS else ""
+        lines.append(f"  checkpoints: {', '.join(kept[:_MOST_CHECKPOINTS])}{more}")
     table = Table(box=None, header_style="dim", padding=(0, 3, 0, 0))
-    for name in ("session", "machine", "started", "timesteps", "notices", "ended by", "exact"):
-        table.add_column(name, justify="right" if name in ("session", "timesteps") else "left", no_wrap=name != "exact")
-    for session in found.sessions:
+    for name in (
+        "session",
+        "machine",
+        "started",
+        "timesteps",
+        "notices",
+        "ended by",
+        *(["$"] if on_aws else []),
+        "exact",
+    ):
+        right = name in ("session", "timesteps", "$")
+        table.add_column(name, justify="right" if right else "left", no_wrap=name != "exact")
+    for session, spent in zip(found.sessions, found.cost.sessions, strict=True):
         first, last = (
             "?" if number is None else f"{number:,}" for number in (session.first_timestep, session.last_timestep)
         )
@@ -210,23 +259,52 @@ def _run_view(found: RunStatus) -> RenderableType:
             f"{first} - {last}",
             ", ".join(str(notice.get("kind", "?")) for notice in session.notices) or "-",
             session.ended_by or "[cyan]at work[/cyan]",
+            *(["unknown" if spent.dollars is None else f"{spent.dollars:.2f}"] if on_aws else []),
             escape(_exact(session.exact, session.because)),
         )
     return Group("\n".join(lines), "", table)
+
+
+def _evaluation(found: dict[str, Any]) -> str:
+    if "failed" in found:
+        return f"failed at {found['timesteps']:,} timesteps, {found['failed']}"
+    rate = found.get("success_rate")
+    succeeded = "" if rate is None else f", success rate {rate:.0%}"
+    return f"mean return {found['mean_return']:,.2f}{succeeded} at {found['timesteps']:,} timesteps"
+
+
+def _cost(cost: Cost) -> str:
+    hours = f"{cost.hours:.2f} instance hours"
+    if cost.dollars is None:
+        return f"unknown, {hours}; {cost.sessions[-1].because}"
+    lines = [f"${cost.dollars:.2f} for {hours}"]
+    if cost.saved_dollars is not None:
+        lines.append(f"${cost.saved_dollars:.2f} less than on demand")
+    if cost.repeated_dollars:
+        lines.append(f"${cost.repeated_dollars:.2f} of it for steps done again")
+    if cost.unknown:
+        lines.append(f"without session {', '.join(map(str, cost.unknown))}, whose price is unknown")
+    return ", ".join(lines)
 
 
 def _table_of_runs(everything: list[RunStatus]) -> RenderableType:
     from rich.table import Table
 
     table = Table(box=None, header_style="dim", padding=(0, 3, 0, 0))
-    for name in ("run", "state", "timesteps", "sessions", "exact", "since"):
-        table.add_column(name, justify="right" if name in ("timesteps", "sessions") else "left", no_wrap=True)
+    for name in ("run", "state", "timesteps", "steps/s", "left", "sessions", "again", "$", "return", "exact", "since"):
+        left = name in ("run", "state", "exact", "since")
+        table.add_column(name, justify="left" if left else "right", no_wrap=True)
     for found in everything:
         table.add_row(
             found.run_id,
             _state(found),
             _progress(found),
+            f"{found.steps_per_second:,.0f}" if found.steps_per_second else "",
+            str(timedelta(seconds=round(found.seconds_left))) if found.seconds_left else "",
             str(len(found.sessions)),
+            f"{found.repeated_timesteps:,}",
+            "?" if found.cost.dollars is None else f"{found.cost.dollars:.2f}",
+            f"{found.evaluation['mean_return']:,.1f}" if found.evaluation and "mean_return" in found.evaluation else "",
             {None: "?", True: "yes", False: "no"}[found.exact],
             _time(found.since),
         )

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from train_cloud.checkpoint import Manifest, read_manifest
 from train_cloud.config.load import read_yaml
-from train_cloud.errors import InputError, ObjectMissing
+from train_cloud.errors import CorruptCheckpoint, InputError, ObjectMissing
 from train_cloud.run import layout
 from train_cloud.run.cost import Cost, cost
 from train_cloud.run.head import Head, read_head
@@ -35,7 +35,7 @@ State = Literal["completed", "stopped", "failed", "running", "starting", "interr
 
 #: How a session ends that the next one goes on from, though nobody wanted it to.
 _INTERRUPTED = {"notice", "lost"}
-_PARALLEL = 16
+_PARALLEL = 32
 
 _RUN_URL = re.compile(r"(?P<root>.*)/runs/(?P<run_id>[a-z0-9-]+)")
 
@@ -114,6 +114,8 @@ class RunStatus(BaseModel):
     """The last one: ``timesteps``, ``mean_return``, ``success_rate``; or ``failed`` and why."""
     checkpoints: list[CheckpointStatus] | None
     """The preserved ones, newest first; None where nobody asked for them."""
+    damaged: str | None
+    """What is wrong with the newest checkpoint, as far as its manifest tells."""
 
 
 def split_run_url(url: str) -> tuple[str, str] | None:
@@ -131,8 +133,10 @@ def run_ids(root: str) -> list[str]:
 
 def statuses(root: str, run_ids: Sequence[str]) -> list[RunStatus]:
     """The status of each; all are asked for at once, since nearly all of the time is waiting."""
+    store = open_store(root)
+    assert isinstance(store, FileStore)
     with ThreadPoolExecutor(_PARALLEL) as threads:
-        return list(threads.map(lambda run_id: run_status(root, run_id), run_ids))
+        return list(threads.map(lambda run_id: _status(store.within(f"runs/{run_id}"), root, run_id), run_ids))
 
 
 def run_status(root: str, run_id: str, *, at: datetime | None = None, checkpoints: bool = False) -> RunStatus:
@@ -143,7 +147,12 @@ def run_status(root: str, run_id: str, *, at: datetime | None = None, checkpoint
     :raises InputError: nothing is stored under this run id
     :raises CorruptCheckpoint: the head cannot be read
     """
-    store = open_store(layout.run_url(root, run_id))
+    return _status(open_store(layout.run_url(root, run_id)), root, run_id, at=at, checkpoints=checkpoints)
+
+
+def _status(
+    store: ObjectStore, root: str, run_id: str, *, at: datetime | None = None, checkpoints: bool = False
+) -> RunStatus:
     read = read_head(store)
     head = read[0] if read else None
     records = read_sessions(store)
@@ -165,9 +174,12 @@ def run_status(root: str, run_id: str, *, at: datetime | None = None, checkpoint
     known_exact = [session for session in sessions if session.exact is not None]
     inexact = next((session for session in known_exact if not session.exact), None)
     experiment = records[-1].start.get("run_file", {}).get("experiment") if records else None
-    newest = None
+    newest = damaged = None
     if (experiment is not None or checkpoints) and head is not None and head.manifest is not None:
-        newest = read_manifest(store, head.manifest)
+        try:
+            newest = read_manifest(store, head.manifest)
+        except CorruptCheckpoint as error:
+            damaged = str(error)
     spent = cost(records)
     evaluations = [found for record in records if (found := (record.progress or {}).get("evaluation")) is not None]
     return RunStatus(
@@ -193,6 +205,7 @@ def run_status(root: str, run_id: str, *, at: datetime | None = None, checkpoint
         cost=spent,
         evaluation=evaluations[-1] if evaluations else None,
         checkpoints=_checkpoints(newest) if checkpoints else None,
+        damaged=damaged,
     )
 
 

@@ -12,6 +12,7 @@ import os
 import time
 import uuid
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from train_cloud.run.head import Token
 from train_cloud.store import ObjectStore
 
 _LOCAL = "session.json"
+_PARALLEL = 8
 
 
 class Session(BaseModel):
@@ -154,13 +156,15 @@ def record_notice(store: ObjectStore, session: Session, notice: Mapping[str, Any
 def read_sessions(store: ObjectStore) -> list[SessionRecord]:
     """All sessions in their order. An object that vanishes in between (a run being deleted) is left out."""
     found: dict[int, dict[str, Any]] = {}
-    for info in store.list(layout.SESSIONS):
-        try:
-            content = json.loads(bytes(store.get(info.key).body))
-        except ObjectMissing:
+    keys = [info.key for info in store.list(layout.SESSIONS)]
+    with ThreadPoolExecutor(_PARALLEL) as threads:
+        bodies = list(threads.map(lambda key: _body(store, key), keys))
+    for key, body in zip(keys, bodies, strict=True):
+        if body is None:
             continue
-        record = found.setdefault(_number(info.key), {"notices": []})
-        name = info.key.rsplit("/", 1)[1].removesuffix(".json")
+        content = json.loads(body)
+        record = found.setdefault(_number(key), {"notices": []})
+        name = key.rsplit("/", 1)[1].removesuffix(".json")
         if name.startswith("notice-"):
             record["notices"].append((int(name.removeprefix("notice-")), content))
         else:
@@ -175,6 +179,13 @@ def read_sessions(store: ObjectStore) -> list[SessionRecord]:
         )
         for number, record in sorted(found.items())
     ]
+
+
+def _body(store: ObjectStore, key: str) -> bytes | None:
+    try:
+        return bytes(store.get(key).body)
+    except ObjectMissing:
+        return None
 
 
 def write_local(path: Path, content: Mapping[str, Any]) -> None:

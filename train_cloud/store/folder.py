@@ -7,6 +7,7 @@ store, which the kernel frees when its holder dies.
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import hashlib
 import os
@@ -37,6 +38,7 @@ class FolderStore:
         self.root = root.absolute()
         self._private = self.root / RESERVED
         self._lock = FileLock(self._private / "lock", timeout=patience)
+        self._patience = patience
         self._swept = False
 
     @property
@@ -92,6 +94,19 @@ class FolderStore:
                             modified = datetime.fromtimestamp(status.st_mtime, timezone.utc)
                             found.append(ObjectInfo(key, status.st_size, modified))
         yield from sorted(found, key=lambda info: info.key)
+
+    def within(self, folder: str) -> FolderStore:
+        return FolderStore(self.root / check_key(folder), patience=self._patience)
+
+    def folders(self, prefix: str = "") -> builtins.list[str]:
+        check_prefix(prefix)
+        with self._errors(prefix):
+            self._check_root()
+            try:
+                below = sorted(path for path in (self.root / prefix).iterdir() if path.is_dir())
+            except FileNotFoundError:
+                return []
+            return [path.name for path in below if path.name != RESERVED and _holds_a_file(path)]
 
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:
@@ -243,3 +258,7 @@ def _flush_folder(path: Path) -> None:
 def _raise(error: OSError) -> None:
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
         raise error
+
+
+def _holds_a_file(folder: Path) -> bool:
+    return any(names for _, _, names in os.walk(folder, onerror=_raise))

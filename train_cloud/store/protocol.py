@@ -88,6 +88,16 @@ class FileStore(ObjectStore, Protocol):
     Whoever needs no more than objects asks for an :class:`ObjectStore`. The errors are the same.
     """
 
+    def within(self, folder: str) -> ObjectStore:
+        """The same store with keys that begin below ``folder``, over the same connections."""
+        ...
+
+    def folders(self, prefix: str = "") -> list[str]:
+        """Names directly below the folder ``prefix`` (empty, or with a slash at its end) that have objects below them,
+        in order; however many those are, they are not listed.
+        """
+        ...
+
     def stream(self, key: str, chunks: Iterator[bytes]) -> str:
         """As ``put``, of a body that is made while it travels. What the iterator raises leaves the object as it was."""
         ...

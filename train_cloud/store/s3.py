@@ -7,6 +7,7 @@ lost, 409 is a race whose outcome a re-read tells. Conditions are sent on single
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import ipaddress
 import os
@@ -153,6 +154,19 @@ class BucketStore:
                         return
         except _ERRORS as error:
             self._raise(prefix, error)
+
+    def within(self, folder: str) -> BucketStore:
+        there = BucketStore(self.bucket, self._prefix + check_key(folder), patience=self._patience)
+        there._opened = self._client
+        return there
+
+    def folders(self, prefix: str = "") -> builtins.list[str]:
+        folder = (self._prefix + check_prefix(prefix)).rstrip("/")
+        try:
+            found = self._client.list_with_delimiter(folder or None)["common_prefixes"]
+        except _ERRORS as error:
+            self._raise(prefix, error)
+        return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in found)
 
     def delete(self, keys: Iterable[str]) -> None:
         paths = [self._path(key) for key in keys]
