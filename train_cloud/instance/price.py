@@ -67,12 +67,13 @@ def read_price(instance_type: str, zone: str, at: datetime, *, life_cycle: str =
     :return: what is known; never raises for what is not
     """
     region = region_name() or zone.rstrip("abcdefghijklmnopqrstuvwxyz")
-    with ThreadPoolExecutor(2) as threads:
-        spot = threads.submit(_answer, lambda: spot_price(instance_type, zone, at, region=region))
-        on_demand = threads.submit(_answer, lambda: on_demand_price(instance_type, region=region))
-    answers = {"on-demand price": on_demand.result()}
+    questions: dict[str, Callable[[], float]] = {
+        "on-demand price": lambda: on_demand_price(instance_type, region=region),
+    }
     if life_cycle == "spot":
-        answers = {"spot price": spot.result(), **answers}
+        questions = {"spot price": lambda: spot_price(instance_type, zone, at, region=region), **questions}
+    with ThreadPoolExecutor(2) as threads:
+        answers = dict(zip(questions, threads.map(_answer, questions.values()), strict=True))
     because = "; ".join(f"{name}: {answer}" for name, answer in answers.items() if isinstance(answer, str))
     known = {name: answer for name, answer in answers.items() if not isinstance(answer, str)}
     if because:

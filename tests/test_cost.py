@@ -1,0 +1,155 @@
+"""What a session costs: prices as AWS tells them, and what follows from them and from the sessions' records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from prices import Prices, serving
+
+from train_cloud.instance.price import Price, read_price
+from train_cloud.run.cost import cost
+from train_cloud.run.session import SessionRecord
+
+AT = datetime(2026, 3, 1, 12, tzinfo=timezone.utc)
+
+
+@pytest.fixture
+def prices(monkeypatch: pytest.MonkeyPatch) -> Iterator[Prices]:
+    with serving() as server:
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        server.spot = [
+            ("us-east-1a", "2026-03-01T11:00:00Z", "0.400000"),
+            ("us-east-1a", "2026-02-28T09:00:00Z", "0.900000"),
+            ("us-east-1a", "2026-03-01T12:30:00Z", "0.500000"),
+            ("us-east-1b", "2026-03-01T11:59:00Z", "0.100000"),
+        ]
+        server.on_demand = ["1.0060000000"]
+        yield server
+
+
+def test_the_price_that_is_in_effect_in_the_zone_at_that_time(prices: Prices) -> None:
+    price = read_price("g5.xlarge", "us-east-1a", AT)
+    assert price == Price(spot=0.4, on_demand=1.006, life_cycle="spot", because=None)
+    assert (price.hourly, price.at_most) == (0.4, 0.4)
+    by_api = {"Action" in asked: asked for asked in prices.asked}
+    assert by_api[True]["AvailabilityZone"] == "us-east-1a" and by_api[True]["StartTime"] == "2026-03-01T12:00:00Z"
+    filters: Any = by_api[False]["Filters"]
+    wanted = {entry["Field"]: entry["Value"] for entry in filters}
+    assert wanted["instanceType"] == "g5.xlarge" and wanted["regionCode"] == "us-east-1"
+    assert wanted["tenancy"] == "Shared" and wanted["operatingSystem"] == "Linux"
+
+
+def test_on_demand_pays_the_on_demand_price(prices: Prices) -> None:
+    price = read_price("g5.xlarge", "us-east-1a", AT, life_cycle="on-demand")
+    assert (price.spot, price.hourly, price.because) == (None, 1.006, None)
+    assert not any("Action" in asked for asked in prices.asked), "there is no spot price to ask for"
+
+
+def test_what_cannot_be_read_is_unknown_and_never_a_guess(prices: Prices) -> None:
+    prices.spot = [("us-east-1b", "2026-03-01T11:59:00Z", "0.1")]
+    prices.on_demand = ["1.0", "2.0"]
+    price = read_price("g5.xlarge", "us-east-1a", AT)
+    assert (price.spot, price.on_demand, price.hourly, price.at_most) == (None, None, None, None)
+    assert price.because == (
+        "spot price: the history has none for g5.xlarge in us-east-1a; "
+        "on-demand price: the price list has 2 prices for g5.xlarge in us-east-1"
+    )
+    prices.refuses = 403
+    assert "not authorized" in (read_price("g5.xlarge", "us-east-1a", AT).because or "")
+
+
+@pytest.mark.parametrize("price", ["0", "-1", "free", "nan", "5000"])
+def test_a_price_that_makes_no_sense_is_none(prices: Prices, price: str) -> None:
+    prices.spot, prices.on_demand = [("us-east-1a", "2026-03-01T11:00:00Z", price)], [price]
+    found = read_price("g5.xlarge", "us-east-1a", AT)
+    assert (found.spot, found.on_demand) == (None, None)
+
+
+def test_nobody_who_answers_is_unknown_soon() -> None:
+    began = datetime.now(timezone.utc)
+    assert read_price("g5.xlarge", "us-east-1a", AT).at_most is None
+    assert datetime.now(timezone.utc) - began < timedelta(seconds=30)
+
+
+def record(
+    number: int,
+    first: int,
+    last: int,
+    hours: float,
+    price: Price | None,
+    *,
+    setup: float | None = None,
+    ended: bool = True,
+    late_price: Price | None = None,
+) -> SessionRecord:
+    """A session as its machine would have left it."""
+    start: dict[str, Any] = {"session": number, "setup_seconds": setup}
+    if price is not None:
+        start["price"] = price.model_dump()
+    progress: dict[str, Any] = {"seconds": 3600 * hours, "first_timestep": first, "timesteps": last}
+    if late_price is not None:
+        progress["price"] = late_price.model_dump()
+    end = {"seconds": 3600 * hours, "first_timestep": first, "last_timestep": last} if ended else None
+    return SessionRecord(number=number, start=start, progress=progress, end=end)
+
+
+SPOT = Price(spot=0.5, on_demand=2.0)
+
+
+def test_hours_times_price_repeated_steps_and_what_was_saved() -> None:
+    found = cost([record(1, 0, 1000, 2, SPOT, ended=False), record(2, 800, 1800, 1.5, SPOT, setup=1800)])
+    first, second = found.sessions
+    assert (first.hours, first.dollars, first.on_demand_dollars) == (2, 1.0, 4.0)
+    assert first.repeated_timesteps == 200 and first.repeated_dollars == pytest.approx(0.2)
+    assert (second.hours, second.dollars) == (2, 1.0), "the boot is paid for too"
+    assert (second.repeated_timesteps, second.repeated_dollars) == (0, 0.0)
+    assert (found.dollars, found.saved_dollars) == (2.0, 6.0) and found.repeated_dollars == pytest.approx(0.2)
+    assert (found.hours, found.unknown) == (4, ())
+
+
+def test_unknown_stays_unknown_and_is_named() -> None:
+    nothing = Price(because="spot price: refused")
+    no_spot = Price(on_demand=2.0, because="spot price: refused")
+    found = cost([record(1, 0, 10, 1, nothing), record(2, 10, 20, 1, no_spot), record(3, 20, 30, 1, None)])
+    assert [session.dollars for session in found.sessions] == [None, None, None]
+    assert (found.dollars, found.saved_dollars, found.unknown) == (None, None, (1, 2, 3))
+    assert found.sessions[1].on_demand_dollars == 2.0
+    assert [s.because for s in found.sessions] == ["spot price: refused"] * 2 + ["no price was recorded"]
+    mixed = cost([record(1, 0, 10, 1, nothing), record(2, 10, 20, 1, SPOT)])
+    assert (mixed.dollars, mixed.saved_dollars, mixed.unknown) == (0.5, 1.5, (1,))
+
+
+def test_a_price_that_was_learned_later_counts() -> None:
+    (session,) = cost([record(1, 0, 10, 1, Price(because="not yet"), late_price=SPOT)]).sessions
+    assert (session.dollars, session.because) == (0.5, None)
+
+
+def test_on_demand_saves_nothing() -> None:
+    found = cost([record(1, 0, 10, 3, Price(on_demand=2.0, life_cycle="on-demand"))])
+    assert (found.dollars, found.saved_dollars) == (6.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "repeated"),
+    [
+        (record(1, 0, 0, 1, SPOT), record(2, 0, 10, 1, SPOT), 0),  # it took no step
+        (record(1, 0, 100, 1, SPOT), record(2, 0, 10, 1, SPOT), 100),  # nothing of it was committed
+        (record(1, 50, 100, 1, SPOT), record(2, 0, 10, 1, SPOT), 50),  # rolled back further than it had begun
+        (record(1, 0, 100, 1, SPOT), SessionRecord(number=2, start={}), 0),  # not known yet
+    ],
+)
+def test_repeated_steps_are_at_most_those_of_the_session(
+    first: SessionRecord, then: SessionRecord, repeated: int
+) -> None:
+    found = cost([first, then]).sessions[0]
+    assert found.repeated_timesteps == repeated
+    assert found.repeated_dollars is not None and 0 <= found.repeated_dollars <= 0.5
+
+
+def test_a_run_without_a_session_costs_nothing_known() -> None:
+    found = cost([])
+    assert (found.sessions, found.dollars, found.saved_dollars, found.unknown) == ((), None, None, ())
