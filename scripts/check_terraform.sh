@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Format, validity and plan-only tests of terraform/. Nothing is contacted but the provider's mirror or registry.
+# Format, validity, plan-only tests, documentation and checkov over terraform/. Nothing is contacted but the provider's
+# mirror or registry and, the first time, PyPI.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 readonly python=.venv/bin/python module=terraform lock=terraform/.terraform.lock.hcl
@@ -35,6 +36,7 @@ elif [[ ! -e ${TF_CLI_CONFIG_FILE:-/dev/null} ]]; then
 	unset TF_CLI_CONFIG_FILE
 fi
 
+"$python" scripts/document_variables.py --check
 terraform fmt -check -diff -recursive "$module"
 terraform -chdir="$module" init -backend=false -no-color >"$scratch/init.txt" || {
 	cat "$scratch/init.txt" >&2
@@ -42,3 +44,5 @@ terraform -chdir="$module" init -backend=false -no-color >"$scratch/init.txt" ||
 }
 terraform -chdir="$module" validate -no-color
 terraform -chdir="$module" test -no-color
+checkov=$(scripts/get_checkov.sh)
+"$checkov" -d "$module" --framework terraform --compact --quiet --skip-download

@@ -1,0 +1,59 @@
+"""Writes docs/variables.md from terraform/variables.tf; with --check it only says whether the page is current."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import hcl2
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PAGE = REPOSITORY / "docs" / "variables.md"
+HEAD = """\
+# Terraform's variables
+
+`scripts/document_variables.py` writes this page from `terraform/variables.tf`; `make check` refuses one that is
+not current. What is trained stands in the run file ([run-file.md](run-file.md)); these say where, for how long and for
+whom. Each goes into `terraform.tfvars`. What is refused is refused by `terraform plan`, before anything is created.
+"""
+
+
+def variables() -> list[tuple[str, dict[str, Any]]]:
+    """Name and block of each, in the file's order."""
+    with (REPOSITORY / "terraform" / "variables.tf").open() as file:
+        blocks = hcl2.load(file)["variable"]
+    return [(json.loads(name), block) for found in blocks for name, block in found.items()]
+
+
+def plain(value: Any) -> Any:
+    """A value as Terraform would print it: strings come with their quotes, expressions within ``${}``."""
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    if isinstance(value, str) and value.startswith('"'):
+        return value[1:-1].replace('\\"', '"').replace("\\\\", "\\")
+    return value.removeprefix("${").removesuffix("}") if isinstance(value, str) else value
+
+
+def section(name: str, block: dict[str, Any]) -> str:
+    default = f"`{json.dumps(plain(block['default']))}`" if "default" in block else "none: it has to be given"
+    lines = [f"## {name}", "", str(plain(block["description"])), ""]
+    lines += [f"- type: `{plain(block['type'])}`", f"- default: {default}"]
+    refused = [plain(found["error_message"]).removeprefix(f"{name}: ") for found in block.get("validation", ())]
+    lines += [f"- refused with: {message}" for message in refused if "${" not in message]
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str]) -> int:
+    page = "\n".join([HEAD, *(section(name, block) for name, block in variables())])
+    if arguments != ["--check"]:
+        PAGE.write_text(page)
+    elif not PAGE.exists() or PAGE.read_text() != page:
+        print(f"{PAGE.relative_to(REPOSITORY)} is not what terraform/variables.tf says: run {Path(__file__).name}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
