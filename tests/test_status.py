@@ -162,8 +162,8 @@ def test_requests_depend_on_sessions_and_not_on_checkpoints(
         story.store.put(layout.checkpoint_prefix(timesteps, (1, 0), timesteps) + "manifest.json", b"{}")
     asked: list[str] = []
     get, listed = FolderStore.get, FolderStore.list
-    monkeypatch.setattr(FolderStore, "get", lambda self, key: (asked.append(key), get(self, key))[1])
-    monkeypatch.setattr(FolderStore, "list", lambda self, prefix="": (asked.append(prefix), listed(self, prefix))[1])
+    monkeypatch.setattr(FolderStore, "get", lambda self, key: asked.append(key) or get(self, key))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(FolderStore, "list", lambda self, at="": asked.append(at) or listed(self, at))  # type: ignore[func-returns-value]
     (found,) = statuses(folder_root, run_ids(folder_root))
     assert found.committed_timesteps == 1000
     assert 0 < len(asked) <= 8 and not any(key.startswith("checkpoints") or not key for key in asked), asked

@@ -491,6 +491,21 @@ def test_a_403_is_never_taken_for_missing(s3_root: str, proxy: Proxy) -> None:
             store.get("not-there")
 
 
+def test_folders_are_named_without_listing_what_they_hold(store_root: str) -> None:
+    store = open_store(store_root)
+    assert isinstance(store, FileStore)
+    assert store.folders() == store.folders("runs/") == []
+    for key in ("runs/b/head.json", "runs/a/checkpoints/1/x", "runs/a.txt", "code/runs/c/y"):
+        store.put(key, b"1")
+    assert store.folders("runs/") == ["a", "b"]
+    assert store.folders() == ["code", "runs"]
+    within = store.within("runs/a")
+    assert within.url == f"{store.url}/runs/a"
+    assert [info.key for info in within.list()] == ["checkpoints/1/x"] and within.get("checkpoints/1/x").body == b"1"
+    within.create("head.json", b"2")
+    assert store.get("runs/a/head.json").body == b"2"
+
+
 def test_a_404_that_a_list_contradicts(s3_root: str, proxy: Proxy) -> None:
     store = open_store(s3_root)
     store.put("key", b"x")
