@@ -40,6 +40,7 @@ _CLOSED = (
 
 def register(app: typer.Typer) -> None:
     app.command(rich_help_panel=options.LOOK)(status)
+    app.command(rich_help_panel=options.LOOK)(logs)
     app.command(rich_help_panel=options.LOOK)(export)
 
 
@@ -94,6 +95,49 @@ def status(
             typer.echo(_told(group))
     else:
         typer.echo(f"no runs under {root}")
+
+
+def logs(
+    run: options.Run,
+    store: options.OptionalStore = None,
+    session: Annotated[
+        int | None,
+        typer.Option("--session", metavar="NUMBER", help="Of an earlier session.", show_default="the newest"),
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows, until the run has ended.")] = False,
+    boot: Annotated[bool, typer.Option("--boot", help="The last boot that failed, instead of a session.")] = False,
+    every: Annotated[float, typer.Option("--every", metavar="SECONDS", min=0.1, help="With --follow.")] = 5.0,
+) -> None:
+    """Print what a session's training has said; no machine needs to be alive for that.
+
+    A worker sends its log with the other artifacts, once a minute, and when it ends.
+
+    `train-cloud logs pendulum-sac --store ./store --follow`
+    """
+    from train_cloud.report.logs import boot_logs, follow_log, read_log
+    from train_cloud.run import layout
+    from train_cloud.store import FileStore, open_store
+
+    root, run_id = locate(run, store)
+    if run_id is None:
+        raise InputError("run", run, "name one run: its file, its id, or its folder's URL")
+    found = open_store(layout.run_url(root, run_id))
+    assert isinstance(found, FileStore)
+    if boot:
+        keys = boot_logs(found)
+        if not keys:
+            raise InputError("--boot", True, f"no boot of this run has left a log under {found.url}: none has failed")
+        _write(bytes(found.get(keys[-1]).body))
+    elif follow:
+        for piece in follow_log(found, session, every=every):
+            _write(piece)
+    else:
+        _write(read_log(found, session)[1])
+
+
+def _write(body: bytes) -> None:
+    sys.stdout.buffer.write(body)
+    sys.stdout.buffer.flush()
 
 
 def export(

@@ -19,6 +19,8 @@ LAUNCHED = "launched/"
 ARTIFACTS = "artifacts/"
 TENSORBOARD = "artifacts/tensorboard/"
 FINAL = "artifacts/final/"
+SESSION_LOGS = "artifacts/logs/"
+BOOT_LOGS = "logs/"
 EVALUATIONS = "evaluations/"
 
 
@@ -70,6 +72,11 @@ def overrides_number(key: str) -> int | None:
 
 def boot_key(number: int, instance_id: str) -> str:
     return f"{BOOTS}{number:06d}-{instance_id}"
+
+
+def session_log_key(session: int) -> str:
+    """What a session's training process has said."""
+    return f"{SESSION_LOGS}session-{session:06d}.log"
 
 
 def evaluation_key(timesteps: int) -> str:
