@@ -31,8 +31,12 @@ class Together(gymnasium.Env[dict[str, Any], dict[str, Any]]):
         self.metadata = dict(getattr(parallel, "metadata", None) or {})
         self.render_mode = getattr(parallel, "render_mode", None)
         self.possible_agents: tuple[str, ...] = tuple(parallel.possible_agents)
-        self.observation_space = spaces.Dict({name: parallel.observation_space(name) for name in self.possible_agents})
-        self.action_space = spaces.Dict({name: parallel.action_space(name) for name in self.possible_agents})
+        self.observation_space: spaces.Dict = spaces.Dict(
+            {name: parallel.observation_space(name) for name in self.possible_agents}
+        )
+        self.action_space: spaces.Dict = spaces.Dict(
+            {name: parallel.action_space(name) for name in self.possible_agents}
+        )
 
     @property
     def living(self) -> list[str]:

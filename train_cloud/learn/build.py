@@ -34,7 +34,7 @@ from stable_baselines3.common.utils import LinearSchedule, set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack, VecNormalize
 
 from train_cloud.config import Environment, RunFile
-from train_cloud.config.run_file import ALGORITHMS, CONTRIB, ELSEWHERE, SCHEDULED, suggestion
+from train_cloud.config.run_file import ALGORITHMS, CONTRIB, ELSEWHERE, MULTIAGENT, SCHEDULED, suggestion
 from train_cloud.envs.known import recall, record
 from train_cloud.envs.state import FAILURES, Choice, Env, StatefulEnv, choose
 from train_cloud.errors import InputError
@@ -93,11 +93,19 @@ def build_model(run_file: RunFile, trial: Mapping[str, Any] | None = None) -> Bu
     asked = {name: value for name, value in run_file.identity().items() if name in ("environment", "code", "env")}
     recalled = recall(trial, asked)
     choice = recalled or choose_state(run_file)
-    set_random_seed(run_file.seed)
-    env = make_vec_env(run_file.environment, run_file.seed, choice.provider)
+    if run_file.algorithm == MULTIAGENT:
+        from train_cloud.learn import multiagent  # which builds its learners as they are built here
+
+        model: BaseAlgorithm = multiagent.build(run_file, choice)
+        env = model.get_env()
+        assert env is not None
+    else:
+        set_random_seed(run_file.seed)
+        env = make_vec_env(run_file.environment, run_file.seed, choice.provider)
     try:
-        arguments = arguments_of(run_file, algorithm, env.action_space)
-        model = construct(run_file, algorithm, policy, env, arguments)
+        if run_file.algorithm != MULTIAGENT:
+            arguments = arguments_of(run_file, algorithm, env.action_space)
+            model = construct(run_file, algorithm, policy, env, arguments)
         there, taken = psutil.virtual_memory().total, psutil.Process().memory_info().rss
         check_memory(run_file, buffer_bytes(model), there, "this machine", beside=taken)
         if trial is None or recalled is None:
@@ -296,8 +304,13 @@ def _end_workers(processes: list[Any]) -> None:
 def choose_state(run_file: RunFile) -> Choice:
     """Try the environment on instances of its own, and find how its state is saved."""
     assert run_file.environment is not None
+    make: Callable[[], Env] = MakeEnv(run_file.environment)
+    if run_file.algorithm == MULTIAGENT:
+        from train_cloud.learn import multiagent
+
+        make = multiagent.MakeTogether(run_file.environment)
     with refusing("environment.id", run_file.environment.id, "its reset() or step() raises"):
-        return choose(MakeEnv(run_file.environment), run_file.environment.state)
+        return choose(make, run_file.environment.state)
 
 
 def _sources(environment: Environment) -> list[str]:
@@ -306,7 +319,8 @@ def _sources(environment: Environment) -> list[str]:
     with contextlib.suppress(gymnasium.error.Error):  # registered in its own processes alone
         entry = gymnasium.spec(environment.id).entry_point
     made = entry.split(":")[0] if isinstance(entry, str) else getattr(entry, "__module__", None)
-    named = [environment.module, made, *(wrapper.split(":")[0] for wrapper in environment.wrappers)]
+    before = environment.id.partition(":")[0] if ":" in environment.id else None
+    named = [environment.module, made, before, *(wrapper.split(":")[0] for wrapper in environment.wrappers)]
     return [name for name in named if name is not None]
 
 
@@ -326,6 +340,9 @@ def buffer_bytes(model: BaseAlgorithm, transitions: int | None = None) -> int:
 
     :param transitions: of a buffer of this size instead of the model's own
     """
+    learners: Mapping[str, BaseAlgorithm] = getattr(model, "learners", {})
+    if learners:
+        return sum(buffer_bytes(learner, transitions) for learner in learners.values())
     buffer: Any = getattr(model, "replay_buffer", None) or getattr(model, "rollout_buffer", None)
     if buffer is None:
         return 0

@@ -181,7 +181,7 @@ class Capture:
             counts[name] = learner.restore(snapshot, own, set_anew)
         if _ALONE not in self._learners:
             restore_attributes(self.model, state["algorithm"], set_anew)
-            self.model.rows = counts  # type: ignore[attr-defined]
+            self.model.rows = dict(counts)  # type: ignore[attr-defined]
         last = counts.get(_ALONE, state.get("rows", 0) if any(counts.values()) else 0)
         self._at = {last: counts}
         begun_anew = _set_vecenv(self._env, state["environments"])

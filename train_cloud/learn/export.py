@@ -65,6 +65,53 @@ if __name__ == "__main__":
     main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
 '''
 
+_PLAY_TOGETHER = '''\
+"""Plays the trained agents together: python play.py [episodes]. Needs stable-baselines3 and the run's environment."""
+
+import importlib
+import sys
+from pathlib import Path
+
+from stable_baselines3 import SAC
+
+HERE = Path(__file__).parent
+ENVIRONMENT = {environment!r}
+KWARGS = {kwargs!r}
+MODULE = {imported!r}
+WRAPPERS = {wrappers!r}
+LEARNER_OF = {learner_of!r}
+
+
+def named(reference):
+    module, _, attribute = reference.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def main(episodes: int) -> None:
+    if MODULE:
+        importlib.import_module(MODULE)
+    env = named(ENVIRONMENT)(**KWARGS)
+    for wrapper in WRAPPERS:
+        env = named(wrapper)(env)
+    models = {{name: SAC.load(HERE / name / "model.zip", device="cpu") for name in set(LEARNER_OF.values())}}
+    for episode in range(episodes):
+        observations, _ = env.reset()
+        totals = dict.fromkeys(LEARNER_OF, 0.0)
+        while env.agents:
+            actions = {{
+                name: models[LEARNER_OF[name]].predict(observations[name], deterministic=True)[0] for name in env.agents
+            }}
+            observations, rewards, _, _, _ = env.step(actions)
+            for name, reward in rewards.items():
+                totals[name] += float(reward)
+        shown = ", ".join(f"{{name}} {{total:.2f}}" for name, total in totals.items())
+        print(f"episode {{episode + 1}}: {{shown}}")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
+'''
+
 
 def write_export(
     snapshot: Snapshot, folder: Path, *, run_yaml: str, lock: str, environment: Mapping[str, Any] | None
@@ -72,16 +119,31 @@ def write_export(
     """Write ``model.zip``, ``vecnormalize.pkl`` where the run normalises, ``run.yaml``, ``requirements.lock``,
     ``play.py``.
 
+    Of several learners each has a folder with its ``model.zip``.
+
     :param snapshot: needs the parts ``model``, ``skeleton`` and, if there is one, ``normalizer``
     :param environment: the run file's section, for ``play.py``; None leaves that out (a script builds its own)
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _write_model(snapshot, folder / "model.zip")
+    learners = snapshot.facts.get("learners")
+    for name, facts in (learners or {"": snapshot.facts}).items():
+        (folder / name).mkdir(exist_ok=True)
+        _write_model(snapshot, f"{name}/" if name else "", facts, folder / name / "model.zip")
     if "normalizer" in snapshot.parts:
         (folder / "vecnormalize.pkl").write_bytes(snapshot.parts["normalizer"].blob)
     (folder / "run.yaml").write_text(run_yaml)
     (folder / "requirements.lock").write_text(lock)
-    if environment is not None:
+    if environment is not None and learners is not None:
+        (folder / "play.py").write_text(
+            _PLAY_TOGETHER.format(
+                environment=environment["id"],
+                kwargs=environment.get("kwargs", {}),
+                imported=environment.get("module"),
+                wrappers=list(environment.get("wrappers", ())),
+                learner_of=dict(snapshot.facts["agents"]),
+            )
+        )
+    elif environment is not None:
         module, _, name = snapshot.facts["algorithm"]["class"].partition(":")
         (folder / "play.py").write_text(
             _PLAY.format(
@@ -95,12 +157,12 @@ def write_export(
         )
 
 
-def _write_model(snapshot: Snapshot, path: Path) -> None:
-    part = snapshot.parts["model"]
+def _write_model(snapshot: Snapshot, prefix: str, facts: Mapping[str, Any], path: Path) -> None:
+    part = snapshot.parts[f"{prefix}model"]
     tensors = {name: torch.from_numpy(array.copy()) for name, array in part.arrays.items()}
-    parameters, variables = parameters_of(tensors, snapshot.facts["optimizers"])
+    parameters, variables = parameters_of(tensors, facts["optimizers"])
     save_to_zip_file(path, data=None, params=parameters, pytorch_variables=variables or None)
-    data = json.loads(snapshot.parts["skeleton"].blob)
-    data.update({key: value for key, value in snapshot.facts["algorithm"].items() if key != "class"})
+    data = json.loads(snapshot.parts[f"{prefix}skeleton"].blob)
+    data.update({key: value for key, value in facts["algorithm"].items() if key != "class"})
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("data", json.dumps(data, indent=4))

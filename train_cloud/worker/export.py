@@ -28,7 +28,8 @@ def export(root: str, run_id: str, *, at: int | None = None, out: Path | None = 
         raise InputError(
             "run", run_id, f"it has no checkpoint under {root}: check the id, or wait for the first commit"
         )
-    snapshot = restore(store, find(store, read[0].manifest, at), parts=_PARTS)
+    manifest = find(store, read[0].manifest, at)
+    snapshot = restore(store, manifest, parts={name for name in manifest.parts if name.rpartition("/")[2] in _PARTS})
     folder = out or Path(f"{run_id}-{snapshot.timesteps}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError("--out", str(folder), "it is not an empty folder: name another")

@@ -1,0 +1,237 @@
+"""Several agents: the loop, what is refused, and that an interrupted run ends where the uninterrupted one ends."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sessions import Rehearsed
+from stable_baselines3 import SAC
+
+from train_cloud.config import RunFile
+from train_cloud.envs.parallel import Together
+from train_cloud.envs.state import choose
+from train_cloud.errors import InputError, NotYet
+from train_cloud.learn.build import Built, build_model
+from train_cloud.learn.check import check
+from train_cloud.learn.compare import differences
+from train_cloud.learn.multiagent import MultiAgent
+from train_cloud.run.session import read_sessions
+from train_cloud.worker.export import export
+
+SPREAD = {"id": "mpe2.simple_spread_v3:parallel_env", "kwargs": {"N": 2, "continuous_actions": True, "max_cycles": 20}}
+TAG = {"id": "mpe2.simple_tag_v3:parallel_env", "kwargs": {"continuous_actions": True, "max_cycles": 20}}
+WALKERS: dict[str, Any] = {"id": "together:walkers"}
+SMALL: dict[str, Any] = {
+    "learning_starts": 60,
+    "batch_size": 16,
+    "buffer_size": 400,
+    "policy_kwargs": {"net_arch": [16, 16]},
+}
+CNN = {"net_arch": [16], "features_extractor_kwargs": {"features_dim": 16}}
+
+
+def several(
+    environment: dict[str, Any] | None = None, total: int = 500, policy: str = "MlpPolicy", **hyperparameters: Any
+) -> dict[str, Any]:
+    return {
+        "algorithm": "sac_multiagent",
+        "policy": policy,
+        "seed": 3,
+        "device": "cpu",
+        "total_timesteps": total,
+        "save_frequency": 120,
+        "environment": environment or WALKERS,
+        "hyperparameters": {**SMALL, **hyperparameters},
+    }
+
+
+def built(run: dict[str, Any]) -> Built:
+    return build_model(RunFile(run_id="a", **run))
+
+
+def model(run: dict[str, Any]) -> MultiAgent:
+    made = built(run).model
+    assert isinstance(made, MultiAgent)
+    return made
+
+
+# ---------------------------------------------------------------------------------------------------------------- exact
+
+
+def windy(**kwargs: Any) -> dict[str, Any]:
+    return {**WALKERS, "wrappers": ["together:Gust"], "kwargs": kwargs}
+
+
+RUNS = {
+    "MPE2, two agents": several(SPREAD),
+    "MPE2, four agents of two kinds": several(TAG, gradient_steps=2, train_freq=3),
+    "agents that end early, wrapped, rings lap": several(windy(count=3), total=700, buffer_size=150),
+    "one learner for all": several(windy(), total=700, share_parameters=True, buffer_size=300),
+    "gSDE, noise, a schedule, n steps": several(
+        use_sde=True, sde_sample_freq=4, train_freq=8, action_noise={"normal": 0.1}, learning_rate="lin_1e-3", n_steps=3
+    ),
+    "images": several({**WALKERS, "kwargs": {"shown": "image"}}, policy="CnnPolicy", policy_kwargs=CNN),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_interrupted_twice_it_ends_where_the_uninterrupted_run_ends(warm: Any, tmp_path: Path, name: str) -> None:
+    given = {**RUNS[name], "callbacks": ["interrupting:InterruptAt"]}
+    twin, run = (Rehearsed(warm, tmp_path / kind, given) for kind in ("twin", "run"))
+    assert twin.session() == 0, twin.log()
+    assert run.session("SIGTERM@187") == 75, run.log()
+    assert run.session("SIGKILL@331") == -9, run.log()
+    assert run.session() == 0, run.log()
+    assert differences(run.final(), twin.final()) == []
+    assert run.scalars() == twin.scalars()
+    sessions = read_sessions(run.store)
+    assert [session.end and session.end["ended_by"] for session in sessions] == ["signal", None, "completed"]
+    assert sessions[0].end is not None
+    assert sessions[0].end["last_timestep"] == sessions[0].end["committed_timesteps"], "a stop repeats nothing"
+
+
+@pytest.mark.slow
+def test_each_agent_has_parts_rows_curves_and_a_model_of_its_own(warm: Any, tmp_path: Path) -> None:
+    run = Rehearsed(warm, tmp_path, several(SPREAD, total=300))
+    assert run.session() == 0, run.log()
+    final = run.final()
+    agents = ("agent_0", "agent_1")
+    assert {f"{name}/model" for name in agents} <= final.parts.keys()
+    assert {name: rows.last for name, rows in final.streams.items()} == {f"{name}/replay": 300 for name in agents}
+    scalars = run.scalars()
+    for name in agents:
+        assert {f"{name}/rollout/ep_rew_mean", f"{name}/train/critic_loss"} <= scalars.keys()
+    assert "rollout/ep_rew_mean" in scalars
+    folder = export(run.root, "a-run", out=tmp_path / "out")
+    stored = {info.key for info in run.store.list("artifacts/final/")}
+    for name in agents:
+        assert f"artifacts/final/{name}/model.zip" in stored
+        loaded, arrays = SAC.load(folder / name / "model.zip", device="cpu"), final.parts[f"{name}/model"].arrays
+        assert loaded.num_timesteps == 300
+        for key, tensor in loaded.policy.state_dict().items():
+            assert np.array_equal(tensor.numpy(), arrays[f"policy|{key}"]), f"{name} {key}"
+    played = subprocess.run([sys.executable, str(folder / "play.py"), "1"], capture_output=True, text=True, timeout=120)
+    assert played.returncode == 0 and "agent_1" in played.stdout, played.stderr
+
+
+# ------------------------------------------------------------------------------------------------------------- the loop
+
+
+def test_who_has_ended_adds_no_rows_and_a_time_out_is_no_end() -> None:
+    torch.set_num_threads(1)
+    trained = model(several(total=200, learning_starts=1000))
+    trained.learn(200)
+    for name, learner in trained.learners.items():
+        rows, buffer = trained.rows[name], learner.replay_buffer
+        assert buffer is not None and buffer.pos == rows < 200, "it did not live in every step"
+        ended = np.flatnonzero(buffer.dones[:rows, 0])
+        gaps = buffer.next_observations[:rows, 0, 0]
+        there = np.abs(gaps[ended]) < 0.3
+        assert there.any() and not there.all(), "both kinds of ends are in the trial"
+        assert (buffer.timeouts[ended, 0] == ~there).all()
+        assert not (np.abs(gaps[np.setdiff1d(np.arange(rows), ended)]) < 0.3).any(), "no row after an end"
+        begins = ended[:-1] + 1
+        assert not np.allclose(buffer.observations[begins, 0], buffer.next_observations[ended[:-1], 0])
+    assert sum(trained.rows.values()) > 200
+
+
+def test_learners_are_independent_and_train_in_fixed_order() -> None:
+    trained = model(several(total=100))
+    order: list[str] = []
+    for name, learner in trained.learners.items():
+        train = learner.train
+        learner.train = lambda *a, name=name, train=train: (order.append(name), train(*a))  # type: ignore[method-assign]
+    weights = [learner.policy.state_dict()["actor.mu.weight"].clone() for learner in trained.learners.values()]
+    trained.learn(64)
+    assert order == ["walker_0", "walker_1"] * 4, "after each step beyond learning_starts"
+    assert not torch.equal(weights[0], weights[1]), "each has a seed of its own"
+    buffers = [learner.replay_buffer for learner in trained.learners.values()]
+    assert buffers[0] is not buffers[1]
+    assert [learner.seed for learner in trained.learners.values()] == [3, 4]
+
+
+def test_the_same_as_a_single_sac_where_there_is_one_agent() -> None:
+    """One agent, deterministic environment: what plain SB3 learns from the same draws."""
+    trained = model(several({**WALKERS, "kwargs": {"count": 1}}, total=150))
+    trained.learn(150)
+    (learner,) = trained.learners.values()
+    buffer = learner.replay_buffer
+    assert buffer is not None and learner._n_updates == 90
+    stock = SAC("MlpPolicy", learner.env, seed=3, device="cpu", learning_starts=60, batch_size=16,
+                buffer_size=400, policy_kwargs={"net_arch": [16, 16]})  # fmt: skip
+    before = model(several({**WALKERS, "kwargs": {"count": 1}}, total=150)).learners["walker_0"]
+    for key, tensor in before.policy.state_dict().items():
+        assert torch.equal(tensor, stock.policy.state_dict()[key]), "it begins as SAC begins with this seed"
+
+
+def test_one_learner_for_all_has_the_rows_of_all() -> None:
+    trained = model(several(total=100, share_parameters=True))
+    trained.learn(100)
+    assert list(trained.learners) == ["shared"]
+    alone = model(several(total=100, learning_starts=1000, share_parameters=True))
+    alone.learn(100)
+    assert 100 < trained.rows["shared"] <= 200
+    assert trained.learners["shared"]._n_updates == 40
+
+
+# -------------------------------------------------------------------------------------------------------------- refused
+
+
+@pytest.mark.parametrize(
+    ("environment", "hyperparameters", "field", "words"),
+    [
+        ({"kwargs": {"discrete": ["walker_1"]}}, {}, "environment.id", "walker_1 has the action space Discrete(3)"),
+        ({"id": "Pendulum-v1"}, {}, "environment.id", "module:function"),
+        ({"id": "together:walker"}, {}, "environment.id", "did you mean walkers?"),
+        ({"id": "together:np.float64"}, {}, "environment.id", "module:function"),
+        ({"id": "together:Any"}, {}, "environment.kwargs", "raises"),
+        ({"kwargs": {"count": 0}}, {}, "environment.id", "at least one agent"),
+        ({"kwargs": {"counts": 2}}, {}, "environment.kwargs", "counts"),
+        ({"n_envs": 2}, {}, "environment.n_envs", "leave it 1"),
+        ({"vectorization": "subproc"}, {}, "environment.vectorization", "leave it dummy"),
+        ({"normalize": {}}, {}, "environment.normalize", "leave it null"),
+        ({}, {"train_freq": [2, "episode"]}, "hyperparameters.train_freq", "whole number"),
+        ({}, {"share_parameters": "yes"}, "hyperparameters.share_parameters", "true or false"),
+        ({"kwargs": {"differing": True}}, {"share_parameters": True}, "hyperparameters.share_parameters", "walker_1"),
+        ({}, {"share_parameters": True, "n_steps": 3}, "hyperparameters.n_steps", "remove it"),
+        ({}, {"learning_rat": 1e-3}, "hyperparameters.learning_rat", "did you mean learning_rate?"),
+        ({}, {"policy_kwargs": {"net_arhc": [8]}}, "hyperparameters.policy_kwargs.net_arhc", "refuses"),
+    ],
+)
+def test_refused_with_the_field(
+    environment: dict[str, Any], hyperparameters: dict[str, Any], field: str, words: str
+) -> None:
+    with pytest.raises(InputError) as refused:
+        check(RunFile(run_id="a", **several({**WALKERS, **environment}, **hyperparameters)))
+    assert str(refused.value).startswith(field) and words in str(refused.value)
+
+
+def test_an_evaluation_of_several_agents_is_not_there_yet() -> None:
+    with pytest.raises(NotYet, match="evaluation"):
+        check(RunFile(run_id="a", **several(), evaluation={"every": 240}))
+
+
+def test_validate_says_what_it_will_take() -> None:
+    report = check(RunFile(run_id="a", **several(windy(count=3))))
+    assert report.choice is not None and report.choice.exact
+    one = check(RunFile(run_id="a", **several(windy(count=1))))
+    assert report.buffer_bytes == 3 * one.buffer_bytes
+    assert report.row_bytes == 3 * one.row_bytes
+    assert report.capacity == 400
+
+
+# ---------------------------------------------------------------------------------------------- the environment's state
+
+
+@pytest.mark.parametrize("module", ["simple_spread_v3", "simple_tag_v3", "simple_speaker_listener_v4"])
+def test_pettingzoo_environments_go_on_in_mid_episode(module: str) -> None:
+    make = __import__(f"mpe2.{module}", fromlist=["parallel_env"]).parallel_env
+    choice = choose(lambda: Together(make(continuous_actions=True, max_cycles=20)))
+    assert choice.exact, choice
