@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
 import sys
@@ -77,6 +78,11 @@ CODE = """
         observation_space = spaces.Dict({"a": DictObservation.observation_space})
         def see(self):
             return {"a": super().see()}
+
+    class Mixed(Base):
+        observation_space = spaces.Dict({"a": Base.observation_space, "b": spaces.Discrete(2)})
+        def see(self):
+            return {"a": super().see(), "b": 1}
 
     class Unbounded(Base):
         action_space = spaces.Box(-numpy.inf, numpy.inf, (1,), numpy.float32)
@@ -232,6 +238,11 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"environment": {"wrappers": ["own:Wrapper", "own:WrapperWithArguments"]}}, "environment.wrappers", "'scale'"),
     ({"environment": {"normalize": {"clip_obs": "much"}}}, "environment.normalize.clip_obs", "above 0"),
     ({"environment": {"normalize": {"norm_obs_keys": ["a"]}}}, "environment.normalize", "norm_obs_keys"),
+    (
+        {"environment": {**own("Mixed"), "frame_stack": 2}, "policy": "MultiInputPolicy"},
+        "environment.frame_stack",
+        "only supports Box and Dict",
+    ),
     ({"environment": {**own("Locked"), "state": "pickle"}}, "environment.state", "cannot pickle"),
     ({"environment": {"state": "own"}}, "environment.state", "get_state"),
     # algorithm and policy
@@ -318,9 +329,92 @@ BAD_POLICY_ARGUMENTS: list[tuple[str, Any, str]] = [
     ("activation_fn", "torch.nn.functional:tanh", "torch.nn.modules.module.Module"),
     ("optimizer_class", "adamm", "adam"),
     ("features_extractor_class", "CNN", "module:Class"),
-    ("n_critics", 0, "SAC refuses it"),
+    ("n_critics", 0, "at least 1"),
     ("optimizer_kwargs", {"momentum": 0.9}, "momentum"),
 ]
+
+
+_PPO = ("ppo", "Pendulum-v1", "MlpPolicy")
+_LSTM = ("recurrent_ppo", "Pendulum-v1", "MlpLstmPolicy")
+_TRPO = ("trpo", "Pendulum-v1", "MlpPolicy")
+_DQN = ("dqn", "CartPole-v1", "MlpPolicy")
+_QRDQN = ("qrdqn", "CartPole-v1", "MlpPolicy")
+_TQC = ("tqc", "Pendulum-v1", "MlpPolicy")
+_TD3 = ("td3", "Pendulum-v1", "MlpPolicy")
+_CROSSQ = ("crossq", "Pendulum-v1", "MlpPolicy")
+
+#: ((algorithm, environment, policy), hyperparameters, the field that must be named, what must be said)
+BAD_ELSEWHERE: list[tuple[tuple[str, str, str], dict[str, Any], str, str]] = [
+    (("tqc", "CartPole-v1", "MlpPolicy"), {}, "algorithm", "Discrete(2)"),
+    (("crossq", "CartPole-v1", "MlpPolicy"), {}, "algorithm", "Discrete(2)"),
+    (("qrdqn", "Pendulum-v1", "MlpPolicy"), {}, "algorithm", "Box(-2.0"),
+    (("dqn", "Pendulum-v1", "MlpPolicy"), {}, "algorithm", "Box(-2.0"),
+    (("maskable_ppo", "CartPole-v1", "MlpPolicy"), {}, "environment.id", "action_masks()"),
+    (("recurrent_ppo", "Pendulum-v1", "MlpPolicy"), {}, "policy", "use MlpLstmPolicy"),
+    (("recurrent_ppo", "Pendulum-v1", "CnnLstmPolicy"), {}, "policy", "use MlpLstmPolicy"),
+    (("ppo", "Pendulum-v1", "MlpLstmPolicy"), {}, "policy", "use MlpPolicy"),
+    (("crossq", "Pendulum-v1", "CnnPolicy"), {}, "policy", "use MlpPolicy"),
+    (("ppo", "CartPole-v1", "MlpPolicy"), {"use_sde": True}, "hyperparameters.use_sde", "continuous actions"),
+    (_CROSSQ, {"tau": 0.1}, "hyperparameters.tau", "CrossQ has no such argument"),
+    (_TRPO, {"clip_range": 0.2}, "hyperparameters.clip_range", "TRPO has no such argument"),
+    (_DQN, {"action_noise": {"normal": 0.1}}, "hyperparameters.action_noise", "DQN has no such argument"),
+    (_LSTM, {"policy_kwargs": {"lstm_hidden_size": 0}}, "hyperparameters.policy_kwargs.lstm_hidden_size", "at least 1"),
+    (_LSTM, {"policy_kwargs": {"n_lstm_layers": 1.5}}, "hyperparameters.policy_kwargs.n_lstm_layers", "whole number"),
+    (_LSTM, {"policy_kwargs": {"shared_lstm": True}}, "hyperparameters.policy_kwargs.shared_lstm", "must choose"),
+    (_TQC, {"policy_kwargs": {"n_quantiles": 0}}, "hyperparameters.policy_kwargs.n_quantiles", "at least 1"),
+    (_QRDQN, {"policy_kwargs": {"n_quantiles": -1}}, "hyperparameters.policy_kwargs.n_quantiles", "at least 1"),
+    (_TQC, {"top_quantiles_to_drop_per_net": 25}, "hyperparameters.top_quantiles_to_drop_per_net", "less than"),
+    (_TQC, {"top_quantiles_to_drop_per_net": -1}, "hyperparameters.top_quantiles_to_drop_per_net", "at least 0"),
+    (_TRPO, {"cg_max_steps": 0}, "hyperparameters.cg_max_steps", "at least 1"),
+    (_TRPO, {"cg_damping": -0.1}, "hyperparameters.cg_damping", "at least 0"),
+    (_TRPO, {"target_kl": -1}, "hyperparameters.target_kl", "above 0"),
+    (_TRPO, {"sub_sampling_factor": 0}, "hyperparameters.sub_sampling_factor", "at least 1"),
+    (_TRPO, {"line_search_shrinking_factor": 1}, "hyperparameters.line_search_shrinking_factor", "below 1"),
+    (_TRPO, {"line_search_max_iter": 0}, "hyperparameters.line_search_max_iter", "at least 1"),
+    (_TRPO, {"n_critic_updates": 0}, "hyperparameters.n_critic_updates", "at least 1"),
+    (_QRDQN, {"exploration_fraction": 2}, "hyperparameters.exploration_fraction", "from 0 to 1"),
+    (_DQN, {"exploration_final_eps": -1}, "hyperparameters.exploration_final_eps", "from 0 to 1"),
+    (_DQN, {"exploration_initial_eps": "x"}, "hyperparameters.exploration_initial_eps", "from 0 to 1"),
+    (_DQN, {"max_grad_norm": 0}, "hyperparameters.max_grad_norm", "above 0"),
+    (_PPO, {"batch_size": 1}, "hyperparameters.batch_size", "normalize_advantage"),
+    (_LSTM, {"batch_size": 1}, "hyperparameters.batch_size", "normalize_advantage"),
+    (_PPO, {"n_steps": 1}, "hyperparameters.n_steps", "more environments"),
+    (_PPO, {"n_epochs": 0}, "hyperparameters.n_epochs", "at least 1"),
+    (_PPO, {"clip_range": -1}, "hyperparameters.clip_range", "above 0"),
+    (_PPO, {"clip_range_vf": -1}, "hyperparameters.clip_range_vf", "above 0"),
+    (_PPO, {"gae_lambda": 2}, "hyperparameters.gae_lambda", "from 0 to 1"),
+    (_PPO, {"target_kl": "x"}, "hyperparameters.target_kl", "above 0"),
+    (_PPO, {"vf_coef": -1}, "hyperparameters.vf_coef", "at least 0"),
+    (_PPO, {"ent_coef": "auto"}, "hyperparameters.ent_coef", "PPO refuses it"),
+    (_PPO, {"normalize_advantage": "no"}, "hyperparameters.normalize_advantage", "true or false"),
+    (_TD3, {"policy_delay": 0}, "hyperparameters.policy_delay", "at least 1"),
+    (_TD3, {"target_policy_noise": -1}, "hyperparameters.target_policy_noise", "at least 0"),
+    (_TD3, {"target_noise_clip": "x"}, "hyperparameters.target_noise_clip", "at least 0"),
+    (_TD3, {"action_noise": {"normal": -1}}, "hyperparameters.action_noise.normal", "at least 0"),
+]
+
+
+@pytest.mark.parametrize(("what", "hyperparameters", "field", "told"), BAD_ELSEWHERE)
+def test_refused_by_another_algorithm(
+    code: Path, what: tuple[str, str, str], hyperparameters: dict[str, Any], field: str, told: str
+) -> None:
+    algorithm, environment, policy = what
+    with pytest.raises(InputError) as caught:
+        try_out(
+            code, algorithm=algorithm, environment={"id": environment}, policy=policy, hyperparameters=hyperparameters
+        )
+    assert caught.value.field == field, caught.value
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_not_installed_is_named(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sb3_contrib" else there(name))
+    for algorithm in ("tqc", "sb3_contrib:TQC"):
+        with pytest.raises(InputError, match=r"algorithm: .*pip install 'train-cloud\[contrib\]'"):
+            try_out(code, algorithm=algorithm)
+    try_out(code)
 
 
 @pytest.mark.parametrize(("changed", "field", "told"), BAD)
@@ -375,6 +469,18 @@ def test_refused_policy_argument(code: Path, name: str, value: Any, told: str) -
         },
         {"algorithm": "stable_baselines3:TD3"},
         {"algorithm": "stable_baselines3:PPO"},
+        {"algorithm": "tqc", "hyperparameters": {"top_quantiles_to_drop_per_net": 24, "train_freq": 2}},
+        {"algorithm": "crossq", "environment": {"n_envs": 2}},
+        {"algorithm": "trpo", "hyperparameters": {"target_kl": 0.02, "cg_max_steps": 5}},
+        {"algorithm": "recurrent_ppo", "policy": "MlpLstmPolicy", "hyperparameters": {"clip_range": "lin_0.2"}},
+        {"algorithm": "qrdqn", "environment": {"id": "CartPole-v1", "frame_stack": 3}},
+        {
+            "algorithm": "maskable_ppo",
+            "environment": {"id": "MaskedWalk-v0", "module": "interrupting", "kwargs": {"discrete": True}, "n_envs": 2},
+        },
+        {"algorithm": "ppo", "hyperparameters": {"batch_size": 1, "normalize_advantage": False, "clip_range_vf": None}},
+        {"environment": {"frame_stack": 4, "normalize": True, "n_envs": 2}},
+        {"environment": {**own("DictObservation"), "frame_stack": 2}, "policy": "MultiInputPolicy"},
     ],
 )
 def test_accepted(code: Path, changed: dict[str, Any]) -> None:

@@ -266,7 +266,7 @@ def _enter_worker(seed: int) -> None:
 
 
 def make_vec_env(environment: Environment, seed: int, provider: str) -> VecEnv:
-    """The environments as SB3 wants them: normalised, then stacked, if the run file says so."""
+    """The environments as SB3 wants them: stacked, then normalised, if the run file says so."""
     env: VecEnv
     if environment.vectorization == "subproc":
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
@@ -282,12 +282,13 @@ def make_vec_env(environment: Environment, seed: int, provider: str) -> VecEnv:
         for name, value in (environment.normalize or {}).items():
             if name in NORMALIZE_RULES and not NORMALIZE_RULES[name][0](value):
                 raise InputError(f"environment.normalize.{name}", value, NORMALIZE_RULES[name][1])
-        if environment.normalize is not None:
-            with refusing("environment.normalize", environment.normalize, "VecNormalize raises"):
-                env = VecNormalize(env, **environment.normalize)
         if environment.frame_stack is not None:
             with refusing("environment.frame_stack", environment.frame_stack, "VecFrameStack raises"):
                 env = VecFrameStack(env, environment.frame_stack)
+        # Outermost: off-policy, SB3 stores the observations that VecNormalize has not normalised yet.
+        if environment.normalize is not None:
+            with refusing("environment.normalize", environment.normalize, "VecNormalize raises"):
+                env = VecNormalize(env, **environment.normalize)
     except InputError:
         env.close()
         raise
@@ -484,12 +485,19 @@ def _is_train_freq(value: object) -> bool:
     return _is_whole(value, 1)
 
 
+def _is_rate(value: object) -> bool:
+    return isinstance(value, str) or (isinstance(value, int | float) and _is_number(value, 0) and value > 0)
+
+
 _FLAG: Rule = (lambda value: isinstance(value, bool), "give true or false")
+_POSITIVE: Rule = (lambda value: _is_number(value, 0) and value > 0, "give a number above 0")
+_NOT_NEGATIVE: Rule = (lambda value: _is_number(value, 0), "give a number of at least 0")
+_SHARE: Rule = (lambda value: _is_number(value, 0, 1), "give a number from 0 to 1")
 
 #: What SB3 takes without a word and fails on later, or never: a rule and what to write instead, by argument.
 RULES: dict[str, Rule] = {
     "learning_rate": (
-        lambda value: isinstance(value, str) or (_is_number(value, 0) and value > 0),
+        _is_rate,
         "give a number above 0, or lin_<number> for a linear fall to 0",
     ),
     "buffer_size": _whole_rule(1),
@@ -518,6 +526,22 @@ RULES: dict[str, Rule] = {
     "use_sde": _FLAG,
     "use_sde_at_warmup": _FLAG,
     "optimize_memory_usage": _FLAG,
+    **dict.fromkeys(("normalize_advantage", "use_rms_prop"), _FLAG),
+    **dict.fromkeys(("n_epochs", "cg_max_steps", "line_search_max_iter", "n_critic_updates"), _whole_rule(1)),
+    **dict.fromkeys(("sub_sampling_factor",), _whole_rule(1)),
+    "top_quantiles_to_drop_per_net": _whole_rule(0),
+    **dict.fromkeys(("max_grad_norm", "target_kl", "rms_prop_eps"), _POSITIVE),
+    **dict.fromkeys(("vf_coef", "cg_damping", "target_policy_noise", "target_noise_clip"), _NOT_NEGATIVE),
+    **dict.fromkeys(("gae_lambda", "exploration_initial_eps", "exploration_final_eps"), _SHARE),
+    "exploration_fraction": (_SHARE[0], "give the share of all timesteps over which exploration falls, from 0 to 1"),
+    "line_search_shrinking_factor": (
+        lambda value: _is_number(value, 0, 1) and 0 < value < 1,
+        "give a number above 0 and below 1",
+    ),
+    **dict.fromkeys(
+        ("clip_range", "clip_range_vf"),
+        (_is_rate, "give a number above 0, or lin_<number> for a linear fall to 0"),
+    ),
     "policy_kwargs": (lambda value: isinstance(value, dict), "give a map of the policy's own arguments"),
     "replay_buffer_kwargs": (lambda value: isinstance(value, dict), "give a map of the buffer's own arguments"),
 }
@@ -527,12 +551,12 @@ WHOLE = (
     "buffer_size",
     "gradient_steps",
     "learning_starts",
+    "n_epochs",
     "n_steps",
     "target_update_interval",
     "train_freq",
 )
 
-_POSITIVE: Rule = (lambda value: _is_number(value, 0) and value > 0, "give a number above 0")
 #: The same for VecNormalize, which checks nothing at all.
 NORMALIZE_RULES: dict[str, Rule] = {
     **dict.fromkeys(("training", "norm_obs", "norm_reward"), _FLAG),
@@ -560,7 +584,31 @@ def arguments_of(run_file: RunFile, algorithm: type[BaseAlgorithm], action_space
         if name in RULES and value is not None and not RULES[name][0](value):
             raise InputError(field, value, RULES[name][1])
         arguments[name] = _argument(name, value, field, run_file, action_space)
+    defaults = {name: parameter.default for name, parameter in signature.items()}
+    _check_together(run_file, {**defaults, **arguments})
     return arguments
+
+
+def _check_together(run_file: RunFile, arguments: Mapping[str, Any]) -> None:
+    """What one argument alone does not show. ``learn.check`` tries a rollout and a batch of another size.
+
+    :param arguments: with the algorithm's defaults
+    :raises InputError: naming the one to change
+    """
+    assert run_file.environment is not None
+    if arguments.get("normalize_advantage") and "batch_size" in arguments:
+        if arguments["batch_size"] is not None and arguments["batch_size"] < 2:
+            fix = "give at least 2, or set normalize_advantage to false: one advantage has no deviation"
+            raise InputError("hyperparameters.batch_size", arguments["batch_size"], fix)
+        if arguments["n_steps"] * run_file.environment.n_envs < 2:
+            fix = "give at least 2, more environments, or set normalize_advantage to false"
+            raise InputError("hyperparameters.n_steps", arguments["n_steps"], fix)
+    dropped = arguments.get("top_quantiles_to_drop_per_net")
+    if isinstance(dropped, int):
+        quantiles = (arguments.get("policy_kwargs") or {}).get("n_quantiles", 25)  # sb3-contrib's default
+        if _is_whole(quantiles, 1) and dropped >= quantiles:
+            fix = f"give less than policy_kwargs.n_quantiles, which is {quantiles}"
+            raise InputError("hyperparameters.top_quantiles_to_drop_per_net", dropped, fix)
 
 
 def _argument(name: str, value: Any, field: str, run_file: RunFile, action_space: spaces.Space[Any]) -> Any:
@@ -594,6 +642,8 @@ def _policy_argument(name: str, value: Any, field: str, run_file: RunFile) -> An
         parts = value.values() if isinstance(value, dict) else [value]
         if not all(isinstance(part, list) and all(_is_whole(width, 1) for width in part) for part in parts):
             raise InputError(field, value, "give a list of layer widths, or {pi: [widths], qf: [widths]}")
+    if name in ("n_quantiles", "n_critics", "lstm_hidden_size", "n_lstm_layers") and not _is_whole(value, 1):
+        raise InputError(field, value, "give a whole number of at least 1")
     if name == "activation_fn":
         return _named(value, field, ACTIVATIONS, torch.nn.Module)
     if name == "optimizer_class":

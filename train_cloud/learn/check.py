@@ -144,6 +144,9 @@ def _check(run_file: RunFile, initial: Initial | None) -> CheckReport:
     env = make_vec_env(run_file.environment.model_copy(update=few), run_file.seed, choice.provider)
     try:
         _step(env, run_file.environment.id)
+        if "use_masking" in inspect.signature(algorithm.learn).parameters and not env.has_attr("action_masks"):
+            fix = f"{algorithm.__name__} needs an environment with action_masks(): sb3_contrib's ActionMasker adds one"
+            raise InputError("environment.id", run_file.environment.id, fix)
         arguments = arguments_of(run_file, algorithm, env.action_space)
         _check_hindsight(run_file, arguments, env)
 
