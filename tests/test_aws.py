@@ -161,6 +161,10 @@ def test_the_image_parameter_names_an_image_that_is_there(aws: EmbeddedAws) -> N
     assert refused(aws.client("ssm").get_parameter, Name="/aws/service/no-such") == "ParameterNotFound"
 
 
+def test_the_price_list_answers_and_has_no_price(aws: EmbeddedAws) -> None:
+    assert aws.client("pricing").get_products(ServiceCode="AmazonEC2")["PriceList"] == []
+
+
 def test_a_tls_only_policy_leaves_loopback_alone_and_other_denials_stand(aws: EmbeddedAws) -> None:
     s3, arn = aws.client("s3"), "arn:aws:s3:::tls-only"
     tls: dict[str, Any] = {"Effect": "Deny", "Principal": "*", "Action": "s3:*", "Resource": [arn, f"{arn}/*"]}

@@ -147,11 +147,10 @@ def life(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Life:
     folder = tmp_path_factory.mktemp("life")
     before = network(), mounts()
     command = [sys.executable, "-m", "train_cloud", "rehearse", str(EXAMPLE), "--machine", *SMALLER]
-    with subprocess.Popen(
-        [*command, "--out", str(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as rehearsal:
-        said, _ = rehearsal.communicate()
-    print(said)
+    with (folder / "said.txt").open("wb") as file:  # to read along
+        rehearsal = subprocess.Popen([*command, "--out", str(folder)], stdout=file, stderr=subprocess.STDOUT)
+        rehearsal.wait()
+    said = (folder / "said.txt").read_text()
     lived = Life(folder / "pendulum-sac", rehearsal.returncode, said, rehearsal.pid, before, (network(), mounts()))
     assert lived.status == 0, said[-8000:]
     return lived
