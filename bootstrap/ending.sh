@@ -76,7 +76,7 @@ give_up() {
 		if [ -z "$away" ] && count=$(retry 60 failures) && ((count >= TRAIN_CLOUD_MAX_ATTEMPTS)); then
 			say "the $count. failure in a row: giving the run up"
 			retry 300 mark_failed "$count boots in a row failed; see logs/boot-${boot#boots/}.log"
-			retry 600 set_capacity_0 && return
+			retry 600 set_capacity_0 && tell_failed "$count boots in a row failed" && return
 		else
 			retry 300 terminate && return
 		fi

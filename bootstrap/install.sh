@@ -16,6 +16,7 @@ guard
 retry 120 begin_boot
 verify_code
 leave_if_over
+bash "$here/launched.sh" || say "what was launched is not kept beside the checkpoints"
 bash "$here/driver.sh" kernel
 bash "$here/python.sh"
 bash "$here/driver.sh" torch

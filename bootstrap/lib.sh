@@ -65,6 +65,12 @@ keys() {
 # create KEY [OPTION…]: never overwrites
 create() { aws s3api put-object --bucket "$bucket" --key "$run/$1" --if-none-match '*' "${@:2}" >/dev/null; }
 
+# tell_failed REASON: where a topic was asked for; as train_cloud/worker/announce.py does it
+tell_failed() {
+	[ -z "${TRAIN_CLOUD_TOPIC:-}" ] || retry 60 aws sns publish --topic-arn "$TRAIN_CLOUD_TOPIC" --message "$1" \
+		--subject "train-cloud: $TRAIN_CLOUD_RUN_ID failed" >/dev/null || say "nobody was told"
+}
+
 # Once per boot: a marker in the store, under a number and a name that no other boot has.
 begin_boot() {
 	local found last

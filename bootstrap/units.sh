@@ -10,8 +10,8 @@ if ! id -u train-cloud >/dev/null 2>&1; then
 	useradd --system --home-dir "$TRAIN_CLOUD_STATE_DIR" --shell /usr/sbin/nologin train-cloud
 fi
 state=$root$TRAIN_CLOUD_STATE_DIR
-mkdir -p "$state/tensorboard"
-chown train-cloud:train-cloud "$state" "$state/tensorboard"
+mkdir -p "$state/artifacts/tensorboard"
+chown train-cloud:train-cloud "$state" "$state/artifacts" "$state/artifacts/tensorboard"
 
 # An upgrade in mid-run may restart services or take the driver away from under the training.
 upgrades=(apt-daily.timer apt-daily-upgrade.timer apt-daily.service apt-daily-upgrade.service unattended-upgrades.service)
@@ -21,6 +21,7 @@ systemctl stop "${upgrades[@]}" || say "some of the upgrade units are not there"
 install -d "$root/etc/systemd/system"
 install -m 644 "$here"/../systemd/*.service "$root/etc/systemd/system/"
 systemctl daemon-reload
+[ -z "${TRAIN_CLOUD_LOG_GROUP:-}" ] || systemctl start --no-block train-cloud-logs.service
 systemctl start --no-block train-cloud-watch.service
 systemctl start --no-block train-cloud-train.service
 systemctl start --no-block train-cloud-tensorboard.service

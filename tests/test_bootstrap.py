@@ -392,7 +392,7 @@ def test_user_data_is_the_same_code_as_the_bootstrap_scripts() -> None:
 def test_systemd_accepts_the_units(unit: str, tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd is not here")
-    for name in ("train-cloud", "tensorboard"):
+    for name in ("train-cloud", "tensorboard", "python"):
         program = tmp_path / "opt/train-cloud/venv/bin" / name
         program.parent.mkdir(parents=True, exist_ok=True)
         program.write_text("#!/bin/sh\n")
@@ -558,8 +558,16 @@ def test_after_too_many_failed_boots_the_run_has_failed_and_costs_nothing(boot: 
     boot.put("head.json", kept.model_dump_json(indent=1).encode())
     boot.s3.delete_object(Bucket=BUCKET, Key=boot.code_key("SHA256SUMS"))
     boot.use_the_real_aws_cli()
+    sns, sqs = boot.aws.client("sns"), boot.aws.client("sqs")
+    queue = sqs.create_queue(QueueName="told")["QueueUrl"]
+    arn = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    boot.variables["TRAIN_CLOUD_TOPIC"] = sns.create_topic(Name="told")["TopicArn"]
+    sns.subscribe(TopicArn=boot.variables["TRAIN_CLOUD_TOPIC"], Protocol="sqs", Endpoint=arn)
     done = boot.user_data()
     assert done.returncode != 0
+    (said,) = sqs.receive_message(QueueUrl=queue)["Messages"]
+    assert json.loads(said["Body"])["Subject"] == f"train-cloud: {boot.run_id} failed"
+    assert "3 boots in a row failed" in json.loads(said["Body"])["Message"]
     assert boot_key(4, boot.instance) in boot.keys("boots/")
     assert boot.capacity() == 0, boot.log()
     found = read_head(boot.store)
@@ -619,14 +627,39 @@ def test_a_boot_ends_with_the_units_started_the_watch_first(boot: Boot) -> None:
     assert {path.name for path in (boot.root / "etc/systemd/system").iterdir()} == {
         path.name for path in UNITS.iterdir()
     }
-    assert (boot.root / "var/lib/train-cloud/tensorboard").is_dir()
+    assert (boot.root / "var/lib/train-cloud/artifacts/tensorboard").is_dir()
     assert "no NVIDIA device: training on the CPU" in boot.log()
     marker = boot_key(1, boot.instance)
     assert boot.keys("boots/") == [marker, f"{marker}-ready"]
     # The same machine boots again: another boot, the same code, nothing installed anew.
     (boot.root / "run/train-cloud/boot").unlink()
+    boot.variables["TRAIN_CLOUD_LOG_GROUP"] = "/train-cloud-boots"
+    before = len(boot.requests())
     assert boot.call(*INSTALL).returncode == 0, boot.log()
     assert f"{boot_key(2, boot.instance)}-ready" in boot.keys("boots/")
+    assert "systemctl start --no-block train-cloud-logs.service" in boot.requests()[before:]
+
+
+@pytest.mark.slow
+def test_what_was_launched_is_kept_beside_the_checkpoints_as_it_was_first(boot: Boot, tmp_path: Path) -> None:
+    boot.installed()
+    etc = boot.root / "etc/train-cloud"
+    etc.mkdir(parents=True)
+    (etc / "run.yaml").write_text("run_id: x\n")
+    (etc / "overrides.json").write_text("{}")
+    for _ in range(2):
+        done = step(boot, "launched.sh")
+        assert done.returncode == 0, done.stderr
+        (etc / "run.yaml").write_text("run_id: changed\n")
+    code = f"code-{boot.variables['TRAIN_CLOUD_CODE_DIGEST']}.tar.gz"
+    assert boot.keys("launched/") == [f"launched/{name}" for name in (code, "overrides.json", "run.yaml")]
+    assert boot.get("launched/run.yaml") == b"run_id: x\n"
+    (tmp_path / code).write_bytes(boot.get(f"launched/{code}"))
+    out = tmp_path / "out"
+    shutil.unpack_archive(tmp_path / code, out, filter="data")
+    sums = (out / "SHA256SUMS").read_bytes()
+    assert hashlib.sha256(sums).hexdigest() == boot.variables["TRAIN_CLOUD_CODE_DIGEST"]
+    assert (out / "user/mine.py").read_bytes() == b"X = 1\n"
 
 
 @pytest.mark.slow
