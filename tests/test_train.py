@@ -110,6 +110,30 @@ def test_an_export_loads_with_plain_sb3_and_plays(done: Rehearsed, tmp_path: Pat
     assert "torch==" in (folder / "requirements.lock").read_text()
 
 
+CONTRIB = {
+    "recurrent_ppo": {
+        "policy": "MlpLstmPolicy",
+        "environment": {"id": "Pendulum-v1", "frame_stack": 2, "normalize": {}, "kwargs": {"max_episode_steps": 20}},
+        "hyperparameters": {"n_steps": 32, "policy_kwargs": {"lstm_hidden_size": 4}},
+    },
+    "maskable_ppo": {
+        "environment": {"id": "MaskedWalk-v0", "module": "interrupting", "kwargs": {"discrete": True}},
+        "hyperparameters": {"n_steps": 32},
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", CONTRIB)
+def test_frames_memory_and_masks_are_played_too(warm: Any, tmp_path: Path, algorithm: str) -> None:
+    run = {"algorithm": algorithm, "seed": 1, "total_timesteps": 32, "save_frequency": 32, **CONTRIB[algorithm]}
+    trained = Rehearsed(warm, tmp_path / "run", run)
+    assert trained.session() == 0, trained.log()
+    folder = export(trained.root, "a-run", out=tmp_path / "out")
+    played = subprocess.run([sys.executable, folder / "play.py", "2"], capture_output=True, text=True, timeout=120)
+    assert played.returncode == 0 and played.stdout.count("return") == 2, played.stderr
+
+
 def test_the_final_model_lies_in_the_store(done: Rehearsed, tmp_path: Path) -> None:
     (tmp_path / "model.zip").write_bytes(done.store.get(layout.FINAL + "model.zip").body)
     assert SAC.load(tmp_path / "model.zip").num_timesteps == 400

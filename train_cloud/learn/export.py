@@ -22,18 +22,21 @@ _PLAY = '''\
 """Plays the trained model: python play.py [episodes]. Needs stable-baselines3, gymnasium and the run's environment."""
 
 import importlib
+import inspect
 import sys
 from pathlib import Path
 
 import gymnasium
+import numpy as np
 from {module} import {name}
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
 HERE = Path(__file__).parent
 ENVIRONMENT = {environment!r}
 KWARGS = {kwargs!r}
 MODULE = {imported!r}
 WRAPPERS = {wrappers!r}
+FRAMES = {frames!r}
 
 
 def make() -> gymnasium.Env:
@@ -48,14 +51,19 @@ def make() -> gymnasium.Env:
 
 def main(episodes: int) -> None:
     env = DummyVecEnv([make])
+    if FRAMES:
+        env = VecFrameStack(env, FRAMES)
     if (HERE / "vecnormalize.pkl").exists():
         env = VecNormalize.load(str(HERE / "vecnormalize.pkl"), env)
         env.training = env.norm_reward = False
     model = {name}.load(HERE / "model.zip", device="cpu")
+    masked = "action_masks" in inspect.signature(model.predict).parameters
     for episode in range(episodes):
         observation, total, done = env.reset(), 0.0, False
+        state, dones = None, np.ones(1, bool)  # of a recurrent policy
         while not done:
-            action, _ = model.predict(observation, deterministic=True)
+            masks = {{"action_masks": np.stack(env.env_method("action_masks"))}} if masked else {{}}
+            action, state = model.predict(observation, state=state, episode_start=dones, deterministic=True, **masks)
             observation, rewards, dones, _ = env.step(action)
             total, done = total + float(rewards[0]), bool(dones[0])
         print(f"episode {{episode + 1}}: return {{total:.2f}}")
@@ -153,6 +161,7 @@ def write_export(
                 kwargs=environment.get("kwargs", {}),
                 imported=environment.get("module"),
                 wrappers=list(environment.get("wrappers", ())),
+                frames=environment.get("frame_stack"),
             )
         )
 
