@@ -41,6 +41,7 @@ _CLOSED = (
 def register(app: typer.Typer) -> None:
     app.command(rich_help_panel=options.LOOK)(status)
     app.command(rich_help_panel=options.LOOK)(logs)
+    app.command(rich_help_panel=options.LOOK)(report)
     app.command(rich_help_panel=options.LOOK)(export)
 
 
@@ -133,6 +134,28 @@ def logs(
             _write(piece)
     else:
         _write(read_log(found, session)[1])
+
+
+def report(
+    run: options.Run,
+    store: options.OptionalStore = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="HTML file to write.", show_default="./RUN_ID.html")
+    ] = None,
+) -> None:
+    """Write one HTML page about a run.
+
+    Configuration, timeline with interruptions, curves, evaluations, videos, routes and cost in one file that loads
+    nothing; for a run in any state.
+
+    `train-cloud report pendulum-sac --store ./store`
+    """
+    root, run_id = locate(run, store)
+    if run_id is None:
+        raise InputError("run", run, "name one run: its file, its id, or its folder's URL")
+    from train_cloud.worker.page import write_page
+
+    typer.echo(str(write_page(root, run_id, out or Path(f"{run_id}.html"))))
 
 
 def _write(body: bytes) -> None:
