@@ -24,6 +24,11 @@ variable "run_file" {
     condition     = !can(file(pathexpand(var.run_file))) || can(regex("^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$", yamldecode(file(pathexpand(var.run_file))).run_id))
     error_message = "run_file: it must be a YAML map whose run_id has 1 to 40 lower-case letters, digits and inner hyphens; `train-cloud validate RUN_FILE` says what is wrong with it."
   }
+
+  validation {
+    condition     = try(yamldecode(file(pathexpand(var.run_file))).seeds, null) == null
+    error_message = "run_file: its seeds stand for several runs; `train-cloud expand RUN_FILE` writes a run file for each, to be named in run_files."
+  }
 }
 
 variable "run_files" {
@@ -40,6 +45,11 @@ variable "run_files" {
   validation {
     condition     = alltrue([for path in var.run_files : !can(file(pathexpand(path))) || can(regex("^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$", yamldecode(file(pathexpand(path))).run_id))])
     error_message = "run_files: each must be a YAML map whose run_id has 1 to 40 lower-case letters, digits and inner hyphens; `train-cloud validate RUN_FILE` says what is wrong with one."
+  }
+
+  validation {
+    condition     = alltrue([for path in var.run_files : try(yamldecode(file(pathexpand(path))).seeds, null) == null])
+    error_message = "run_files: the seeds of one stand for several runs; `train-cloud expand RUN_FILE` writes a run file for each."
   }
 
   validation {

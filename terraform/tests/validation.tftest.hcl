@@ -24,6 +24,23 @@ run "run_file_bad_run_id" {
   }
 }
 
+run "run_file_with_seeds" {
+  command         = plan
+  expect_failures = [var.run_file]
+  variables {
+    run_file = "tests/seeds.yaml"
+  }
+}
+
+run "run_files_with_seeds" {
+  command         = plan
+  expect_failures = [var.run_files]
+  variables {
+    run_file  = null
+    run_files = ["tests/run.yaml", "tests/seeds.yaml"]
+  }
+}
+
 run "no_run_file" {
   command         = plan
   expect_failures = [var.run_file]
