@@ -809,7 +809,10 @@ def sample(space: gymnasium.Space[Any], mask: Any = None) -> Any:
 
 
 def _allowed(env: Env, space: gymnasium.Space[Any]) -> Any:
-    masks = env.get_wrapper_attr("action_masks")() if env.has_wrapper_attr("action_masks") else None
+    of: Callable[[], Any] | None = None
+    with contextlib.suppress(AttributeError):
+        of = env.get_wrapper_attr("action_masks")
+    masks = of() if of is not None else None
     return sample(space, masks)
 
 

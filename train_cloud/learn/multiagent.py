@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import re
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -169,6 +170,15 @@ class MultiAgent(OffPolicyAlgorithm):
             actions[name] = action[0]
         observations, reward, over, _, each = env.envs[0].step(actions)
         rewards, terminations, truncations = each["rewards"], each["terminations"], each["truncations"]
+        self._steps += 1
+        for name in actions:
+            self._returns[name] += rewards[name]
+            self._lengths[name] += 1
+            if terminations[name] or truncations[name] or over:
+                self._end_of(name)
+        infos: list[dict[str, Any]] = [{**each}]  # what callbacks expect: of the one environment
+        if over:
+            infos[0]["episode"] = {"r": round(safe_mean(self._ended), 6), "l": self._steps, "t": self._seconds()}
         self.num_timesteps += 1
         for learner in self.learners.values():
             learner.num_timesteps = self.num_timesteps
@@ -176,7 +186,6 @@ class MultiAgent(OffPolicyAlgorithm):
         if not callback.on_step():
             return False
 
-        self._steps += 1
         for name in actions:
             learner = self.learners[self.learner_of[name]]
             done = terminations[name] or truncations[name]
@@ -192,29 +201,28 @@ class MultiAgent(OffPolicyAlgorithm):
                 [{**each["infos"][name], "TimeLimit.truncated": timed_out}],
             )
             self.rows[self.learner_of[name]] += 1
-            self._returns[name] += rewards[name]
-            self._lengths[name] += 1
-            if done or over:
-                self._end_of(name, learner)
+            if (done or over) and learner.action_noise is not None:
+                learner.action_noise.reset()
         self._last_obs = {**before, **observations}
         self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
         if over:
+            self._update_info_buffer(infos)
             self._end_episode(env, log_interval)
         return True
 
-    def _end_of(self, name: str, learner: SAC) -> None:
+    def _seconds(self) -> float:
+        """Since the training began in this process."""
+        return round((time.time_ns() - self.start_time) / 1e9, 6)
+
+    def _end_of(self, name: str) -> None:
         """An agent's episode is over."""
         self._agent_infos[name].append({"r": round(self._returns[name], 6), "l": self._lengths[name]})
         self._ended.append(self._returns[name])
         self._returns[name], self._lengths[name] = 0.0, 0
-        if learner.action_noise is not None:
-            learner.action_noise.reset()
 
     def _end_episode(self, env: _Table, log_interval: int | None) -> None:
         """The last agent is gone: the environment begins anew."""
-        assert self.ep_info_buffer is not None
         self._episode_num += 1
-        self.ep_info_buffer.append({"r": round(safe_mean(self._ended), 6), "l": self._steps, "t": 0.0})
         self.begin_episode(env.reset())
         if log_interval is not None and self._episode_num % log_interval == 0:
             self.dump_logs()
