@@ -16,7 +16,11 @@ restore() {
 	known=$(retry 60 keys "env/$1/SHA256SUMS")
 	[ -n "$known" ] || return 0
 	retry 60 aws s3 cp --only-show-errors --recursive "s3://$bucket/$run/env/$1" "$work"
-	(cd "$work" && sha256sum --check --strict --quiet SHA256SUMS)
+	if ! (cd "$work" && sha256sum --check --strict --quiet SHA256SUMS); then
+		# Without its sums it is not there, so that what is installed now is kept in its place.
+		retry 60 aws s3api delete-object --bucket "$bucket" --key "$run/env/$1/SHA256SUMS" >/dev/null
+		return 1
+	fi
 	rm -rf "$venv"
 	tar -C "$opt" -I zstd -xf "$work/environment.tar.zst"
 	say "restored the environment $1"

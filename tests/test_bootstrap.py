@@ -136,6 +136,9 @@ rm "$reply"
             conditions = {"IfNoneMatch": get("--if-none-match"), "IfMatch": get("--if-match")}
             self.s3.put_object(**at, Body=body, **{name: value for name, value in conditions.items() if value})
             return b"{}"
+        if call == "s3api delete-object --bucket --key":
+            self.s3.delete_object(**at)
+            return b"{}"
         if call == "autoscaling set-desired-capacity --auto-scaling-group-name --desired-capacity":
             self.scaling.set_desired_capacity(
                 AutoScalingGroupName=get("--auto-scaling-group-name"),
@@ -814,6 +817,12 @@ def test_an_environment_is_kept_and_restored_only_whole(boot: Boot) -> None:
     boot.put(f"env/{digest}/environment.tar.zst", b"cut short")
     assert step(boot, "environment.sh", "restore", digest).returncode != 0
     assert not venv.exists()
+    assert boot.keys("env/") == [f"env/{digest}/environment.tar.zst"], "the next keeps a whole one in its place"
+    install()
+    assert step(boot, "environment.sh", "keep").returncode == 0
+    shutil.rmtree(venv)
+    assert step(boot, "environment.sh", "restore", digest).returncode == 0
+    assert (venv / "library").read_text() == "as installed"
 
 
 @pytest.mark.slow

@@ -407,7 +407,9 @@ def test_the_role_of_a_machine_reaches_its_run_and_its_group_only(failed_boot: B
     assert answers["metadata without a token"] == "401" and answers["the internet"] == "000"
 
 
-def test_a_kept_environment_that_was_tampered_with_is_refused_and_installed_again(failed_boot: Boot) -> None:
+def test_a_kept_environment_that_was_tampered_with_is_refused_and_installed_again(
+    failed_boot: Boot, stack: Stack
+) -> None:
     said = failed_boot.bootstrap
     order = [
         next(index for index, text in enumerate(said) if words in text)
@@ -415,6 +417,7 @@ def test_a_kept_environment_that_was_tampered_with_is_refused_and_installed_agai
     ]
     assert order == sorted(order), said
     assert not any("restored the environment" in text for text in said)
+    assert not [key for key in stack.keys("env/") if key.endswith("SHA256SUMS")], "nobody will be offered it again"
 
 
 def test_a_gpu_that_torch_cannot_use_fails_the_boot_loudly(failed_boot: Boot, stack: Stack) -> None:
