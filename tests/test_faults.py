@@ -4,7 +4,6 @@ intact.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import resource
@@ -14,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,14 +94,6 @@ def head_of(store: ObjectStore) -> Head:
 def commit(committer: Committer, timesteps: int, within: float = float("inf")) -> None:
     committer.submit(snapshot(timesteps, timesteps - 10))
     committer.wait(time.monotonic() + within)
-
-
-def insist(act: Callable[[], Any]) -> Any:
-    """Again where it does not come through, as the committer does."""
-    for _ in range(5):
-        with contextlib.suppress(StoreUnavailable):
-            return act()
-    return act()
 
 
 def goes_on(direct: ObjectStore, session: int = 3) -> None:
@@ -294,7 +285,7 @@ def test_a_download_that_breaks_off_is_asked_for_again(
     proxy: FaultProxy, direct: ObjectStore, faulty: ObjectStore, kind: str, fault: Fault
 ) -> None:
     proxy.arm(kind, fault)
-    assert insist(lambda: check(faulty)) == 20
+    assert check(faulty) == 20
     assert not proxy.armed
 
 
@@ -304,8 +295,8 @@ def test_large_bodies_are_cut_in_the_middle(proxy: FaultProxy, direct: ObjectSto
     for kind, faults in (("multipart", (lose_request, lose_reply, break_reply)), ("get large", (break_reply,))):
         for fault in faults:
             proxy.arm(kind, fault)
-    insist(lambda: faulty.put("large", body))
-    assert bytes(insist(lambda: faulty.get("large")).body) == body
+    faulty.put("large", body)
+    assert bytes(faulty.get("large").body) == body
     assert not proxy.armed
 
 

@@ -35,7 +35,7 @@ from train_cloud.config import Preservation
 from train_cloud.errors import ConditionFailed, CorruptCheckpoint, Fenced, InputError, StoreUnavailable, TrainCloudError
 from train_cloud.run import head as run_head
 from train_cloud.run import layout
-from train_cloud.run.head import Head, Lease, Reference, Token, conclude, found, parse_head, read_head, reopen
+from train_cloud.run.head import Head, Lease, Outcome, Reference, Token, conclude, found, parse_head, read_head, reopen
 from train_cloud.run.session import begin_session
 from train_cloud.snapshot import Part, Rows, Snapshot
 from train_cloud.store import open_store
@@ -56,7 +56,8 @@ def one_after_the_other() -> Iterator[None]:
         patch.setattr(merge, "FAN_IN", 2)
         for module in (commit, run_head):
             patch.setattr(module, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: None))
-        patch.setattr(threading, "excepthook", lambda hook: None)  # a dying thread has nobody to tell
+        for module, hook in ((threading, "excepthook"), (sys, "unraisablehook")):
+            patch.setattr(module, hook, lambda hook: None)  # a dying thread has nobody to tell
         yield
 
 
@@ -80,7 +81,9 @@ def check_history(heads: list[Head], since: int = 0) -> None:
 
 
 class Machine:
-    """Takes the run and commits; started again once after its process has died or given up."""
+    """Takes the run and commits, of two times the last one together with the outcome; started again once after its
+    process has died or given up.
+    """
 
     def __init__(self, objects: Objects, session: int, commits: int) -> None:
         self.objects, self.session, self.commits, self.restart = objects, session, commits, -1
@@ -89,6 +92,7 @@ class Machine:
 
     def start(self) -> None:
         self.restart += 1
+        self.gave_up = False
         self.since = max(0, len(self.objects.heads) - 1)
         self.worker = Worker(self.objects, f"{self.session}.{self.restart}", self.program)
 
@@ -101,18 +105,23 @@ class Machine:
         for number in range(self.commits):
             timesteps = lease.head.timesteps + 10
             reference = Reference(key=f"{layout.token_text(token)}-{number}", size=1, crc64nvme=1)
+            outcome: Outcome | None = "completed" if number == 1 else None
             try:
-                self.done.append(lease.commit(reference, timesteps).commit)
+                self.done.append(lease.commit(reference, timesteps, outcome=outcome).commit)
             except StoreUnavailable:
                 if number == 1:  # out of time: word of it is left, and the next start goes on from what stands
+                    self.gave_up = True
                     lease.record_failure("the store does not answer")
                     raise
-                self.done.append(lease.commit(reference, timesteps).commit)
+                self.done.append(lease.commit(reference, timesteps, outcome=outcome).commit)
         return "done"
 
     def fenced_rightly(self) -> bool:
         token = Token(self.session, self.restart)
-        return any(head.token > token or head.outcome for head in self.objects.heads[self.since :])
+        since = self.objects.heads[self.since :]
+        # What it gave up may have happened after all: a failure can be recorded no longer then.
+        over = ("failed", "completed") if self.gave_up else ("failed",)
+        return any(head.token > token or head.outcome in over for head in since)
 
 
 class Person:
@@ -266,11 +275,16 @@ def test_every_schedule_of_a_few_leases(machines: int, commits: int, faults: int
         found: list[Machine | Person] = [Machine(objects, session + 1, commits) for session in range(machines)]
         return [*found, Person(objects, "person", person)] if person else found
 
+    def ended_rightly(objects: Objects) -> None:
+        for before, after in itertools.pairwise(objects.heads):
+            if after.outcome == "failed" and before.outcome is None:
+                assert after.session == 1, "somebody else's run was ended"
+
     ends = 0
-    for schedule in explore(actors, faults):
+    for schedule in explore(actors, faults, check=ended_rightly):
         ends += 1
         if not faults and person is None:
-            assert schedule.actors[-1].worker.ended == "done"
+            assert schedule.actors[-1].worker.ended in ("done", "over")
             assert schedule.objects.heads[-1].session == machines
     assert ends
 
@@ -565,6 +579,12 @@ class Protocol(RuleBasedStateMachine):
         if self.objects.changes == self.seen_changes:
             return
         self.seen_changes = self.objects.changes
+        numbers: dict[Path, int] = {}
+        for process in self.processes:
+            if process.token is not None:
+                kept = numbers.setdefault(process.disk, process.token.session)
+                assert kept == process.token.session, "a machine began anew, and could fence its successor"
+        assert len({*numbers.values()}) == len(numbers), "two machines have one number"
         check_history(heads, self.seen_heads)
         self.seen_heads = len(heads)
         stood = [head.commit for head in heads]

@@ -238,10 +238,16 @@ class Lease:
             self._etag = standing[1]
         except ConditionFailed as error:
             standing = read_head(self._store)
-            if standing is None or standing[0].token != self.head.token or standing[0].outcome is not None:
+            if standing is None or standing[0].token != self.head.token:
                 raise Fenced(_fenced(standing[0] if standing else None, self.head.token)) from error
-            # Ours: an earlier swap of this lease whose reply was lost, and which its caller gave up on. What it changed
-            # stays: a failure that is recorded now must not take back the checkpoint before it.
+            # Ours: an earlier swap of this lease whose reply was lost, or which came late.
+            if all(getattr(standing[0], name) == value for name, value in changes.items()):
+                self.head, self._etag = standing
+                return self.head
+            if standing[0].outcome is not None:
+                raise Fenced(_fenced(standing[0], self.head.token)) from error
+            # Its caller gave it up. What it changed stays: a failure that is recorded now must not take back the
+            # checkpoint before it.
             self.head, self._etag = standing
             return self._write(**changes)
         self.head = head

@@ -14,11 +14,11 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 import boto3
@@ -41,7 +41,10 @@ from ..errors import (
 from .protocol import Body, ObjectInfo, StoredObject, check_key, check_prefix
 
 if TYPE_CHECKING:
+    from obstore import GetOptions
     from obstore.store import S3Config
+
+T = TypeVar("T")
 
 _PART = 16 << 20
 """Bytes. Larger objects travel in parts of this size, several at once."""
@@ -86,7 +89,7 @@ class BucketStore:
         path = self._path(key)
         for _ in range(2):
             try:
-                return self._read(path)
+                return self._patiently(lambda: self._read(path))
             except _ERRORS as error:
                 if _status(error) not in (403, 404) or _code(error) == "NoSuchBucket":
                     self._raise(key, error)
@@ -101,19 +104,21 @@ class BucketStore:
         path = self._path(key)
         view = memoryview(body).cast("B")
         try:
-            reply = self._client.put(
-                path, view, use_multipart=len(view) > _PART, chunk_size=_PART, max_concurrency=_PARALLEL
+            reply = self._patiently(
+                lambda: self._client.put(
+                    path, view, use_multipart=len(view) > _PART, chunk_size=_PART, max_concurrency=_PARALLEL
+                )
             )
         except _ERRORS as error:
             self._raise(key, error)
         return _etag(reply)
 
     def create(self, key: str, body: Body) -> str:
-        path = self._path(key)
+        path, view = self._path(key), memoryview(body).cast("B")
         deadline, pause = time.monotonic() + self._patience, 0.1
         while True:
             try:
-                return _etag(self._client.put(path, memoryview(body).cast("B"), mode="create"))
+                return _etag(self._patiently(lambda: self._client.put(path, view, mode="create")))
             except _ERRORS as error:
                 if _status(error) not in (409, 412):
                     self._raise(key, error)
@@ -125,9 +130,9 @@ class BucketStore:
             pause = min(2 * pause, 5.0)
 
     def swap(self, key: str, body: Body, etag: str) -> str:
-        path = self._path(key)
+        path, view = self._path(key), memoryview(body).cast("B")
         try:
-            return _etag(self._client.put(path, memoryview(body).cast("B"), mode={"e_tag": etag}))
+            return _etag(self._patiently(lambda: self._client.put(path, view, mode={"e_tag": etag})))
         except _ERRORS as error:
             status = _status(error)
             changed = (
@@ -144,16 +149,21 @@ class BucketStore:
         # obstore lists whole folders only. Keys come in order, so that the wanted ones are asked for and left by name.
         folder, slash, start = (self._prefix + check_prefix(prefix)).rpartition("/")
         offset = folder + slash + start[:-1] if start[:-1] not in ("", ".", "..") else None
-        try:
-            for page in self._client.list(folder or None, offset=offset):
-                for found in page:
-                    key = found["path"].removeprefix(self._prefix)
-                    if key.startswith(prefix):
-                        yield ObjectInfo(key, found["size"], found["last_modified"])
-                    elif key > prefix:
-                        return
-        except _ERRORS as error:
-            self._raise(prefix, error)
+        patience = _Patience(self._patience)
+        while True:
+            try:
+                for page in self._client.list(folder or None, offset=offset):
+                    for found in page:
+                        offset = found["path"]
+                        key = offset.removeprefix(self._prefix)
+                        if key.startswith(prefix):
+                            yield ObjectInfo(key, found["size"], found["last_modified"])
+                        elif key > prefix:
+                            return
+                return
+            except _ERRORS as error:
+                if not patience.again(error):
+                    self._raise(prefix, error)
 
     def within(self, folder: str) -> BucketStore:
         there = BucketStore(self.bucket, self._prefix + check_key(folder), patience=self._patience)
@@ -173,7 +183,7 @@ class BucketStore:
         if not paths:
             return
         try:
-            self._client.delete(paths)
+            self._patiently(lambda: self._client.delete(paths))
         except _ERRORS as error:
             self._raise(paths[0].removeprefix(self._prefix), error)
 
@@ -304,12 +314,23 @@ class BucketStore:
 
         def fetch(start: int) -> None:
             end = min(start + _PART, size)
-            view[start:end] = self._client.get(path, options={"range": (start, end), "if_match": etag}).bytes()
+            options: GetOptions = {"range": (start, end), "if_match": etag}
+            view[start:end] = self._patiently(lambda: self._client.get(path, options=options).bytes())
 
         with ThreadPoolExecutor(_PARALLEL) as threads:
             for _ in threads.map(fetch, range(0, size, _PART)):
                 pass
         return StoredObject(body, etag)
+
+    def _patiently(self, act: Callable[[], T]) -> T:
+        """``act``, again where its connection broke."""
+        patience = _Patience(self._patience)
+        while True:
+            try:
+                return act()
+            except _ERRORS as error:
+                if not patience.again(error):
+                    raise
 
     def _exists(self, key: str) -> bool:
         return any(info.key == key for info in self.list(key))
@@ -416,6 +437,24 @@ class BucketStore:
         why = (cause[1] or "time-out") if cause else f"{status} {code}" if status else text
         at = f" at {self._endpoint}" if self._endpoint else ""
         raise StoreUnavailable(f"{where}: S3{at} does not answer: {why}") from error
+
+
+class _Patience:
+    """Tries beyond obstore's own, which sends nothing again that has a condition or that it has begun to read. A
+    condition that our first request has met already shows as one that is not met: see ``ObjectStore.create``.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._deadline, self._pause = time.monotonic() + seconds, 0.1
+
+    def again(self, error: Exception) -> bool:
+        """Whether the connection broke and there is time for another try, for which it has waited then."""
+        broken = _status(error) is None and "HTTP error: " in str(error)
+        if not broken or time.monotonic() + self._pause > self._deadline:
+            return False
+        time.sleep(self._pause)
+        self._pause = min(2 * self._pause, 5.0)
+        return True
 
 
 def _joined(chunks: Iterator[bytes], size: int) -> Iterator[bytes]:
