@@ -120,7 +120,7 @@ def test_help_is_quick_and_names_the_exit_codes() -> None:
         (["validate"], 64, "RUN_FILE"),
         (["validate", "absent.yaml"], 64, "run file: 'absent.yaml': name an existing file"),
         (["validate", "RUN_YAML", "--set", "save_frequency=0"], 64, "save_frequency: 0: give a number of at least 1"),
-        (["validate", "RUN_YAML", "--set", "algorithm=tqc"], 64, "algorithm: 'tqc': not in this version: use a2c"),
+        (["validate", "RUN_YAML", "--set", "algorithm=tcq"], 64, "algorithm: 'tcq': did you mean tqc?"),
         (["validate", "RUN_YAML", "--set", "nonsense"], 64, "--set: 'nonsense': write key=value"),
         (["status", "absent", "--store", "STORE"], 64, "run_id: 'absent': no such run"),
         (["status", "RUN_YAML"], 64, "--store"),

@@ -29,6 +29,7 @@ from train_cloud.config import (
     parse_run_file,
 )
 from train_cloud.config.artifacts import Artifacts, Wandb
+from train_cloud.config.evaluation import Category, Evaluation, Routes, Video
 from train_cloud.config.identity import ALWAYS_EXCLUDED
 from train_cloud.config.load import read_yaml
 from train_cloud.errors import InputError, NotYet
@@ -565,6 +566,10 @@ def fields_as_markdown() -> str:
         ("code", Code),
         ("limits", Limits),
         ("preservation", Preservation),
+        ("evaluation", Evaluation),
+        ("evaluation.categories.NAME", Category),
+        ("evaluation.video", Video),
+        ("evaluation.routes", Routes),
         ("artifacts", Artifacts),
         ("wandb", Wandb),
     ]
@@ -577,13 +582,15 @@ def fields_as_markdown() -> str:
         ]
         for name, field in model.model_fields.items():
             default = "required" if field.is_required() else f"`{default_as_yaml(field.default)}`"
-            lines.append(f"| `{name}` | {default} | {PARTS[section or name]} | {field.description} |")
+            lines.append(f"| `{name}` | {default} | {PARTS[section.split('.')[0] or name]} | {field.description} |")
     return "\n".join(lines).lstrip("\n") + "\n"
 
 
 def default_as_yaml(value: object) -> str:
     if isinstance(value, BaseModel):
         return "{}"
+    if isinstance(value, dict):
+        return json.dumps({name: {} if isinstance(item, BaseModel) else item for name, item in value.items()})
     return json.dumps(value).strip('"')
 
 

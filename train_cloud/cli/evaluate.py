@@ -26,8 +26,8 @@ def evaluate(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for results, videos and routes.")] = Path(
         "evaluation"
     ),
-    events: Annotated[Path | None, typer.Option("--events", hidden=True)] = None,
-    record: Annotated[bool, typer.Option("--record", hidden=True)] = False,
+    events: Annotated[Path | None, typer.Option("--events", metavar="DIR", help="TensorBoard folder for scalars.")] = None,
+    record: Annotated[bool, typer.Option("--record", help="Keep it with the run, as the trainer does.")] = False,
     overrides: options.Overrides = None,
     json: options.AsJson = False,
 ) -> None:
