@@ -13,7 +13,7 @@ help:
 	@echo 'make demo       the whole life of a run on this machine, in a few minutes, without an AWS account'
 	@echo 'make test       the test suite, as CI runs it'
 	@echo 'make test-failed what failed last, once more, one by one'
-	@echo 'make test-full  also what does not fit into the time that CI has'
+	@echo 'make test-full  also what does not fit into the time that CI has; writes docs/exactness.md'
 	@echo 'make chaos      trainings killed N=200 times at random moments, of SEED=…; each ends as if nothing had happened'
 	@echo 'make bench      what train-cloud costs, against stock: docs/benchmarks.md (half an hour on a quiet machine)'
 	@echo 'make bench-large the same with 1M rows of 1080 floats; says what memory and disk it lacks'
@@ -36,6 +36,7 @@ test-failed: $(STAMP)
 
 test-full: $(STAMP)
 	@$(PYTEST)
+	@$(BIN)/python tests/exactness.py --again
 
 N ?= 200
 SEED ?=

@@ -1,5 +1,5 @@
-"""The table of docs/exactness.md: every algorithm, with every kind of environment, stopped at an awkward step and gone on
-with in a new process, must end where the uninterrupted training ends.
+"""The table of docs/exactness.md: every algorithm, with every kind of environment, stopped at an awkward step and gone
+on with in a new process, must end where the uninterrupted training ends.
 
 ``python tests/exactness.py`` tries all of it and writes the document; ``--part 2/6`` tries a sixth, and what was tried
 before by the same commit counts too. What the commands do besides (signals, leases, stores) is in test_exactness.py:
@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -164,6 +164,12 @@ class Case:
             values[section] = {**values[section], **changes} if isinstance(changes, dict) else changes
         return values
 
+    def choice(self) -> Any:
+        """How the environment's state is saved, as ``train_cloud.envs.state.choose`` finds it."""
+        section = self.run()["environment"]
+        alone = {name: section[name] for name in ("id", "state", "module", "kwargs", "wrappers") if name in section}
+        return _choice(json.dumps(alone, sort_keys=True))
+
     def __str__(self) -> str:
         marks = [self.vectorization, *(["normalised"] if self.normalize else []), *(["gSDE"] if self.gsde else [])]
         return f"{self.algorithm} on {self.world}, {', '.join([*marks, *([self.extra] if self.extra else [])])}"
@@ -243,7 +249,10 @@ def _values(case: Case) -> list[tuple[str, Any]]:
 
 
 class _Memory:
-    """Hosts one ``learn``: keeps what it would commit. See ``train_cloud.learn.callback.Host``."""
+    """Hosts one ``learn``: keeps what it would commit. See ``train_cloud.learn.callback.Host``.
+
+    :param stop_at: stops there; 0 keeps what there is at the first consistent point, and stops at the next
+    """
 
     save_frequency = max_seconds_at_risk = evaluate_every = None
     total_timesteps = schedule_timesteps = _TOTAL
@@ -256,7 +265,9 @@ class _Memory:
         self.timesteps = 0
         self.stop_at = stop_at
         self.kept: bytes | None = None
-        scalars = self.scalars = []
+        self.device = ""
+        self.scalars: list[tuple[int, Values]] = []
+        scalars = self.scalars
 
         class Lines(KVWriter):
             def write(self, values: Values, excluded: Any, step: int = 0) -> None:
@@ -269,7 +280,9 @@ class _Memory:
         self._lines = Lines()
 
     def stop_deadline(self) -> float | None:
-        return time.monotonic() + 3600 if self.stop_at is not None and self.timesteps >= self.stop_at else None
+        if self.stop_at is None or self.timesteps < self.stop_at or (self.stop_at == 0 and self.kept is None):
+            return None
+        return time.monotonic() + 3600
 
     def step(self, timesteps: int) -> None:
         self.timesteps = timesteps
@@ -277,8 +290,10 @@ class _Memory:
     def submit(self, snapshot: Any) -> None:
         from train_cloud.snapshot import Part
 
+        if self.stop_at == 0 and self.kept is not None:
+            return
         parts = {name: Part(dict(part.arrays), part.blob) for name, part in snapshot.parts.items()}
-        self.kept = pickle.dumps(replace(snapshot, parts=parts))
+        self.kept = pickle.dumps(replace(snapshot, parts=parts, facts={**snapshot.facts, "device": self.device}))
 
     def finish(self, snapshot: Any) -> None:
         self.submit(snapshot)
@@ -287,7 +302,7 @@ class _Memory:
         return [self._lines]
 
     def save_requested(self) -> bool:
-        return False
+        return self.stop_at == 0 and self.kept is None
 
     def busy(self) -> bool:
         return False
@@ -296,6 +311,12 @@ class _Memory:
         return 0.0
 
     def settle(self) -> None:
+        pass
+
+    def episode(self, timesteps: int, env: int, episode: Mapping[str, Any]) -> None:
+        pass
+
+    def stalled(self, milliseconds: float) -> None:
         pass
 
     def phase(self, name: str) -> None:
@@ -310,7 +331,7 @@ def stretch(run: Values, choice: Any, stop_at: int | None, begin: str | None, ou
 
     :param out: gets the state, the scalars and a digest of the whole replay buffer; what went wrong, if it did
     """
-    forkserver: Any = multiprocessing.forkserver._forkserver  # type: ignore[attr-defined]
+    forkserver: Any = multiprocessing.forkserver._forkserver
     forkserver._forkserver_address, forkserver.ensure_running = server, lambda: None
     try:
         found = _stretch(run, choice, stop_at, begin)
@@ -333,6 +354,7 @@ def _stretch(run: Values, choice: Any, stop_at: int | None, begin: str | None) -
     built = build.build_model(parse_run_file(run))
     built.model.set_logger(Logger(None, []))
     host: Any = _Memory(restored, stop_at)
+    host.device = str(built.model.device)
     with contextlib.suppress(TrainingStopped):
         learn(built.model, host, [], built.choice)
     buffer = getattr(built.model, "replay_buffer", None)
@@ -345,7 +367,14 @@ def _stretch(run: Values, choice: Any, stop_at: int | None, begin: str | None) -
 
 
 #: Modules that environments come from.
-_MAKERS = ("exactness", "gymnasium.envs.mujoco", "gymnasium.envs.box2d", "gymnasium.envs.classic_control", "ale_py", "cv2")
+_MAKERS = (
+    "exactness",
+    "gymnasium.envs.mujoco",
+    "gymnasium.envs.box2d",
+    "gymnasium.envs.classic_control",
+    "ale_py",
+    "cv2",
+)
 
 
 @contextlib.contextmanager
@@ -369,24 +398,33 @@ def _choice(environment: str) -> Any:
     return choose(MakeEnv(section), section.state)
 
 
+def _started(context: Any, run: Values, choice: Any, stop_at: int | None, begin: str | None, out: Path) -> Any:
+    multiprocessing.forkserver.ensure_running()
+    server = multiprocessing.forkserver._forkserver._forkserver_address  # type: ignore[attr-defined]
+    process = context.Process(target=stretch, args=(run, choice, stop_at, begin, str(out), server))
+    process.start()
+    return process
+
+
+def in_a_process(context: Any, run: Values, choice: Any, stop_at: int | None, begin: str | None, out: Path) -> None:
+    """:func:`stretch` in a process forked from the warm one."""
+    process = _started(context, run, choice, stop_at, begin, out)
+    process.join(_DEADLINE_S)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+    assert process.exitcode == 0, process.exitcode
+
+
 def differences(context: Any, case: Case, folder: Path) -> list[str]:
     """Where the stopped training of a case differs from the uninterrupted one; empty if nowhere."""
     from train_cloud.learn.compare import differences as compare
 
-    run = case.run()
-    alone = {name: run["environment"][name] for name in ("id", "state")}
-    alone |= {name: run["environment"][name] for name in ("module", "kwargs", "wrappers") if name in run["environment"]}
-    choice = _choice(json.dumps(alone, sort_keys=True))
-    multiprocessing.forkserver.ensure_running()
-    server = multiprocessing.forkserver._forkserver._forkserver_address  # type: ignore[attr-defined]
+    run, choice = case.run(), case.choice()
 
     def train(name: str, stop_at: int | None = None, begin: str | None = None) -> Any:
         out = folder / name
-        process = context.Process(
-            target=stretch, args=(run, choice, stop_at, begin and str(folder / begin), str(out), server)
-        )
-        process.start()
-        return process, out
+        return _started(context, run, choice, stop_at, begin and str(folder / begin), out), out
 
     def result(started: Any) -> Values:
         process, out = started
@@ -464,6 +502,32 @@ def read(results: Path) -> dict[Case, Values]:
     return found
 
 
+_HEAD = """\
+# Exactness
+
+Written by `python tests/exactness.py`, which is part of `make test-full`. Do not edit.
+
+- {when}, commit {commits}
+- {found}
+- missing packages: {lacking}
+- {versions}; one thread, on the CPU
+
+Each case trains {total} timesteps, and on to the end of a rollout, once in one process and once in two: stopped at the
+first consistent point at or after timestep {stop}, in mid-episode, and gone on with in a new process from what was saved.
+*Equal* means that parameters, optimisers, normaliser, generators, environments, replay buffer, pending and logged
+scalars are the same bit for bit. Episodes end after 30 steps, and the replay buffer of 100 rows laps. `subproc` has two
+environments, `dummy` one.
+
+CI tries a selection in which every two values of two columns stand together, from a seed that it prints
+(`tests/test_exactness_table.py`). Signals, leases and stores are tested with whole sessions in
+`tests/test_exactness.py`. On a GPU equality is not promised; `tests/test_cuda.py` says what is, and runs where there
+is one.
+
+| algorithm | environment (state by) | dummy | dummy, normalised | subproc | subproc, normalised |
+|---|---|---|---|---|---|
+"""
+
+
 def document(found: dict[Case, Values]) -> str:
     """docs/exactness.md"""
     import gymnasium
@@ -486,31 +550,16 @@ def document(found: dict[Case, Values]) -> str:
             ("numpy", numpy),
         )
     )
-    lines = [
-        "# Exactness",
-        "",
-        "Written by `python tests/exactness.py`, which is part of `make test-full`. Do not edit.",
-        "",
-        f"- {'To '.join(dates[:1])}{' to ' + dates[-1] if len(dates) > 1 else ''}, commit {', '.join(commits)}"
-        f"{' (+: with uncommitted changes)' if any('+' in name for name in commits) else ''}",
-        f"- {len(equal)} of {len(tried)} cases equal"
-        + (f"; {len(everything) - len(tried)} of {len(everything)} not tried" if len(tried) < len(everything) else ""),
-        f"- missing packages: {', '.join(lacking) if lacking else 'none'}",
-        f"- {versions}, Python {platform.python_version()}, {platform.machine()}, one thread, on the CPU",
-        "",
-        f"Each case trains {_TOTAL} timesteps and more to the end of a rollout, once in one process and once in two: stopped",
-        f"at the first consistent point at or after timestep {STOP_AT}, in mid-episode, and gone on with in a new process from",
-        "what was saved. *Equal* means: parameters, optimisers, normaliser, generators, environments, replay buffer, pending",
-        "and logged scalars are the same bit for bit. Episodes end after 30 steps and the replay buffer of 100 rows laps, so",
-        "both happen on either side of the stop. `subproc` has two environments, `dummy` one.",
-        "",
-        "CI tries a selection in which every two values of two columns stand together, from a seed that it prints",
-        "(`tests/test_exactness_table.py`); signals, leases and stores are tested in `tests/test_exactness.py` with whole",
-        "sessions. On a GPU equality is not promised: `tests/test_cuda.py`.",
-        "",
-        "| algorithm | environment (state by) | dummy | dummy, normalised | subproc | subproc, normalised |",
-        "|---|---|---|---|---|---|",
-    ]
+    some = f"; {len(everything) - len(tried)} of {len(everything)} not tried" if len(tried) < len(everything) else ""
+    lines = _HEAD.format(
+        when=" to ".join(dict.fromkeys([*dates[:1], *dates[-1:]])) or "never",
+        commits=", ".join(commits) + (" (+: with uncommitted changes)" if any("+" in name for name in commits) else ""),
+        found=f"{len(equal)} of {len(tried)} cases equal{some}",
+        lacking=", ".join(lacking) or "none",
+        versions=f"{versions}, Python {platform.python_version()}, {platform.machine()}",
+        total=_TOTAL,
+        stop=STOP_AT,
+    ).splitlines()
     for algorithm, world, gsde in itertools.product(ALGORITHMS, WORLDS, (False, True)):
         row = [Case(algorithm, world, kind, norm, gsde) for kind in ("dummy", "subproc") for norm in (False, True)]
         if not row[0].valid:

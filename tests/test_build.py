@@ -27,7 +27,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNorm
 from train_cloud.config import RunFile, parse_run_file
 from train_cloud.envs.state import StatefulEnv
 from train_cloud.errors import InputError
-from train_cloud.learn.build import Built, build_callbacks, build_model, load_object
+from train_cloud.learn import build
+from train_cloud.learn.build import Built, build_callbacks, build_model, check_device, load_object
 
 torch.set_num_threads(1)
 
@@ -295,3 +296,34 @@ def test_references(own_code: Path) -> None:
 
 def test_no_process_is_left() -> None:
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize(
+    ("files", "present"),
+    [
+        ({}, False),
+        ({"0000:00:1e.0": ("0x10de\n", "0x030200\n")}, True),
+        ({"0000:00:1e.0": ("0x10DE\n", "0x030000\n")}, True),
+        ({"0000:00:1e.0": ("0x10de\n", None)}, True),
+        ({"0000:00:1e.1": ("0x10de\n", "0x040300\n")}, False),  # its sound
+        ({"0000:00:02.0": ("0x1d0f\n", "0x030000\n"), "0000:00:03.0": ("0x8086\n", "0x020000\n")}, False),
+    ],
+)
+def test_a_gpu_that_torch_cannot_use_is_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, tuple[str, str | None]], present: bool
+) -> None:
+    for name, (vendor, kind) in files.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "vendor").write_text(vendor)
+        if kind is not None:
+            (tmp_path / name / "class").write_text(kind)
+    monkeypatch.setattr(build, "PCI", tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    if present:
+        with pytest.raises(InputError, match=r"device: 'auto': torch .* would train on the CPU: .* set device: cpu"):
+            built(device="auto")
+    else:
+        built(device="auto").close()
+    built(device="cpu").close()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    check_device("auto")

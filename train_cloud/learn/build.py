@@ -328,12 +328,30 @@ def _sources(environment: Environment) -> list[str]:
 # ------------------------------------------------------------------------------------------------ algorithm and policy
 
 
+#: Where Linux lists what is on the PCI bus (Linux, Documentation/ABI/testing/sysfs-bus-pci).
+PCI = Path("/sys/bus/pci/devices")
+
+
+def gpu_present() -> bool:
+    """Whether this machine has a display controller (class 03) of NVIDIA's, whatever torch makes of it."""
+    for device in PCI.glob("*") if PCI.is_dir() else ():
+        with contextlib.suppress(OSError):
+            if (device / "vendor").read_text().strip().lower() == "0x10de":
+                kind = device / "class"
+                if not kind.exists() or kind.read_text().startswith("0x03"):
+                    return True
+    return False
+
+
 def check_device(device: str) -> None:
-    """:raises InputError: a GPU is asked for and torch has none"""
+    """:raises InputError: a GPU is asked for and torch has none; none is asked for and the one here cannot be used"""
     kind, _, index = device.partition(":")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise InputError("device", device, f"torch finds {count} GPUs here: use auto or cpu")
+    if device == "auto" and not torch.cuda.is_available() and gpu_present():
+        fix = f"torch {torch.__version__} cannot use the NVIDIA GPU here, and would train on the CPU"
+        raise InputError("device", device, f"{fix}: mend the driver, install torch with CUDA, or set device: cpu")
 
 
 def buffer_bytes(model: BaseAlgorithm, transitions: int | None = None) -> int:

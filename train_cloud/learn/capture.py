@@ -308,7 +308,7 @@ def restore_attributes(model: BaseAlgorithm, saved: Mapping[str, Any], but: Sequ
             live.__dict__.clear()
             live.__dict__.update(value.__dict__)
         else:
-            model.__dict__[name] = value
+            model.__dict__[name] = _moved(value, model.device) if name == "_last_lstm_states" else value
 
 
 def get_generators() -> dict[str, Any]:
@@ -331,7 +331,8 @@ def set_generators(state: Mapping[str, Any]) -> None:
     np.random.set_state(state["numpy"])
     torch.set_rng_state(torch.from_numpy(state["torch"].copy()))
     if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([torch.from_numpy(generator) for generator in state["cuda"]])
+        for index, generator in enumerate(state["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(torch.from_numpy(generator.copy()), index)
 
 
 def _ring(model: BaseAlgorithm) -> Ring | None:
@@ -347,7 +348,20 @@ def attributes_of(model: BaseAlgorithm) -> dict[str, Any]:
     """The plain part of an algorithm's state: references."""
     of_torch = model._get_torch_save_params()[1]
     excluded = _OF_THE_PROCESS | (set(model._excluded_save_params()) - {"_last_lstm_states"}) | set(of_torch)
-    return {name: value for name, value in model.__dict__.items() if name not in excluded and _is_state(value)}
+    state = {name: value for name, value in model.__dict__.items() if name not in excluded and _is_state(value)}
+    if "_last_lstm_states" in state:  # tensors, which a machine without a GPU must be able to read
+        state["_last_lstm_states"] = _moved(state["_last_lstm_states"], torch.device("cpu"))
+    return state
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """The same, in which each tensor of nested (named) tuples is on ``device``."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to(device)
+    if isinstance(value, tuple):
+        items = [_moved(item, device) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    return value
 
 
 def _is_state(value: object) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import torch
 
 from train_cloud.envs.state import loads
 from train_cloud.snapshot import Array, Rows, Snapshot
@@ -86,6 +87,9 @@ def _walk(where: str, left: Any, right: Any, seen: set[tuple[int, int]]) -> Iter
     seen.add((id(left), id(right)))
     if type(left) is not type(right):
         yield f"{where}: {type(left).__name__} and {type(right).__name__}"
+    elif isinstance(left, torch.Tensor):
+        yield from _walk(where, left.detach().cpu().numpy(), right.detach().cpu().numpy(), seen)
+        return
     elif isinstance(left, np.ndarray):
         if left.shape != right.shape or left.dtype != right.dtype:
             yield f"{where}: {left.dtype}{left.shape} and {right.dtype}{right.shape}"

@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from filelock import FileLock, Timeout
 
-from train_cloud.artifacts import tensorboard
 from train_cloud.checkpoint import Committer, read_manifest, restore
 from train_cloud.checkpoint.commit import Committed
 from train_cloud.config import RunFile, load_run_file
@@ -47,17 +46,20 @@ from train_cloud.run import layout
 from train_cloud.run.head import Lease, Outcome, conclude, read_head, reopen
 from train_cloud.run.session import (
     Session,
+    SessionRecord,
     begin_session,
     end_session,
     local_session,
     now,
     read_progress,
+    read_sessions,
     write_local,
     write_progress,
 )
 from train_cloud.snapshot import Part, Snapshot
 from train_cloud.store import PATIENCE, ObjectStore, open_store
 from train_cloud.worker import endings, machine, units
+from train_cloud.worker.artifacts import EVENTS, FOLDER, Artifacts
 from train_cloud.worker.evaluations import DUE, RESULTS, Evaluations, command
 from train_cloud.worker.initial import begin_with
 from train_cloud.worker.limits import Limits, begin_limits, describe_machine
@@ -81,8 +83,6 @@ _MAX_ATTEMPTS = "TRAIN_CLOUD_MAX_ATTEMPTS"
 _STARTS = "starts.json"
 _TRIAL = "environment_trial"
 _BEGUN_WITH = "initial_model"
-ARTIFACTS = "artifacts"
-"""Folder below the state directory: what lies in it reaches the store."""
 _MAX_STARTS = 20
 _REPORT_SECONDS = 60.0
 _TRACEBACK_CHARACTERS = 4000
@@ -121,8 +121,8 @@ def train(run_file: Path, *, store: str, state_dir: Path | None = None, override
     patience = float(os.environ.get("TRAIN_CLOUD_STORE_PATIENCE", PATIENCE))
     run_store = open_store(layout.run_url(store, config.run_id), patience=patience)
     with _alone(state_dir):
-        out = state_dir / ARTIFACTS
-        playing = command(run_file, store=store, out=out, events=state_dir / "tensorboard", overrides=overrides)
+        out = state_dir / FOLDER
+        playing = command(run_file, store=store, out=out, events=out / EVENTS, overrides=overrides)
         evaluations = None
         if config.evaluation is not None and config.evaluation.mode == "process":
             evaluations = Evaluations(playing, out / RESULTS, 60.0 * config.evaluation.max_minutes)
@@ -183,8 +183,10 @@ class _Session:
         self.step, self.stop_deadline = self._pulse.step, stop.deadline
         self._limits: Limits | None = None
         self._first_timestep = self._resumed_at = 0
-        self._events = state_dir / "tensorboard"
-        self._sent_events: dict[str, int] = {}
+        self._artifacts = Artifacts(
+            config, store, state_dir, hurry=lambda: stop.deadline() is not None, timesteps=lambda: self._pulse.timesteps
+        )
+        self.episode, self.stalled = self._artifacts.episode, functools.partial(self._artifacts.measured, "stall_ms")
         self._line = Line()
         self._head_began = 0.0
         self._head_delayed = 0.0
@@ -211,6 +213,7 @@ class _Session:
         self._pulse.stop()
         if self._evaluations is not None:
             self._evaluations.end()
+        self._artifacts.close()
         for child in multiprocessing.active_children():
             child.kill()  # environments that ignore SIGTERM; the interpreter would wait for them for ever
 
@@ -218,7 +221,7 @@ class _Session:
         """:param facts: of the newest checkpoint; empty where there is none
         :return: exit code
         """
-        with import_path(self._config), training(self._config):
+        with import_path(self._config), training(self._config, self._artifacts.folder):
             machine.pin_instructions()
             built = self._built(facts)  # before anything is taken: bad input leaves no trace
             try:
@@ -245,10 +248,11 @@ class _Session:
     def _build(self, facts: Mapping[str, Any]) -> Built | None:
         """Model, environments and callbacks, or None for a script, which makes its own."""
         from train_cloud.evaluate.play import check
-        from train_cloud.learn.build import build_callbacks, build_model, load_object
+        from train_cloud.learn.build import build_callbacks, build_model, check_device, load_object
 
         check(self._config)
         if self._config.entry_point is not None:
+            check_device(self._config.device)
             load_object(self._config.entry_point, "entry_point")
             return None
         self._callbacks = build_callbacks(self._config)
@@ -327,7 +331,7 @@ class _Session:
                 return self._stopped()
             machine.pin_threads(self._manifest.facts["machine"] if self._manifest else None)
             self._machine = machine.describe()
-            self._prepare_events()
+            self._begin_artifacts()
             self._restore()
             self._run_script() if built is None else self._run_model(built)
         except TrainingStopped:
@@ -353,8 +357,9 @@ class _Session:
             )
         if self._lease.head.outcome is None:
             self._lease.conclude("completed")
-        self._end("completed")
         log.info("completed at %d timesteps", self._lease.head.timesteps)
+        self._send_all()
+        self._end("completed")
         return EXIT_COMPLETED
 
     def _restore(self) -> None:
@@ -398,23 +403,29 @@ class _Session:
             self._lease.record_failure(reason)
         except (StoreError, Fenced) as error:
             log.warning("the failure is not recorded: %s", error)
+        self._artifacts.note(reason)
+        with contextlib.suppress(StoreError, Fenced):  # finish sends it too
+            self._artifacts.everything(until=time.monotonic() + _LAST_WAIT_SECONDS)
 
     def _stopped(self) -> int:
         if self._stop.reason != "limit":
             self._interrupted()
-        self._push_events()
+        self._begin_artifacts()
         if self._lease.head.manifest is not None:
             self._upload_final(restore(self._store, read_manifest(self._store, self._lease.head.manifest)))
+            self._artifacts.keep_all()
+        self._send_all()
         self._lease.conclude("stopped", self._stop.limit)
-        self._end("limit")
         log.info("stopped at %d timesteps: %s", self._lease.head.timesteps, self._stop.limit)
+        self._end("limit")
         return EXIT_COMPLETED
 
     def _interrupted(self) -> NoReturn:
         assert self._session is not None
         try:
-            self._push_events()
+            self._artifacts.ahead()
             self._end(self._stop.reason or "signal")
+            self._send_all()
         except StoreUnavailable as error:  # the commit is what counts
             log.warning("the session's end is not recorded: %s", error)
         endings.leave(self._state_dir, self._boot_id, self._session.restart)
@@ -473,7 +484,7 @@ class _Session:
             snapshot = replace(snapshot, facts={**snapshot.facts, "evaluate": True})
         snapshot = self._complete(snapshot)
         self._upload_final(snapshot)
-        self._push_events()
+        self._send_all()
         # An evaluation belongs to the run: it is not completed before, or a machine that dies now would leave none.
         evaluated = self._config.evaluation is not None
         outcome: Outcome | None = "completed" if self._config.entry_point is None else None
@@ -488,6 +499,8 @@ class _Session:
             self._evaluations.committed(snapshot.timesteps)
         if evaluated:
             self._last_evaluations()
+        self._artifacts.keep_all()
+        self._send_all()
         if outcome is not None and self._lease.head.outcome is None:
             self._lease.conclude(outcome)
         self._finished = True
@@ -504,7 +517,6 @@ class _Session:
 
             raise TrainingStopped
         self._write_progress()
-        self._push_events()
 
     def _inline(self) -> bool:
         return self._config.evaluation is not None and self._config.evaluation.mode == "inline"
@@ -514,18 +526,17 @@ class _Session:
 
         assert self._lease.head.manifest is not None
         manifest = read_manifest(self._store, self._lease.head.manifest)
-        out = self._state_dir / ARTIFACTS
-        evaluate_checkpoint(self._config, self._store, manifest, out=out, events=self._events, record=True)
+        out, events = self._artifacts.folder, self._artifacts.events
+        evaluate_checkpoint(self._config, self._store, manifest, out=out, events=events, record=True)
 
     def phase(self, name: str) -> None:
         self._pulse.phase(name)
 
     def outputs(self) -> Sequence[KVWriter]:
-        from train_cloud.learn.scalars import SessionTensorBoard
-
         assert self._session is not None
-        number = self._session.number * 10_000 + self._session.restart
-        return [SessionTensorBoard(self._events, number, self._resumed_at)]
+        environment = self._config.environment
+        before = [record for record in read_sessions(self._store) if record.number < self._session.number]
+        return self._artifacts.outputs(environment.id if environment else "", _interruptions(before))
 
     def exactness(self, exact: bool, because: str) -> None:
         if exact and self._inline():
@@ -569,13 +580,15 @@ class _Session:
     def _before_head(self) -> None:
         began = time.monotonic()
         if self._stop.deadline() is None:
-            self._push_events()  # so that a head never stands without its scalars; at a notice the head goes first
+            self._artifacts.ahead()  # so that a head never stands without its scalars; at a notice the head goes first
         self._head_began = time.monotonic()
         self._head_delayed = self._head_began - began
 
     def _on_commit(self, committed: Committed) -> None:
         swap = time.monotonic() - self._head_began
         self._line.note(committed.sent_bytes, committed.seconds - self._head_delayed - swap, swap)
+        self._artifacts.committed(committed.head.manifest)
+        self._artifacts.measured("commit_seconds", committed.seconds)
         self._last_commit = {"commit_seconds": committed.seconds, "sent_bytes": committed.sent_bytes}
         if self._evaluations is not None:
             self._evaluations.committed(committed.head.timesteps)
@@ -602,17 +615,14 @@ class _Session:
         except StoreUnavailable as error:
             log.warning("progress not reported: %s", error)
 
-    def _prepare_events(self) -> None:
-        """The scalars of the sessions before, cut at the head: what a killed session logged beyond it is
-        logged again.
-        """
-        shutil.rmtree(self._events, ignore_errors=True)
-        self._events.mkdir(parents=True)
-        self._sent_events = tensorboard.pull(self._store, self._events)
-        tensorboard.cut(self._events, self._resumed_at)
+    def _begin_artifacts(self) -> None:
+        self._artifacts.begin(self._lease.head.token, self._lease.head.manifest, self._resumed_at, self._machine)
 
-    def _push_events(self) -> None:
-        tensorboard.push(self._store, self._events, sent=self._sent_events)
+    def _send_all(self) -> None:
+        """Artifacts, all of them; when somebody waits for this machine, as many as there is time for."""
+        self._pulse.phase("store")
+        until = None if self._stop.reason in (None, "limit") else self._stop.deadline()
+        self._artifacts.everything(until=until, alive=self._pulse.alive)
 
     def _upload_final(self, snapshot: Snapshot) -> None:
         """The final model lies in the store before the outcome says that it does."""
@@ -628,8 +638,7 @@ class _Session:
             lock=self._lock(),
             environment=environment.model_dump(mode="json") if environment else None,
         )
-        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-            self._store.put(layout.FINAL + path.relative_to(folder).as_posix(), path.read_bytes())
+        self._artifacts.final(folder)
 
     # ------------------------------------------------------------------------------------------------------------
     # limits
@@ -660,6 +669,16 @@ class _Session:
         """For the progress: a price that could not be read yet when the session began."""
         price = self._limits.price if self._limits is not None else None
         return {"price": price.model_dump()} if price is not None else {}
+
+
+def _interruptions(before: Sequence[SessionRecord]) -> str:
+    """How the sessions before ended, for TensorBoard's text page; empty where there were none."""
+    lines = []
+    for record in before:
+        end = record.end or {}
+        reached = end.get("last_timestep", (record.progress or {}).get("timesteps", "?"))
+        lines.append(f"- session {record.number}: {end.get('ended_by', 'lost without a word')} at {reached} timesteps")
+    return "\n".join(lines)
 
 
 def _launch_overrides() -> dict[str, Any]:
