@@ -1,15 +1,21 @@
-"""The examples: accepted as they are, and exact when they are cut by a notice and by a kill."""
+"""The examples: accepted as they are, rehearsed on the embedded AWS with an interruption each, and exact when they are
+cut by a notice and by a kill.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import boto3
 import pytest
+from sessions import Rehearsed
 
 from train_cloud.checkpoint import read_manifest, restore
 from train_cloud.config import load_run_file
@@ -24,7 +30,63 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 TOTAL = 2000
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
+#: What makes each example short: it is rehearsed, not trained.
+SHORT = ["total_timesteps=240", "save_frequency=80", "hyperparameters.learning_starts=40",
+         "hyperparameters.batch_size=32", "hyperparameters.policy_kwargs={net_arch: [32, 32]}"]  # fmt: skip
+
+
+def _example(path: Path) -> Any:
+    if not path.stem.startswith("f1tenth"):
+        return pytest.param(path, id=path.stem)
+    there = importlib.util.find_spec("f1tenth_gym") is not None
+    marks = [pytest.mark.f1tenth, pytest.mark.skipif(not there, reason="f1tenth_gym is not installed")]
+    return pytest.param(path, id=path.stem, marks=marks)
+
+
+ALL = [_example(path) for path in sorted(EXAMPLES.glob("*.yaml"))]
+
+
+class Example(Rehearsed):
+    """A run of an example as it stands, with some fields changed."""
+
+    def __init__(self, context: Any, folder: Path, path: Path, root: str) -> None:
+        self.context, self.folder, self.run_file, self.root = context, folder, path, root
+        self.store = open_store(layout.run_url(root, load_run_file(path).run_id))
+
+
+@pytest.fixture(scope="module")
+def on_aws(aws_endpoint: str) -> str:
+    """One bucket of the embedded AWS for all examples."""
+    boto3.client("s3", endpoint_url=aws_endpoint).create_bucket(Bucket="examples")
+    return "s3://examples/runs"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ALL)
+def test_rehearsed_with_an_interruption(warm: Any, on_aws: str, path: Path, tmp_path: Path) -> None:
+    run = Example(warm, tmp_path, path, on_aws)
+    short = SHORT[:2] if load_run_file(path).entry_point else SHORT
+    options = tuple(part for change in short for part in ("--set", change))
+    assert run.session("SIGTERM@100", outside=True, options=options) == 75, run.log()
+    stopped = run.head()
+    assert stopped.outcome is None and 0 < stopped.timesteps <= 240
+    assert run.session(options=options) == 0, run.log()
+    assert run.head().outcome == "completed" and run.head().timesteps == 240, run.log()
+    assert f"goes on at {stopped.timesteps} timesteps" in run.log()
+    assert any(info.key.endswith("model.zip") for info in run.store.list("artifacts/final/"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["one_agent", "several_agents"])
+def test_the_package_as_a_library(name: str, tmp_path: Path) -> None:
+    code = f"import sys; sys.path.insert(0, {str(EXAMPLES)!r}); import {name}; {name}.main(600)"
+    for _ in range(2):  # the second time the run is over, and its model is played once more
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+        assert "return of one episode" in done.stdout
+
+
+@pytest.mark.parametrize("path", ALL)
 def test_accepted(path: Path) -> None:
     report = check(load_run_file(path))
     if path.stem != "own_script":
