@@ -41,7 +41,7 @@ from train_cloud.errors import CorruptCheckpoint, Fenced, StoreForbidden, StoreU
 from train_cloud.learn.compare import differences
 from train_cloud.run import layout
 from train_cloud.run.head import Head, Lease, Token, conclude, read_head
-from train_cloud.run.session import read_sessions
+from train_cloud.run.session import begin_session, read_sessions
 from train_cloud.store import ObjectStore, open_store
 from train_cloud.worker import by_hand
 from train_cloud.worker.pulse import read_timesteps
@@ -133,6 +133,19 @@ def test_a_fault_that_passes_costs_nothing_but_time(
     assert (head_of(direct).seq, head_of(direct).token) == (4, (2, 0)), "each commit is one swap"
     commit(committer, 40)
     assert [check(direct, at) for at in (40, 30, 20)] == [40, 30, 20]
+
+
+@pytest.mark.parametrize("fault", [lose_request, lose_reply, break_reply], ids=["in the request", "before", "after"])
+def test_a_reset_while_a_run_is_taken_costs_nothing(
+    proxy: FaultProxy, direct: ObjectStore, faulty: ObjectStore, tmp_path: Path, fault: Fault
+) -> None:
+    direct.create(layout.start_key(1), b"{}")
+    for kind in ("list", "swap start", "get head", "swap head"):
+        proxy.arm(kind, fault)
+    session = begin_session(faulty, tmp_path, instance_id="i-1", boot_id="b", details={}, persist=True)
+    lease = Lease.take(faulty, session.token, "i-1")
+    assert not proxy.armed and lease.head == head_of(direct)
+    assert (lease.head.seq, [record.number for record in read_sessions(direct)]) == (3, [1, 2])
 
 
 #: An outage lasts longer than the client bears by itself: the committer has to try again.
