@@ -476,6 +476,24 @@ def test_ctrl_c_ends_a_rehearsal_with_all_that_is_its(image: Image, tmp_path: Pa
     assert (network(), mounts()) == before
 
 
+SIGTERM = """
+import os, signal, time
+from train_cloud.rehearsal.rehearse import _ended_as_by_ctrl_c
+try:
+    with _ended_as_by_ctrl_c():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+except KeyboardInterrupt:
+    print("tidied up")
+assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+"""
+
+
+def test_sigterm_ends_a_rehearsal_as_ctrl_c_does() -> None:
+    done = subprocess.run([sys.executable, "-c", SIGTERM], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "tidied up\n"), done.stderr
+
+
 LIFE = """
 import sys, time
 from pathlib import Path
