@@ -333,9 +333,11 @@ def stretch(run: Values, choice: Any, stop_at: int | None, begin: str | None, ou
     """
     forkserver: Any = multiprocessing.forkserver._forkserver
     forkserver._forkserver_address, forkserver.ensure_running = server, lambda: None
+    from train_cloud.envs.state import FAILURES
+
     try:
         found = _stretch(run, choice, stop_at, begin)
-    except BaseException:
+    except FAILURES:
         found = {"failed": traceback.format_exc()}
     Path(out).write_bytes(pickle.dumps(found))
 
@@ -513,7 +515,8 @@ Written by `python tests/exactness.py`, which is part of `make test-full`. Do no
 - {versions}; one thread, on the CPU
 
 Each case trains {total} timesteps, and on to the end of a rollout, once in one process and once in two: stopped at the
-first consistent point at or after timestep {stop}, in mid-episode, and gone on with in a new process from what was saved.
+first consistent point at or after timestep {stop}, in mid-episode, and gone on with in a new process from what was
+saved.
 *Equal* means that parameters, optimisers, normaliser, generators, environments, replay buffer, pending and logged
 scalars are the same bit for bit. Episodes end after 30 steps, and the replay buffer of 100 rows laps. `subproc` has two
 environments, `dummy` one.
