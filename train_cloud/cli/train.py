@@ -49,6 +49,12 @@ def validate(
 
         initial = read_initial(model, store or "").initial
     found = check(checked, initial)
+    if checked.evaluation is not None:
+        from train_cloud.evaluate.play import check as check_evaluation
+        from train_cloud.worker.train import import_path
+
+        with import_path(checked):
+            check_evaluation(checked)
     for name, there in memory.items() if found.buffer_bytes else ():
         check_memory(checked, found.buffer_bytes, there, name, beside=found.beside_bytes)
     stored = found.stored_bytes(checked)
