@@ -14,6 +14,7 @@ from gymnasium import spaces
 from gymnasium.envs.classic_control import PendulumEnv
 from stable_baselines3.common.callbacks import BaseCallback
 
+import train_cloud
 from train_cloud.run.head import Lease, Token
 from train_cloud.store import open_store
 
@@ -188,3 +189,23 @@ class MaskedLockedWalk(_Masks, LockedWalk):
 
 for _kind in (KeptWalk, LockedWalk, MaskedWalk, MaskedKeptWalk, MaskedLockedWalk):
     gymnasium.register(f"{_kind.__name__}-v0", f"interrupting:{_kind.__name__}", max_episode_steps=30)
+
+
+class Slow5(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """A step takes 5 ms, so that something can happen beside it."""
+
+    def step(self, action: Any) -> Any:
+        time.sleep(0.005)
+        return self.env.step(action)
+
+
+class WritesFiles(BaseCallback):
+    """Leaves a file in the artifact folder, early and late."""
+
+    def _on_step(self) -> bool:
+        for name, at in (("early", 100), ("late", 500)):
+            if self.num_timesteps == at:
+                path = train_cloud.artifact_folder() / "plots" / f"{name}.png"
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(f"at {at}".encode())
+        return True

@@ -160,4 +160,4 @@ class Rehearsed:
             if shown:
                 tensorboard.cut(Path(folder), self.head().timesteps)
             found = read_scalars(Path(folder))
-        return {tag: points for tag, points in found.items() if not tag.startswith("time/")}
+        return {tag: points for tag, points in found.items() if not tag.startswith(("time/", "system/"))}

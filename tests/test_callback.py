@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -63,6 +63,12 @@ class Late:
         self.waiting = snapshot
 
     finish = submit
+
+    def episode(self, timesteps: int, env: int, episode: Mapping[str, Any]) -> None:
+        pass
+
+    def stalled(self, milliseconds: float) -> None:
+        pass
 
     def phase(self, name: str) -> None:
         pass

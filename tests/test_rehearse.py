@@ -61,7 +61,7 @@ def test_the_tensorboard_unit_serves_the_run(tmp_path: Path) -> None:
     assert "--port 6006" in unit.read_text()
     (units / unit.name).write_text(unit.read_text().replace("--port 6006", f"--port {port}"))
     state = tmp_path / "state"
-    with SummaryWriter(str(state / "tensorboard")) as writer:
+    with SummaryWriter(str(state / "artifacts" / "tensorboard")) as writer:
         writer.add_scalar("rollout/ep_rew_mean", -5.0, 100)
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc" / "worker.env").write_text(f"TRAIN_CLOUD_STATE_DIR={state}\n")

@@ -11,12 +11,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from train_cloud.config.current import run_file
+    from train_cloud.config.current import artifact_folder, run_file
     from train_cloud.learn.callback import checkpoints, stateful
 
-__all__ = ["checkpoints", "run_file", "stateful"]
+__all__ = ["artifact_folder", "checkpoints", "run_file", "stateful"]
 
 _HOMES = {
+    "artifact_folder": "train_cloud.config.current",
     "checkpoints": "train_cloud.learn.callback",
     "run_file": "train_cloud.config.current",
     "stateful": "train_cloud.learn.callback",

@@ -36,7 +36,7 @@ def cut(folder: Path, timesteps: int) -> bool:
     """
     changed = False
     limits: dict[Path, int] = {}
-    for path in reversed(_event_files(folder)):
+    for path in reversed(event_files(folder)):
         limit = later = limits.get(path.parent, timesteps)
         kept, size = [], 0
         for record, event in _read(path):
@@ -66,7 +66,7 @@ def write_scalars(path: Path, timesteps: int, scalars: Mapping[str, float]) -> N
 def read_scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """Every scalar as logged: tag → (timesteps, value), in the order of sessions, with nothing hidden or sorted."""
     scalars: dict[str, list[tuple[int, float]]] = {}
-    for path in _event_files(folder):
+    for path in event_files(folder):
         for _, event in _read(path):
             for value in event.summary.value:
                 if value.HasField("simple_value"):
@@ -84,7 +84,7 @@ def push(store: ObjectStore, folder: Path, *, sent: MutableMapping[str, int]) ->
 
     :param sent: file name → bytes in the store; kept up to date. ``pull`` returns the first one.
     """
-    for path in _event_files(folder):
+    for path in event_files(folder):
         name = path.relative_to(folder).as_posix()
         if path.stat().st_size != sent.get(name):
             body = path.read_bytes()
@@ -115,7 +115,7 @@ def pull(store: ObjectStore, folder: Path) -> dict[str, int]:
     return stored
 
 
-def _event_files(folder: Path) -> list[Path]:
+def event_files(folder: Path) -> list[Path]:
     """In the order in which they were written, by the session in their name where there is one: clocks differ."""
 
     def order(path: Path) -> tuple[Path, int, str]:

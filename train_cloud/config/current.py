@@ -11,16 +11,20 @@ from train_cloud.config.run_file import RunFile
 from train_cloud.errors import InputError
 
 _current: list[RunFile] = []
+_folders: list[Path] = []
 
 
 @contextlib.contextmanager
-def training(run_file: RunFile) -> Iterator[None]:
-    """While this lasts, :func:`run_file` returns ``run_file``."""
+def training(run_file: RunFile, artifacts: Path | None = None) -> Iterator[None]:
+    """While this lasts, :func:`run_file` returns ``run_file``, and :func:`artifact_folder` ``artifacts``."""
     _current.append(run_file)
+    _folders.extend([artifacts] if artifacts is not None else [])
     try:
         yield
     finally:
         _current.pop()
+        if artifacts is not None:
+            _folders.pop()
 
 
 def run_file(path: str | Path | None = None) -> RunFile:
@@ -36,3 +40,15 @@ def run_file(path: str | Path | None = None) -> RunFile:
             "run_file", None, "start the script with train-cloud train, or name a file: run_file('run.yaml')"
         )
     return load_run_file(path)
+
+
+def artifact_folder(otherwise: str | Path = "artifacts") -> Path:
+    """The folder whose files reach the store while the run trains; it exists.
+
+    Write a file that is made in one go under a name that ends in ``.unfinished``, and rename it when it is whole.
+
+    :param otherwise: made and returned where no run is being trained
+    """
+    folder = _folders[-1] if _folders else Path(otherwise)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -13,7 +13,7 @@ import logging
 import multiprocessing
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -81,6 +81,12 @@ class Host(Protocol):
 
     def step(self, timesteps: int) -> None:
         """A step of the environments is done."""
+
+    def episode(self, timesteps: int, env: int, episode: Mapping[str, Any]) -> None:
+        """An episode of an environment is over; what Monitor says of it."""
+
+    def stalled(self, milliseconds: float) -> None:
+        """The training has waited so long for a checkpoint to set out."""
 
     def outputs(self) -> Sequence[KVWriter]:
         """Where scalars go besides the outputs that the model has."""
@@ -182,9 +188,13 @@ class Checkpoints(BaseCallback):
             self._submit(snapshot, self._rows)
             self._plan_save(now)
             self._plan_evaluation()
+            self._host.stalled(1e3 * (time.monotonic() - now))
 
     def _on_step(self) -> bool:
         self._host.step(self.num_timesteps)
+        for env, info in enumerate(self.locals.get("infos", ())):
+            if "episode" in info:
+                self._host.episode(self.num_timesteps, env, info["episode"])
         if self._capacity:
             self._rows += self._rows_per_step
             self._keep_rows(self._capacity)

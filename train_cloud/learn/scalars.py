@@ -1,11 +1,20 @@
-"""Scalars into TensorBoard event files that go on over interruptions."""
+"""Scalars into files that go on over interruptions: TensorBoard's event files, and tables."""
 
 from __future__ import annotations
 
+import csv
+import io
+import json
+import threading
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from stable_baselines3.common.logger import TensorBoardOutputFormat
+from stable_baselines3.common.logger import KVWriter, TensorBoardOutputFormat, filter_excluded_keys
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+_TIMESTEPS = "timesteps"
 
 
 class SessionTensorBoard(TensorBoardOutputFormat):
@@ -22,3 +31,89 @@ class SessionTensorBoard(TensorBoardOutputFormat):
             str(folder), purge_step=timesteps + 1 if timesteps else None, filename_suffix=f".session-{session:06d}"
         )
         self._is_closed = False
+
+    def add_scalars(self, scalars: Mapping[str, float], timesteps: int) -> None:
+        """From any thread."""
+        for name, value in scalars.items():
+            self.writer.add_scalar(name, value, timesteps)
+
+    def add_text(self, name: str, text: str, timesteps: int) -> None:
+        self.writer.add_text(name, text, timesteps)
+        self.writer.flush()
+
+    def add_hyperparameters(self, values: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """For the HParams page, which compares runs.
+
+        :param values: flat; what is no number, text or truth value is shown as JSON
+        :param metrics: names of scalars to compare by
+        """
+        shown = {key: value if isinstance(value, bool | int | float | str) else json.dumps(value)
+                 for key, value in values.items()}  # fmt: skip
+        for summary in hparams(shown, dict(metrics)):  # type: ignore[no-untyped-call]
+            self.writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
+
+
+class Table(KVWriter):
+    """What SB3 logs, a row for each dump, as its own ``progress.csv``, with the timesteps first.
+
+    :param path: goes on where it is
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._columns: list[str] = []
+        if path.exists():
+            with path.open(newline="") as file:
+                self._columns = next(csv.reader(file), [])
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        values = {_TIMESTEPS: step, **filter_excluded_keys(key_values, key_excluded, "csv")}
+        new = sorted(values.keys() - set(self._columns) - {_TIMESTEPS})
+        if new or not self._columns:
+            self._widen([*(self._columns or [_TIMESTEPS]), *new])
+        _append(self._path, [values.get(column, "") for column in self._columns])
+
+    def _widen(self, columns: list[str]) -> None:
+        """Columns are only ever added, on the right; the rows so far are empty there."""
+        rows = []
+        if self._path.exists():
+            with self._path.open(newline="") as file:
+                rows = list(csv.reader(file))[1:]
+        unfinished = self._path.with_name(f".{self._path.name}.unfinished")
+        with unfinished.open("w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(columns)
+            writer.writerows([*row, *[""] * (len(columns) - len(row))] for row in rows)
+        unfinished.replace(self._path)
+        self._columns = columns
+
+    def close(self) -> None:
+        """Nothing is open between two rows."""
+
+
+class Episodes:
+    """Every episode, as SB3's Monitor writes them: ``stable_baselines3.common.results_plotter`` reads it.
+
+    :param path: goes on where it is
+    :param started: seconds since 1970, of a new file
+    """
+
+    def __init__(self, path: Path, environment: str, started: float) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        if not path.exists():
+            header = json.dumps({"t_start": started, "env_id": environment})
+            path.write_text(f"#{header}\n{_TIMESTEPS},r,l,t,env\n")
+
+    def add(self, timesteps: int, env: int, episode: Mapping[str, Any]) -> None:
+        """:param episode: what Monitor leaves in ``info["episode"]``"""
+        with self._lock:
+            _append(self._path, [timesteps, episode["r"], episode["l"], episode["t"], env])
+
+
+def _append(path: Path, row: list[Any]) -> None:
+    """In one write, so that a kill tears at most the last line."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(row)
+    with path.open("a", newline="") as file:
+        file.write(text.getvalue())

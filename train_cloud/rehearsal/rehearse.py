@@ -146,6 +146,7 @@ class _Twin:
                 [
                     *(sys.executable, "-m", "train_cloud", "train", str(self._run_file)),
                     *("--store", self.root, "--state-dir", str(self._folder / "state")),
+                    *("--set", "evaluation=null"),  # which must not make a difference
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -321,6 +322,7 @@ class _Report:
         """Everything that must be read before the bucket goes."""
         from train_cloud.learn.compare import differences
         from train_cloud.worker.export import export
+        from train_cloud.worker.page import write_page
 
         self._timeline.title("Comparing with the uninterrupted twin")
         self._twin.wait()
@@ -332,12 +334,15 @@ class _Report:
             head = _head(store)
             scalars = self._scalars(store, "tensorboard"), self._scalars(twin, "twin/tensorboard")
             found = differences(_snapshot(store, head), _snapshot(twin, _head(twin)))
+            own = ("time/", "system/", *(["eval/"] if self._config.evaluation is not None else []))
             found += [
                 f"scalar {tag}"
                 for tag in sorted({*scalars[0], *scalars[1]})
-                if not tag.startswith("time/") and scalars[0].get(tag) != scalars[1].get(tag)
+                if not tag.startswith(own) and scalars[0].get(tag) != scalars[1].get(tag)
             ]
             export(root, run_id, out=self._folder / "model")
+            write_page(root, run_id, self._folder / "report.html")
+            self._keep_pictures(store)
             sessions = self._sessions(store)
         for difference in found[:10]:
             self._timeline.add("result", f"differs: {difference}")
@@ -390,7 +395,7 @@ class _Report:
             kept[f"{len(shown)} curves on the machine's TensorBoard"] = shown >= self._tags
         for what, true in kept.items():
             say("result", f"{'✓' if true else '✗'} {what}")
-        say("result", f"report, learning curve, TensorBoard logs and model in {_shown(self._folder)}")
+        say("result", f"report.html, videos, learning curve, TensorBoard logs and model in {_shown(self._folder)}")
         return 0 if all(kept.values()) else 1
 
     def _scalars(self, store: ObjectStore, name: str) -> dict[str, list[tuple[int, float]]]:
@@ -398,6 +403,14 @@ class _Report:
         folder.mkdir(parents=True)
         tensorboard.pull(store, folder)
         return tensorboard.read_scalars(folder)
+
+    def _keep_pictures(self, store: ObjectStore) -> None:
+        """Videos and routes, as they reached the bucket."""
+        for folder in ("videos/", "route_visualizations/"):
+            for info in store.list(layout.ARTIFACTS + folder):
+                path = self._folder / info.key.removeprefix(layout.ARTIFACTS)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(store.get(info.key).body)
 
     def _sessions(self, store: ObjectStore) -> list[dict[str, Any]]:
         sessions = []

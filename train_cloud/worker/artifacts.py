@@ -1,0 +1,391 @@
+"""The artifacts of a session: made beside the training, sent within ``sync_seconds``, right again after any end.
+
+What must be there when a head is swapped (scalars, tables) goes ahead of it in the commit's thread; all else goes in a
+thread of its own, which gives way to a commit in a hurry. Models of kept checkpoints are exported by a process of their
+own, from what is committed: nothing here touches the model that trains.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from train_cloud.artifacts import tables, tensorboard
+from train_cloud.artifacts.sync import Sync, write_whole
+from train_cloud.artifacts.system import Machine
+from train_cloud.artifacts.uploads import read_uploads
+from train_cloud.checkpoint import read_manifest
+from train_cloud.config import RunFile
+from train_cloud.errors import CorruptCheckpoint, Fenced, StoreError, StoreUnavailable
+from train_cloud.run import layout
+from train_cloud.run.head import Reference, Token
+from train_cloud.run.session import write_local
+from train_cloud.store import ObjectStore, open_store
+from train_cloud.worker.keep import KEPT, keep, name_of
+
+if TYPE_CHECKING:
+    from train_cloud.learn.scalars import Episodes, SessionTensorBoard, Table
+
+FOLDER = "artifacts"
+"""Below the state directory: what lies in it reaches the store."""
+EVENTS = "tensorboard"
+PROGRESS, MONITOR, CONFIG = "progress.csv", "monitor.csv", "training_config.json"
+FINAL_MODEL = "final_model.zip"
+TABLES = (PROGRESS, MONITOR)
+
+_MARK = "artifacts.json"
+_SAMPLE_SECONDS = 15.0
+_NEEDED = re.compile(r"tensorboard/.*|wandb/.*|[^/]*\.(csv|json)")
+"""What a session on a new disk goes on with. All else lies in the store and stays as it is."""
+_PAUSES = (1.0, 2.0, 5.0, 10.0, 30.0)
+_KEEPING_SECONDS = 600.0
+
+log = logging.getLogger(__name__)
+
+
+class Artifacts:
+    """:param store: of the run
+    :param hurry: whether a commit needs the line: somebody has asked to stop
+    """
+
+    def __init__(
+        self,
+        config: RunFile,
+        store: ObjectStore,
+        state_dir: Path,
+        hurry: Callable[[], bool],
+        timesteps: Callable[[], int],
+    ) -> None:
+        self.folder = state_dir / FOLDER
+        self.events = self.folder / EVENTS
+        self._config, self._store, self._state_dir = config, store, state_dir
+        self._hurry, self._timesteps = hurry, timesteps
+        self._sync: Sync | None = None
+        self._log: Tee | None = None
+        self._outputs: tuple[SessionTensorBoard, Table] | None = None
+        self._episodes: Episodes | None = None
+        self._resumed_at = 0
+        self._number = 0
+        self._newest: Reference | None = None
+        self._kept: tuple[Reference | None, set[int]] = (None, set())
+        self._keeping: subprocess.Popen[bytes] | None = None
+        self._sampled: dict[str, list[float]] = {}
+        self._pace = (0.0, 0)
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    # ------------------------------------------------------------------------------------------------------ a session
+
+    def begin(self, token: Token, newest: Reference | None, resumed_at: int, versions: Mapping[str, Any]) -> None:
+        """Bring this disk to where the head is, and begin to send.
+
+        Once; a second call does nothing.
+
+        :param newest: manifest of the checkpoint that the session goes on from
+        :raises StoreError: the store does not let it
+        """
+        if self._sync is not None:
+            return
+        self._resumed_at, self._newest = resumed_at, newest
+        self._number = token.session * 10_000 + token.restart
+        self._clear_unless_ours()
+        self.events.mkdir(parents=True, exist_ok=True)
+        self._sync = artifact_sync(self._store, self._state_dir, self._config.run_id, token, yields=self._hurry)
+        self._sync.begin()
+        self._sync.restore(lambda name: _NEEDED.fullmatch(name) is not None)
+        self._mark(token)
+        tensorboard.cut(self.events, resumed_at)
+        for name in TABLES:
+            tables.cut(self.folder / name, resumed_at)
+        self._log = Tee(self.folder / "logs" / f"session-{token.session:06d}.log")
+        self._write_config(versions)
+        self._thread = threading.Thread(target=self._run, name="train-cloud-artifacts", daemon=True)
+        self._thread.start()
+
+    def outputs(self, environment: str, notices: str) -> tuple[SessionTensorBoard, Table]:
+        """Where scalars go.
+
+        :param notices: how the sessions before ended, in words
+        """
+        from train_cloud.learn.scalars import Episodes, SessionTensorBoard, Table
+
+        board = SessionTensorBoard(self.events, self._number, self._resumed_at)
+        board.add_hyperparameters(_hyperparameters(self._config), {"rollout/ep_rew_mean": 0.0})
+        if notices:
+            board.add_text("system/interruptions", notices, self._resumed_at)
+        self._episodes = Episodes(self.folder / MONITOR, environment, time.time())
+        self._outputs = (board, Table(self.folder / PROGRESS))
+        self._pace = (time.monotonic(), self._timesteps())
+        return self._outputs
+
+    def episode(self, timesteps: int, env: int, episode: Mapping[str, Any]) -> None:
+        if self._episodes is not None:
+            self._episodes.add(timesteps, env, episode)
+
+    def measured(self, name: str, value: float) -> None:
+        """Something that the next sample of ``system/…`` shows the mean of, from any thread."""
+        self._sampled.setdefault(f"system/{name}", []).append(value)
+
+    def committed(self, manifest: Reference | None) -> None:
+        self._newest = manifest
+
+    def note(self, text: str) -> None:
+        """Into the session's log only."""
+        if self._log is not None:
+            self._log.note(text)
+
+    def close(self) -> None:
+        """End what runs beside the training. What was not sent is sent by ``finish``, or by the next session."""
+        self._over.set()
+        if self._keeping is not None and self._keeping.poll() is None:
+            self._keeping.kill()
+            self._keeping.wait()
+        if self._thread is not None:
+            self._thread.join(5.0)
+        if self._log is not None:
+            self._log.close()
+
+    # ------------------------------------------------------------------------------------------------------- sending
+
+    def ahead(self) -> None:
+        """Send scalars and tables: a head must not stand without them.
+
+        :raises StoreError: they cannot be sent
+        """
+        if self._sync is not None:
+            paths = [*tensorboard.event_files(self.events), *(self.folder / name for name in TABLES)]
+            self._sync.now(path for path in paths if path.exists())
+
+    def everything(self, *, until: float | None = None, alive: Callable[[], None] = lambda: None) -> None:
+        """Send all that there is.
+
+        :param until: on ``time.monotonic()``: what is not sent by then waits for the next session; None waits for a
+            store that does not answer, as a commit does
+        :raises StoreError: it refuses
+        """
+        if self._sync is None:
+            return
+        if self._outputs is not None:
+            self._outputs[0].writer.flush()
+        pauses = iter(_PAUSES)
+        while True:
+            alive()
+            try:
+                if self._sync.everything(urgent=True, until=until if until is not None else float("inf")):
+                    if self._sync.check():
+                        self._sync.everything(urgent=True)
+                elif until is not None:
+                    log.warning("not all artifacts are sent: the next session goes on with that")
+                return
+            except StoreUnavailable as error:
+                pause = next(pauses, _PAUSES[-1])
+                if until is not None and time.monotonic() + pause > until:
+                    log.warning("not all artifacts are sent: %s", error)
+                    return
+                log.warning("artifacts delayed, next try in %.0f s: %s", pause, error)
+                time.sleep(pause)
+
+    def final(self, folder: Path) -> None:
+        """Take over the exported final model, a folder as ``export`` writes it."""
+        there = self.folder / "final"
+        shutil.rmtree(there, ignore_errors=True)
+        shutil.copytree(folder, there)
+        if (folder / "model.zip").exists():
+            write_whole(self.folder / FINAL_MODEL, (folder / "model.zip").read_bytes())
+
+    def keep_all(self) -> None:
+        """Export the kept checkpoints that are not yet, here and now: the training is over."""
+        with contextlib.suppress(CorruptCheckpoint):  # what is lost was said when it was found
+            self._wait_for_keeping()
+            keep(self._store, self._newest, self.folder, self._names())
+            self._forget_superseded()
+
+    # ------------------------------------------------------------------------------------------- beside the training
+
+    def _run(self) -> None:
+        assert self._sync is not None
+        every = self._config.artifacts.sync_seconds
+        machine = Machine()
+        due = time.monotonic() + every
+        while not self._over.wait(min(_SAMPLE_SECONDS, max(0.05, due - time.monotonic()))):
+            self._sample(machine)
+            if time.monotonic() < due or self._hurry():
+                continue
+            try:
+                self._keep()
+                self._sync.everything()
+            except Fenced as error:  # the commit will find out
+                log.warning("artifacts are sent no longer: %s", error)
+                return
+            except (StoreError, CorruptCheckpoint, OSError) as error:
+                log.warning("artifacts not sent, the next try is in %g s: %s", every, error)
+            due = time.monotonic() + every
+
+    def _sample(self, machine: Machine) -> None:
+        if self._outputs is None or self._hurry():
+            return
+        now, timesteps = time.monotonic(), self._timesteps()
+        began, before = self._pace
+        if timesteps <= before:
+            return  # between two steps nothing new can be told
+        found = dict(machine.sample())
+        found["system/steps_per_second"] = (timesteps - before) / max(1e-9, now - began)
+        self._pace = (now, timesteps)
+        for name, values in list(self._sampled.items()):
+            if values:
+                taken = values[:]
+                del values[: len(taken)]
+                found[name] = sum(taken) / len(taken)
+        self._outputs[0].add_scalars(found, timesteps)
+
+    def _keep(self) -> None:
+        """Have the models of kept checkpoints exported that are not yet; delete those that are kept no longer."""
+        if self._keeping is not None:
+            if self._keeping.poll() is None:
+                return
+            self._keeping = None
+        wanted = self._wanted()
+        if wanted - {int(found[1]) for name in self._names() if (found := KEPT.fullmatch(name))}:
+            command = [sys.executable, "-m", "train_cloud.worker.keep", self._store.url, str(self.folder)]
+            environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+            self._keeping = subprocess.Popen(
+                [*command, *sorted(self._names())], env=environment, stdin=subprocess.DEVNULL, start_new_session=True
+            )
+        self._forget_superseded()
+
+    def _wait_for_keeping(self) -> None:
+        if self._keeping is not None:
+            try:
+                self._keeping.wait(_KEEPING_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._keeping.kill()
+                self._keeping.wait()
+            self._keeping = None
+
+    def _wanted(self) -> set[int]:
+        """Timesteps of the checkpoints that are preserved."""
+        newest = self._newest
+        if newest is None:
+            return set()
+        if self._kept[0] != newest:
+            manifest = read_manifest(self._store, newest)
+            self._kept = newest, {manifest.timesteps, *(kept.timesteps for kept in manifest.kept)} - {0}
+        return self._kept[1]
+
+    def _names(self) -> set[str]:
+        """Exported already, here or by a session before."""
+        assert self._sync is not None
+        here = {path.relative_to(self.folder).as_posix() for path in (self.folder / "checkpoints").glob("*.zip")}
+        return here | {name for name in self._sync.names() if KEPT.fullmatch(name)}
+
+    def _forget_superseded(self) -> None:
+        assert self._sync is not None
+        wanted = self._wanted()
+        gone = [name for name in self._names() if (found := KEPT.fullmatch(name)) and int(found[1]) not in wanted]
+        for name in gone:
+            (self.folder / name).unlink(missing_ok=True)
+        self._sync.forget(gone)
+
+    # -------------------------------------------------------------------------------------------------------- the disk
+
+    def _clear_unless_ours(self) -> None:
+        """A folder is gone on with only where its own session was the last to send."""
+        read = None
+        with contextlib.suppress(CorruptCheckpoint):
+            read = read_uploads(open_store(f"{self._store.url}/{layout.ARTIFACTS.rstrip('/')}"))
+        writer = list(read[0].writer) if read is not None else None
+        try:
+            mark = json.loads((self._state_dir / _MARK).read_text())
+        except (FileNotFoundError, ValueError):
+            mark = None
+        if mark != {"url": self._store.url, "writer": writer}:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _mark(self, token: Token) -> None:
+        write_local(self._state_dir / _MARK, {"url": self._store.url, "writer": list(token)})
+
+    def _write_config(self, versions: Mapping[str, Any]) -> None:
+        config = {
+            "run_id": self._config.run_id,
+            "run_file": self._config.model_dump(mode="json"),
+            "identity": self._config.identity(),
+            "versions": dict(versions),
+        }
+        write_whole(self.folder / CONFIG, (json.dumps(config, indent=1) + "\n").encode())
+
+
+def artifact_sync(
+    store: ObjectStore, state_dir: Path, name: str, token: Token, *, yields: Callable[[], bool] = lambda: False
+) -> Sync:
+    """Of a run's artifact folder, for whoever acts for this session."""
+    there = open_store(f"{store.url}/{layout.ARTIFACTS.rstrip('/')}")
+    return Sync(there, state_dir / FOLDER, name=name, writer=(token.session, token.restart), yields=yields)
+
+
+def _hyperparameters(config: RunFile) -> dict[str, Any]:
+    environment = config.environment
+    found: dict[str, Any] = {"algorithm": config.algorithm or config.entry_point, "seed": config.seed}
+    if environment is not None:
+        found |= {"environment": environment.id, "n_envs": environment.n_envs, "policy": config.policy}
+
+    def flatten(prefix: str, values: Mapping[str, Any]) -> None:
+        for key, value in values.items():
+            if isinstance(value, Mapping):
+                flatten(f"{prefix}{key}.", value)
+            else:
+                found[f"{prefix}{key}"] = value
+
+    flatten("", config.hyperparameters)
+    return found
+
+
+class Tee:
+    """What this process says, into a file too: what goes through ``sys.stdout`` and ``sys.stderr``."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", buffering=1, errors="replace")
+        self._file.write(f"-- {time.strftime('%Y-%m-%dT%H:%M:%S%z')} {platform.node()} process {os.getpid()}\n")
+        self._before = sys.stdout, sys.stderr
+        sys.stdout, sys.stderr = (_Both(stream, self._file) for stream in self._before)
+
+    def note(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._file.write(f"{text.rstrip()}\n")
+
+    def close(self) -> None:
+        """As it was before."""
+        for name, stream in zip(("stdout", "stderr"), self._before, strict=True):
+            if isinstance(getattr(sys, name), _Both):
+                setattr(sys, name, stream)
+        self._file.close()
+
+
+class _Both:
+    """A stream that also writes to a file."""
+
+    def __init__(self, stream: IO[str], file: IO[str]) -> None:
+        self._stream, self._file = stream, file
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):  # a full disk, or closed: the stream itself goes on
+            self._file.write(text)
+        return self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+__all__ = ["FOLDER", "Artifacts", "artifact_sync", "name_of"]
