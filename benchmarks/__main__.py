@@ -51,7 +51,11 @@ def main(arguments: list[str] | None = None) -> int:
     command = "make bench-large" if options.large else "make bench"
     began = time.monotonic()
     where = {"date": datetime.now(timezone.utc).date().isoformat(), "commit": _commit()}
-    figures = []
+    result = {
+        "quick": options.quick,
+        "machine": _machine(),
+        "versions": {"Python": platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES},
+    }
     for figure in _measure(sizes, wanted):
         measured = figure.measured
         print(
@@ -61,15 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
             flush=True,
         )
         # Right after it was measured: of the last minute, this measurement's own processes included.
-        figures.append(
-            {**dataclasses.asdict(figure), "verdict": figure.verdict, **where, "load": round(os.getloadavg()[0], 1)}
-        )
-    result = {
-        "quick": options.quick,
-        "machine": _machine(),
-        "versions": {"Python": platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES},
-    }
-    _write(options.output or ROOT, command, result, figures)
+        found = {**dataclasses.asdict(figure), "verdict": figure.verdict, **where, "load": round(os.getloadavg()[0], 1)}
+        _write(options.output or ROOT, command, result, found)  # each at once: what comes may be broken off
     return 0
 
 
@@ -79,8 +76,8 @@ def _measure(sizes: Sizes, wanted: set[int]) -> Iterator[Figure]:
             yield from (figure for figure in group(Path(folder), sizes, wanted) if figure.number in wanted)
 
 
-def _write(folder: Path, command: str, result: dict[str, Any], figures: list[dict[str, Any]]) -> None:
-    """Figures that were not measured this time stay as they are."""
+def _write(folder: Path, command: str, result: dict[str, Any], measured: dict[str, Any]) -> None:
+    """One figure; the others stay as they are."""
 
     def which(figure: dict[str, Any]) -> tuple[int, str]:
         return figure["number"], figure["setting"]
@@ -88,9 +85,9 @@ def _write(folder: Path, command: str, result: dict[str, Any], figures: list[dic
     path = folder / "benchmarks" / "results.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     results = json.loads(path.read_text()) if path.exists() else {}
-    all_of_them = {which(figure): figure for figure in [*results.get(command, {}).get("figures", []), *figures]}
-    result["figures"] = [all_of_them[one] for one in sorted(all_of_them, key=_in_order)]
-    results[command] = result
+    all_of_them = {which(figure): figure for figure in [*results.get(command, {}).get("figures", []), measured]}
+    figures = [all_of_them[one] for one in sorted(all_of_them, key=_in_order)]
+    results[command] = {**result, "figures": figures}
     results = dict(sorted(results.items()))
     path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     page = folder / "docs" / "benchmarks.md"

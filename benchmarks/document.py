@@ -30,20 +30,23 @@ _HOW = {
     1: "A probe among the run's callbacks times blocks of training: one without a checkpoint, one that begins with it and ends "
     "no earlier than its commit, one without. Lost is what the middle one took longer. In the same process, on the same full "
     "buffer, stock saves: `CheckpointCallback(save_replay_buffer=True)`, then boto3's `upload_file` for each file, to the same "
-    "server. The rows between two checkpoints come from stepping without learning.",
+    "server. The rows between two checkpoints come from stepping without learning. Cycles on a server of each kind take turns. "
+    "*Without waits for a core* leaves out what the training thread waited for a core (the kernel's `schedstat`): what other "
+    "programs took of a busy machine, but also what the commit's own threads and the server did on a machine of two cores.",
     2: "From the rollout's start with a checkpoint to its first step, less what that takes without one; the clone loop runs "
     "right before and after in the same process.",
     3: "All that the server received from one head to the next: parts, segments, manifest, head, scalars, progress, and what "
     "was merged in between.",
     4: "SIGTERM to a worker in training with 5,000 uncommitted rows, until the server answers the head's swap: the rest of "
-    "the step, the snapshot and the commit. The server shares one line among all connections and answers a round trip after "
+    "the step, the snapshot and the commit. Beside it what obstore takes for as many bytes and a small object after them. The server shares one line among all connections and answers a round trip after "
     "a request's last byte.",
     5: "Read, verified and put into the model with everything else, against obstore's GET of each object in 8 threads, its "
     "bytes dropped.",
     6: "Two processes count their steps; each is stopped while the other runs. The worker commits every 1,000 (SAC) or 20,480 "
-    "(PPO) steps, logs scalars and reports progress; plain `learn()` does neither.",
+    "(PPO) steps, logs scalars and reports progress, and is kept to AVX2 so that machines of several kinds do the same; plain "
+    "`learn()` does none of it.",
     7: "A small run is resumed on a machine that has read all files before. Parts: *imports* of Python, torch and SB3; "
-    "*build* of model and environments, with the trial of their state; *take* of session and head; *fetch* of the checkpoint.",
+    "*build* of model and environments (what the trial of their state found is known by then); *take* of session and head; *fetch* of the checkpoint.",
 }
 
 

@@ -31,6 +31,7 @@ RATES = (94e6, 625e6)
 LATENCY = 0.030
 _WARM = 300
 _ROLLOUT = 2048
+_RAW_PART = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -326,22 +327,26 @@ def notices(folder: Path, sizes: Sizes, wanted: set[int]) -> Iterator[Figure]:
         for rate in RATES:
             with Server(rate=rate, latency=LATENCY) as server:
                 measured = [_notice(folder, sizes, size, server, turn) for turn in range(sizes.notices)]
-            bounds = [sent / rate + 2 * LATENCY for _, sent in measured]
+            bounds = [sent / rate + 2 * LATENCY for _, sent, _ in measured]
             yield Figure(
                 4,
                 f"{size} floats, {_line(rate)}",
-                interval([seconds / bound for (seconds, _), bound in zip(measured, bounds, strict=True)]),
+                interval([seconds / bound for (seconds, _, _), bound in zip(measured, bounds, strict=True)]),
                 1.5,
                 detail={
-                    "notice to committed, ms": statistics.median(seconds for seconds, _ in measured) * 1e3,
+                    "notice to committed, ms": statistics.median(seconds for seconds, _, _ in measured) * 1e3,
                     "bytes/rate + 2 round trips, ms": statistics.median(bounds) * 1e3,
-                    "sent, MB": statistics.median(sent for _, sent in measured) / 1e6,
+                    "the same bytes and a swap by themselves, ms": statistics.median(raw for _, _, raw in measured)
+                    * 1e3,
+                    "sent, MB": statistics.median(sent for _, sent, _ in measured) / 1e6,
                 },
             )
 
 
-def _notice(folder: Path, sizes: Sizes, size: int, server: Server, turn: int) -> tuple[float, int]:
-    """:return: seconds, bytes received until then"""
+def _notice(folder: Path, sizes: Sizes, size: int, server: Server, turn: int) -> tuple[float, int, float]:
+    """:return: seconds, bytes received until then, seconds for as many bytes and a small object after them: what this
+    server and this machine can do
+    """
     before = sizes.every * 3 // 2  # a first checkpoint, and none when the notice comes
     path = run_file(
         folder,
@@ -369,7 +374,19 @@ def _notice(folder: Path, sizes: Sizes, size: int, server: Server, turn: int) ->
     worker.wait(expected=75)
     log = server.log()
     head = next(i for i, request in enumerate(log) if _swaps_head(request))
-    return log[head].at - noticed, sum(request.received for request in log[: head + 1])
+    sent = sum(request.received for request in log[: head + 1])
+    return log[head].at - noticed, sent, _put_raw(server.url, sent)
+
+
+def _put_raw(endpoint: str, size: int) -> float:
+    from obstore.store import S3Store
+
+    raw = S3Store("raw", aws_endpoint_url=endpoint, unsigned_payload=True, client_options={"allow_http": True})
+    raw.put("warm", b"")
+    began = time.perf_counter()
+    raw.put("body", bytes(size), chunk_size=_RAW_PART, max_concurrency=8)
+    raw.put("head", b"")
+    return time.perf_counter() - began
 
 
 def _swaps_head(request: Request) -> bool:
