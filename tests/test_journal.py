@@ -21,6 +21,7 @@ from train_cloud.instance.journal import (
     MAX_EVENT_BYTES,
     MAX_EVENTS,
     MAX_SPAN_MS,
+    UNITS,
     Entry,
     Streams,
     batches,
@@ -82,12 +83,16 @@ def test_lines_of_the_journal() -> None:
     assert entry == Entry("train-cloud-watch", START + 1, "hello", "c1;")
     entry = parse(line(2, [104, 105, 255]).encode())
     assert entry is not None and entry.message == "hi\ufffd"
-    assert parse(line(3, "our own", unit="train-cloud-logs.service").encode()) is None
     assert parse(line(4, None).encode()) is None
     entry = parse(line(5, "é" * MAX_EVENT_BYTES).encode())
     assert entry is not None and len(entry.message.encode()) == MAX_EVENT_BYTES
     with pytest.raises(ValueError, match="Expecting"):
         parse(b"-- No entries --")
+
+
+def test_every_unit_but_our_own_is_followed() -> None:
+    units = {path.name for path in (Path(__file__).parents[1] / "systemd").glob("*.service")}
+    assert set(UNITS) == units - {"train-cloud-logs.service"}
 
 
 def entries(count: int, message: str = "x", step_ms: int = 1) -> list[Entry]:

@@ -32,8 +32,8 @@ MAX_EVENT_BYTES = 250_000
 """The rest of a longer line is cut off; CloudWatch refuses the whole call for one that is longer than 256 KB."""
 MAX_SPAN_MS = 24 * 3600 * 1000
 """Between the first and the last event of one call."""
-UNITS = "train-cloud-*"
-_OWN = "train-cloud-logs.service"
+UNITS = tuple(f"train-cloud-{name}.service" for name in ("bootstrap", "watch", "train", "finish", "tensorboard"))
+"""One by one: journalctl compares a pattern only with the units that have spoken when it starts."""
 _CURSOR = "journal.cursor"
 _log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Entry:
 
 
 def parse(line: bytes) -> Entry | None:
-    """A line of ``journalctl --output=json``; None for one that says nothing, or that is our own.
+    """A line of ``journalctl --output=json``; None for one that says nothing.
 
     :raises ValueError: it is no such line
     """
@@ -64,7 +64,7 @@ def parse(line: bytes) -> Entry | None:
     message = fields.get("MESSAGE")
     if isinstance(message, list):  # bytes that are no text
         message = bytes(message).decode(errors="replace")
-    if not message or unit == _OWN:
+    if not message:
         return None
     short = str(message).encode()[:MAX_EVENT_BYTES].decode(errors="ignore")
     return Entry(unit.removesuffix(".service"), int(fields["__REALTIME_TIMESTAMP"]) // 1000, short, fields["__CURSOR"])
@@ -129,7 +129,7 @@ def follow(streams: Streams, state_dir: Path, *, interval_s: float = 2.0) -> Non
     :param interval_s: how long lines are gathered before they are sent
     """
     kept = state_dir / _CURSOR
-    command = ["journalctl", f"--unit={UNITS}", "--output=json", "--follow", "--no-tail"]
+    command = ["journalctl", *(f"--unit={unit}" for unit in UNITS), "--output=json", "--follow", "--no-tail"]
     command += [f"--after-cursor={kept.read_text()}"] if kept.exists() else ["--boot"]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as journal:
         before = signal.signal(signal.SIGTERM, lambda *_: journal.terminate())
