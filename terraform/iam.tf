@@ -13,6 +13,14 @@ locals {
     "launched/*", "told/*",
   ]
 
+  # A parameter's ARN has one slash before its name, whether the name begins with one or not.
+  secret_arns = {
+    for id, run in local.run_files : id => sort(distinct([
+      for parameter in values(try({ for name, value in run.content.secrets : name => tostring(value) }, {})) :
+      "arn:${data.aws_partition.current.partition}:ssm:${var.aws_region}:${data.aws_caller_identity.current.account_id}:parameter/${trimprefix(parameter, "/")}"
+    ]))
+  }
+
   # What a run begins with is read once: another run of this store, or a folder with a model.zip. A file comes with the code.
   initial_models = {
     for id, run in local.run_files : id => coalesce(try(tostring(run.content.initial_model.source), null), try(tostring(run.content.initial_model), null), "none")
@@ -107,6 +115,12 @@ resource "aws_iam_role_policy" "worker" {
         Action   = "s3:GetObject"
         Resource = "${folder.bucket}/${folder.prefix}*"
       }],
+      [for parameters in [local.secret_arns[each.key]] : {
+        Sid      = "ReadSecrets"
+        Effect   = "Allow"
+        Action   = "ssm:GetParameter"
+        Resource = parameters
+      } if length(parameters) > 0],
       local.notifies ? [{
         Sid      = "Tell"
         Effect   = "Allow"
@@ -117,7 +131,7 @@ resource "aws_iam_role_policy" "worker" {
         Sid      = "Log"
         Effect   = "Allow"
         Action   = ["logs:CreateLogStream", "logs:PutLogEvents"]
-        Resource = "${aws_cloudwatch_log_group.worker[each.key].arn}:log-stream:*"
+        Resource = "${aws_cloudwatch_log_group.worker[each.key].arn}:*"
       }] : [],
       var.kms_key_arn == null ? [] : [{
         Sid       = "ReadAndWriteWithTheKey"

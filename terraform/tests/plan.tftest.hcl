@@ -332,7 +332,7 @@ run "extras" {
       statement.Sid => flatten([statement.Action, statement.Resource]) if contains(["Tell", "Log", "ReadAndWriteWithTheKey"], statement.Sid)
       } == {
       Tell                   = ["sns:Publish", aws_sns_topic.runs[0].arn]
-      Log                    = ["logs:CreateLogStream", "logs:PutLogEvents", "${aws_cloudwatch_log_group.worker["tftest-1"].arn}:log-stream:*"]
+      Log                    = ["logs:CreateLogStream", "logs:PutLogEvents", "${aws_cloudwatch_log_group.worker["tftest-1"].arn}:*"]
       ReadAndWriteWithTheKey = ["kms:Decrypt", "kms:GenerateDataKey", "arn:aws:kms:us-east-1:123456789012:key/0123-abc"]
     }
     error_message = "Each option adds exactly its statement."

@@ -30,9 +30,11 @@ from moto.ec2.models import ec2_backends
 from moto.ec2.models.instances import Instance
 from moto.ec2.models.launch_templates import LaunchTemplateBackend
 from moto.iam.access_control import IAMPolicyStatement, IAMRequestBase, PermissionResult
+from moto.logs.responses import LogsResponse
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from moto.s3.models import FakeBucket, FakeDeleteMarker, FakeKey
 from moto.s3.responses import S3Response
+from moto.sns.responses import SNSResponse
 from moto.ssm.models import Parameter, SimpleSystemManagerBackend
 from werkzeug.serving import make_server
 
@@ -101,6 +103,21 @@ def _resource(_: Answer | None, self: Any) -> str:
         if group.name == name or any(state.instance.id == instance for state in group.instance_states):
             return str(group.arn)
     return "*"
+
+
+@fills(SNSResponse, "_determine_resource")
+def _topic(_: Answer | None, self: Any) -> str:
+    """As with Auto Scaling: ``*`` instead of the topic's ARN."""
+    return str(self._get_param("TopicArn") or "*")
+
+
+@fills(LogsResponse, "_determine_resource")
+def _log_stream(_: Answer | None, self: Any) -> str:
+    """As with Auto Scaling: ``*`` instead of the log group's or stream's ARN."""
+    group, stream = self._get_param("logGroupName"), self._get_param("logStreamName")
+    if not group:
+        return "*"
+    return f"arn:aws:logs:{self.region}:{self.current_account}:log-group:{group}:log-stream:{stream or ''}"
 
 
 @fills(FakeBucket, "get_permission")
