@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,8 @@ def windy(**kwargs: Any) -> dict[str, Any]:
 RUNS = {
     "MPE2, two agents": several(SPREAD),
     "MPE2, four agents of two kinds": several(TAG, gradient_steps=2, train_freq=3),
-    "agents that end early, wrapped, rings lap": several(windy(count=3), total=700, buffer_size=150),
-    "one learner for all": several(windy(), total=700, share_parameters=True, buffer_size=300),
+    "agents that end early, wrapped, rings lap": several(windy(count=3), buffer_size=100, train_freq=2),
+    "one learner for all": several(windy(), share_parameters=True, buffer_size=250, train_freq=2),
     "gSDE, noise, a schedule, n steps": several(
         use_sde=True, sde_sample_freq=4, train_freq=8, action_noise={"normal": 0.1}, learning_rate="lin_1e-3", n_steps=3
     ),
@@ -143,11 +144,18 @@ def test_who_has_ended_adds_no_rows_and_a_time_out_is_no_end() -> None:
 
 
 def test_learners_are_independent_and_train_in_fixed_order() -> None:
-    trained = model(several(total=100))
+    trained = model(several(total=120))
     order: list[str] = []
+
+    def told(name: str, train: Callable[[int, int], None]) -> Callable[[int, int], None]:
+        def tell(gradient_steps: int, batch_size: int = 64) -> None:
+            order.append(name)
+            train(gradient_steps, batch_size)
+
+        return tell
+
     for name, learner in trained.learners.items():
-        train = learner.train
-        learner.train = lambda *a, name=name, train=train: (order.append(name), train(*a))  # type: ignore[method-assign]
+        learner.train = told(name, learner.train)  # type: ignore[assignment, method-assign]
     weights = [learner.policy.state_dict()["actor.mu.weight"].clone() for learner in trained.learners.values()]
     trained.learn(64)
     assert order == ["walker_0", "walker_1"] * 4, "after each step beyond learning_starts"
@@ -164,6 +172,7 @@ def test_the_same_as_a_single_sac_where_there_is_one_agent() -> None:
     (learner,) = trained.learners.values()
     buffer = learner.replay_buffer
     assert buffer is not None and learner._n_updates == 90
+    assert learner.env is not None
     stock = SAC("MlpPolicy", learner.env, seed=3, device="cpu", learning_starts=60, batch_size=16,
                 buffer_size=400, policy_kwargs={"net_arch": [16, 16]})  # fmt: skip
     before = model(several({**WALKERS, "kwargs": {"count": 1}}, total=150)).learners["walker_0"]
@@ -172,10 +181,10 @@ def test_the_same_as_a_single_sac_where_there_is_one_agent() -> None:
 
 
 def test_one_learner_for_all_has_the_rows_of_all() -> None:
-    trained = model(several(total=100, share_parameters=True))
+    trained = model(several(total=120, share_parameters=True))
     trained.learn(100)
     assert list(trained.learners) == ["shared"]
-    alone = model(several(total=100, learning_starts=1000, share_parameters=True))
+    alone = model(several(total=120, learning_starts=1000, share_parameters=True))
     alone.learn(100)
     assert 100 < trained.rows["shared"] <= 200
     assert trained.learners["shared"]._n_updates == 40
@@ -235,3 +244,54 @@ def test_pettingzoo_environments_go_on_in_mid_episode(module: str) -> None:
     make = __import__(f"mpe2.{module}", fromlist=["parallel_env"]).parallel_env
     choice = choose(lambda: Together(make(continuous_actions=True, max_cycles=20)))
     assert choice.exact, choice
+
+
+# ---------------------------------------------------------------------------------------------------------- highway-env
+
+
+def test_each_vehicle_has_its_own_reward_and_end() -> None:
+    from train_cloud.envs.highway import parallel_env
+
+    env = parallel_env("racetrack-v0", 2, {"duration": 20, "other_vehicles": 0})
+    observations, _ = env.reset(seed=1)
+    assert [env.observation_space(name).shape for name in env.agents] == [(2, 12, 12)] * 2
+    assert env.action_space("vehicle_0") is not env.action_space("vehicle_1")
+    ends, lives = {}, {"vehicle_0": 0, "vehicle_1": 0}
+    while env.agents:
+        actions = {name: np.array([1.0 if name == "vehicle_1" else 0.0], np.float32) for name in env.agents}
+        observations, rewards, terminations, truncations, infos = env.step(actions)
+        assert observations.keys() == rewards.keys() == infos.keys() == actions.keys()
+        for name in actions:
+            lives[name] += 1
+            if terminations[name] or truncations[name]:
+                ends[name] = rewards[name]
+        if len(actions) == 2:
+            assert rewards["vehicle_0"] != rewards["vehicle_1"]
+    assert lives["vehicle_1"] < lives["vehicle_0"], "who turns all the time is off the road first"
+    assert ends["vehicle_1"] == 0.0, "off the road nothing is earned"
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "field"),
+    [({"vehicles": 1}, "environment.kwargs.vehicles"), ({"id": "parking-v9"}, "environment.kwargs")],
+)
+def test_what_highway_env_has_not_is_refused(kwargs: dict[str, Any], field: str) -> None:
+    environment = {"id": "train_cloud.envs.highway:parallel_env", "kwargs": kwargs}
+    with pytest.raises(InputError, match=field):
+        check(RunFile(run_id="a", **several(environment)))
+
+
+@pytest.mark.slow
+def test_vehicles_of_highway_env_go_on_exactly(warm: Any, tmp_path: Path) -> None:
+    environment = {
+        "id": "train_cloud.envs.highway:parallel_env",
+        "kwargs": {"vehicles": 2, "config": {"duration": 6, "other_vehicles": 1, "simulation_frequency": 5}},
+    }
+    given = {**several(environment, total=160, learning_starts=40), "callbacks": ["interrupting:InterruptAt"]}
+    given["save_frequency"] = 50
+    twin, run = (Rehearsed(warm, tmp_path / kind, given) for kind in ("twin", "run"))
+    assert twin.session() == 0, twin.log()
+    assert run.session("SIGTERM@67") == 75, run.log()
+    assert run.session() == 0, run.log()
+    assert differences(run.final(), twin.final()) == []
+    assert run.scalars() == twin.scalars()
