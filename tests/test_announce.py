@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
+import traceback
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import boto3
 import pytest
@@ -17,7 +20,8 @@ from groups import make_group
 from train_cloud.errors import CloudError, CloudUnavailable
 from train_cloud.instance.group import Group
 from train_cloud.instance.metadata import Metadata
-from train_cloud.instance.notify import SUBJECT_LENGTH, Topic
+from train_cloud.instance.notify import SUBJECT_LENGTH, Topic, Webhook
+from train_cloud.instance.secrets import read_secret
 from train_cloud.rehearsal.metadata import MetadataService
 from train_cloud.run import layout
 from train_cloud.run.head import Lease, Outcome, Token
@@ -57,6 +61,8 @@ class Subscribed:
 
 class Refusing:
     """A channel that refuses a number of times, and writes down what it took."""
+
+    name = "refusing"
 
     def __init__(self, times: int = 0, watch: Callable[[], object] = lambda: None) -> None:
         self.times, self.watch = times, watch
@@ -133,7 +139,7 @@ def test_the_capacity_is_0_before_anybody_is_told_and_a_refusal_changes_nothing(
     group = Group(make_group())
     channel = Refusing(times=1, watch=group.capacity)
     for _ in range(3):
-        assert finish(store, tmp_path, Metadata(service.endpoint), group, channel=channel).verb == "close"
+        assert finish(store, tmp_path, Metadata(service.endpoint), group, channels=[channel]).verb == "close"
         assert group.capacity() == 0
     assert channel.seen == [0, 0]
     assert channel.subjects == ["train-cloud: my-run completed"]
@@ -165,7 +171,7 @@ def test_an_interruption_is_told_once_by_whichever_watch_sees_it(
     channel = Refusing(times=1)
     service.interrupt("terminate", seconds=120)
     for _ in range(2):  # the second is a restarted one
-        watch = Watch(store, state, Metadata(service.endpoint, timeout_s=1), boot_id="b007", channel=channel)
+        watch = Watch(store, state, Metadata(service.endpoint, timeout_s=1), boot_id="b007", channels=[channel])
         watch.poll(datetime.now(timezone.utc))
         until(lambda: len(channel.subjects) == 1, "somebody was told")
         service.interrupt("terminate", seconds=60)  # and another announcement for the same machine
@@ -223,3 +229,100 @@ def test_the_topic_shortens_what_sns_would_refuse_and_names_what_is_missing(subs
     missing = Topic(f"{subscribed.arn}-not-there")
     with pytest.raises(CloudError, match="publish"):
         missing.publish("s", "m", {})
+
+
+class Hook(BaseHTTPRequestHandler):
+    """A webhook's server: answers with the statuses that it is given, and keeps what arrived."""
+
+    statuses: ClassVar[list[int]] = []
+    arrived: ClassVar[list[dict[str, Any]]] = []
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        status = self.statuses.pop(0) if self.statuses else 204
+        if status < 300:
+            self.arrived.append(json.loads(body))
+        self.send_response(status)
+        self.send_header("Content-Length", "0")
+        if status == 302:
+            self.send_header("Location", "http://127.0.0.1:9/elsewhere")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def hook() -> Iterator[str]:
+    Hook.statuses.clear()
+    Hook.arrived.clear()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hook)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/services/very-secret"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_webhook_gets_what_the_topic_gets(store: ObjectStore, hook: str) -> None:
+    Lease.take(store, Token(4, 0), "i-0abc").conclude("completed", None)
+    webhook, topic = Webhook(lambda: hook), Refusing()
+    for channel in (webhook, topic, webhook, topic):
+        announce_end(store, channel)
+    (told,) = Hook.arrived
+    assert told["text"] == told["content"] and "completed" in told["text"]
+    assert told["news"] == "completed" and told["subject"] == "train-cloud: my-run completed"
+    assert topic.subjects == ["train-cloud: my-run completed"]
+
+
+@pytest.mark.parametrize(
+    ("statuses", "patience", "error"),
+    [
+        ([503, 200], 60.0, None),
+        ([429, 200], 60.0, None),
+        ([503], 0.0, CloudUnavailable),
+        ([404], 60.0, CloudError),
+        ([302], 60.0, CloudError),
+    ],
+)
+def test_what_a_webhook_may_answer(
+    hook: str, statuses: list[int], patience: float, error: type[CloudError] | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    Hook.statuses += statuses
+    webhook = Webhook(lambda: hook, patience_s=patience)
+    if error is None:
+        webhook.publish("subject", "message", {})
+        assert len(Hook.arrived) == 1
+    else:
+        with pytest.raises(error) as caught:
+            webhook.publish("subject", "message", {})
+        assert "secret" not in str(caught.value)
+    assert "very-secret" not in caplog.text
+
+
+@pytest.mark.parametrize("url", ["very-secret", "ftp://very-secret/x", "http://127.0.0.1:9/very-secret"])
+def test_a_webhook_that_cannot_be_reached_keeps_its_secret(url: str) -> None:
+    with pytest.raises(CloudError) as caught:
+        Webhook(lambda: url).publish("subject", "message", {})
+    assert "very-secret" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_the_url_is_read_from_the_runs_secrets(store: ObjectStore, hook: str, tmp_path: Path) -> None:
+    """As the worker does it: finish is told by its run file which secret, and reads it from a real parameter."""
+    from train_cloud.cli.worker import _channels
+
+    name = f"/tests/{uuid.uuid4().hex[:8]}"
+    boto3.client("ssm").put_parameter(Name=name, Value=f"{hook}\n", Type="SecureString")
+    run_file = tmp_path / "run.yaml"
+    run = {"run_id": "a", "algorithm": "sac", "environment": {"id": "Pendulum-v1"}, "total_timesteps": 10}
+    run |= {"save_frequency": 5, "secrets": {"HOOK": name}, "webhook": "HOOK"}
+    run_file.write_text(json.dumps(run))
+    (webhook,) = _channels(None, run_file, patience_s=0)
+    assert webhook.publish("subject", "message", {}) == "HTTP 204"
+    assert Hook.arrived[0]["text"] == "message"
+    run_file.write_text(json.dumps({**run, "secrets": {}}))
+    assert _channels(None, run_file, patience_s=0) == []
+    boto3.client("ssm").delete_parameter(Name=name)
+    with pytest.raises(CloudError, match="no SSM parameter"):
+        Webhook(lambda: read_secret(name, patience_s=0)).publish("subject", "message", {})

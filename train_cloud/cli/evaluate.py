@@ -26,7 +26,7 @@ def evaluate(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for results, videos and routes.")] = Path(
         "evaluation"
     ),
-    events: Annotated[Path | None, typer.Option("--events", metavar="DIR", help="TensorBoard folder for scalars.")] = None,
+    events: Annotated[Path | None, typer.Option("--events", metavar="DIR", help="TensorBoard folder.")] = None,
     record: Annotated[bool, typer.Option("--record", help="Keep it with the run, as the trainer does.")] = False,
     overrides: options.Overrides = None,
     json: options.AsJson = False,

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from train_cloud.cli import options
+from train_cloud.errors import InputError
+
+if TYPE_CHECKING:
+    from train_cloud.worker.announce import Channel
 
 _RunId = Annotated[
     str,
@@ -31,6 +36,16 @@ _Topic = Annotated[
         metavar="ARN",
         envvar="TRAIN_CLOUD_TOPIC",
         help="SNS topic that is told of ends and interruptions.",
+        show_default=False,
+    ),
+]
+_RunFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--run-file",
+        metavar="RUN_FILE",
+        envvar="TRAIN_CLOUD_RUN_FILE",
+        help="The run file, which may name a webhook.",
         show_default=False,
     ),
 ]
@@ -64,6 +79,7 @@ def watch(
         ),
     ] = 300.0,
     topic: _Topic = None,
+    run_file: _RunFile = None,
 ) -> None:
     """Watch for interruption notices; stop the trainer in time and leave word of it.
 
@@ -73,7 +89,6 @@ def watch(
 
     from train_cloud.instance.group import Group
     from train_cloud.instance.metadata import Metadata
-    from train_cloud.instance.notify import Topic
     from train_cloud.run.layout import run_url
     from train_cloud.store import open_store
     from train_cloud.worker.watch import watch as watch_machine
@@ -85,7 +100,7 @@ def watch(
         group=Group(group) if group else None,
         interval_s=interval,
         linger=timedelta(seconds=linger),
-        channel=Topic(topic) if topic else None,
+        channels=_channels(topic, run_file, patience_s=0),
     )
 
 
@@ -103,6 +118,7 @@ def finish(
         bool, typer.Option("--boot", help="Before anything is started; exit code 73 says that nothing is to be.")
     ] = False,
     topic: _Topic = None,
+    run_file: _RunFile = None,
 ) -> None:
     """Decide what follows the end of a training, and do it until it holds.
 
@@ -111,7 +127,6 @@ def finish(
     from train_cloud.errors import Fenced
     from train_cloud.instance.group import Group
     from train_cloud.instance.metadata import Metadata
-    from train_cloud.instance.notify import Topic
     from train_cloud.run.layout import run_url
     from train_cloud.store import open_store
     from train_cloud.worker.finish import finish as finish_run
@@ -123,10 +138,29 @@ def finish(
         Group(group, patience_s=None),
         boot=boot,
         # Its patience is shorter than the hook's two minutes: the capacity is at 0 by then.
-        channel=Topic(topic, patience_s=90) if topic else None,
+        channels=_channels(topic, run_file, patience_s=90),
     )
     if boot and decision.verb != "nothing":
         raise typer.Exit(Fenced.exit_code)
+
+
+def _channels(topic: str | None, run_file: Path | None, *, patience_s: float) -> list[Channel]:
+    """Where news of the run go. A run file that cannot be read is the trainer's to report, and no reason to stay."""
+    from train_cloud.config import load_run_file
+    from train_cloud.instance.notify import Topic, Webhook
+    from train_cloud.instance.secrets import read_secret
+
+    found: list[Channel] = [Topic(topic, patience_s=patience_s)] if topic else []
+    if run_file is not None:
+        try:
+            config = load_run_file(run_file)
+        except InputError as error:
+            logging.getLogger("train_cloud").warning("no webhook: %s", error)
+        else:
+            if config.webhook is not None:
+                parameter = config.secrets[config.webhook]
+                found.append(Webhook(lambda: read_secret(parameter, patience_s=patience_s), patience_s=patience_s))
+    return found
 
 
 def requirements(run_file: options.RunFile) -> None:

@@ -40,6 +40,7 @@ PARTS: Mapping[str, Literal["identity", "budget"]] = {
     "artifacts": "budget",
     "evaluation": "budget",
     "wandb": "budget",
+    "webhook": "budget",
     "limits": "budget",
     "preservation": "budget",
 }

@@ -214,6 +214,11 @@ class RunFile(Section):
     evaluation: Evaluation | None = Field(None, description="Tries the model on episodes of its own; see below.")
     artifacts: Artifacts = Field(Artifacts(), description="The files that the run leaves; see below.")
     wandb: Wandb | None = Field(None, description="Weights & Biases; see below.")
+    webhook: VariableName | None = Field(
+        None,
+        description="Name in `secrets` of a URL that is told when a worker's run is interrupted and how it ends; JSON "
+        "with `text` and `content`, as Slack, Mattermost and Discord take it.",
+    )
     seeds: (
         Annotated[tuple[Annotated[Whole, Field(ge=0, lt=2**32)], ...], Field(min_length=1, max_length=100)] | None
     ) = Field(
@@ -251,6 +256,8 @@ class RunFile(Section):
             if name.startswith(("TRAIN_CLOUD_", "AWS_")) or name in self.env:
                 fix = "env sets it: remove one" if name in self.env else "the worker sets it: remove it"
                 raise InputError(f"secrets.{name}", parameter, fix)
+        if self.webhook is not None and self.webhook not in self.secrets:
+            raise InputError("webhook", self.webhook, "add this name to secrets, with the SSM parameter of the URL")
         for name, value in self.env.items():
             if name.startswith(("TRAIN_CLOUD_", "AWS_")):
                 raise InputError(f"env.{name}", value, "the worker sets it: remove it")

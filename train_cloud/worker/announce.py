@@ -28,6 +28,11 @@ _log = logging.getLogger(__name__)
 class Channel(Protocol):
     """Where news go to."""
 
+    @property
+    def name(self) -> str:
+        """Tells it from a run's other channels: each is told by itself."""
+        ...
+
     def publish(self, subject: str, message: str, attributes: Mapping[str, str]) -> str: ...
 
 
@@ -72,7 +77,7 @@ def announce_loss(store: ObjectStore, channel: Channel, *, session: int, instanc
     if not before or not _cut_short(before[-1]) or before[-1].start.get("instance_id") == instance_id:
         return False
     lost = before[-1]
-    if any(store.list(layout.told_key(lost.number, ""))):
+    if any(info.key.endswith(f"-{channel.name}.json") for info in store.list(layout.told_key(lost.number, ""))):
         return False
     said = f"{lost.start.get('instance_id', 'the worker')} has gone; {instance_id} has taken the run over."
     return _tell(store, channel, "interrupted", lost.number, [said, _reached(_head(store))])
@@ -92,7 +97,7 @@ def _reached(head: Head | None) -> str:
 
 
 def _tell(store: ObjectStore, channel: Channel, news: News, session: int, lines: list[str]) -> bool:
-    key = f"{layout.told_key(session, news)}.json"
+    key = f"{layout.told_key(session, news)}-{channel.name}.json"
     try:
         if any(store.list(key)):
             return False

@@ -8,17 +8,22 @@ from __future__ import annotations
 import contextlib
 import logging
 import platform
-from collections.abc import Callable
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from train_cloud.artifacts.sync import FOLDER, run_sync
 from train_cloud.errors import (
     BucketMissing,
     CloudError,
     CorruptCheckpoint,
     Fenced,
     Interrupted,
+    StoreError,
     StoreForbidden,
     StoreUnavailable,
 )
@@ -27,12 +32,14 @@ from train_cloud.instance.group import Group
 from train_cloud.instance.metadata import Metadata
 from train_cloud.instance.notices import Notice, local_notice
 from train_cloud.run.head import Head, conclude, read_head
-from train_cloud.run.session import local_session
+from train_cloud.run.session import Session, local_session
 from train_cloud.store import ObjectStore
 from train_cloud.worker.announce import Channel, announce_end
 from train_cloud.worker.endings import note_kill
 from train_cloud.worker.units import TRAIN, UnitState, boot_id, unit_state
 
+ARTIFACTS_PATIENCE_S = 120.0
+"""For so long the end of a run waits for what is not yet in the store."""
 REFUSAL_PATIENCE_S = 120.0
 """IAM tells all of its servers about a new role within seconds, seldom minutes; a refusal that lasts longer is one."""
 _log = logging.getLogger(__name__)
@@ -131,14 +138,14 @@ def finish(
     group: Group,
     *,
     boot: bool = False,
-    channel: Channel | None = None,
+    channels: Sequence[Channel] = (),
 ) -> Decision:
     """Look, decide and act. Safe to be run any number of times, in any state.
 
     :param store: of the run
     :param group: the worker's; its patience is for how long the money may wait
     :param boot: before anything is started, at each boot
-    :param channel: is told how the run ended, once the capacity is 0
+    :param channels: are told how the run ended, once the capacity is 0
     """
     this_boot = boot_id()
     head, unreadable = _read(store)
@@ -156,13 +163,35 @@ def finish(
         note_kill(state_dir, this_boot, facts.train)
     decision = decide(facts)
     _log.info("%s: %s", decision.verb, decision.why)
+    if decision.verb in ("close", "fail") and session is not None and not boot:
+        _send_artifacts(store, state_dir, session, export=decision.verb == "fail")
     decision = act(decision, facts, store=store, group=group, instance_id=metadata.instance_id)
-    if decision.verb == "close" and channel is not None:
+    for channel in channels if decision.verb == "close" else ():
         try:
             announce_end(store, channel, session=facts.session, why=decision.why)
         except CloudError as error:  # nobody was told; the run is over all the same
             _log.error("nobody was told that %s: %s", decision.why, error)
     return decision
+
+
+def _send_artifacts(store: ObjectStore, state_dir: Path, session: Session, *, export: bool) -> None:
+    """What the trainer has not sent, because it failed or was killed. The money does not wait for it for long.
+
+    :param export: also the models of kept checkpoints, and the newest as the final one
+    """
+    folder = state_dir / FOLDER
+    if not folder.is_dir():
+        return
+    until = time.monotonic() + ARTIFACTS_PATIENCE_S
+    try:
+        if export:
+            command = [sys.executable, "-m", "train_cloud.worker.keep", "--final", store.url, str(folder)]
+            subprocess.run(command, check=False, timeout=ARTIFACTS_PATIENCE_S / 2, stdin=subprocess.DEVNULL)
+        name = store.url.rsplit("/", 1)[-1]
+        if not run_sync(store, state_dir, name, (session.number, session.restart)).everything(until=until):
+            _log.error("not all artifacts could be sent")
+    except (StoreError, CorruptCheckpoint, Fenced, OSError, subprocess.SubprocessError) as error:
+        _log.error("not all artifacts could be sent: %s", error)
 
 
 def _read(store: ObjectStore) -> tuple[Head | None, str | None]:

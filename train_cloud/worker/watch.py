@@ -13,7 +13,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -77,7 +77,7 @@ class Watch:
     :param store: of the run
     :param group: the machine's group, for the lifecycle action; None: it runs out by itself
     :param linger: how long after the announced time a machine that still lives trains again
-    :param channel: is told of interruptions
+    :param channels: are told of interruptions
     """
 
     def __init__(
@@ -89,11 +89,11 @@ class Watch:
         boot_id: str,
         group: Group | None = None,
         linger: timedelta = LINGER,
-        channel: Channel | None = None,
+        channels: Sequence[Channel] = (),
     ) -> None:
         self._store, self._state_dir, self._metadata = store, state_dir, metadata
         self._boot_id, self._group, self._linger = boot_id, group, linger
-        self._channel, self._looked_back = channel, channel is None
+        self._channels, self._looked_back = tuple(channels), not channels
         self._failing: set[str] = set()
         self._train_was_over = False
         self._lock = threading.Lock()
@@ -198,7 +198,7 @@ class Watch:
             self._news.clear()
             with self._lock:
                 due = [case for case in self._cases() if not case.recorded]
-                untold = [case for case in self._cases() if not case.told and case.notice.ends and self._channel]
+                untold = [case for case in self._cases() if not case.told and case.notice.ends and self._channels]
             try:
                 session = None
                 if due or untold or not self._looked_back:
@@ -218,18 +218,17 @@ class Watch:
                 wait_s = min(2 * wait_s, 30.0)
 
     def _tell(self, session: Session, untold: list[_Case]) -> None:
-        if self._channel is None:
-            return
+        number, instance = session.number, session.instance_id
         for case in untold:
             notice = case.notice
             said = f"{notice.kind} notice, {notice.action} at {notice.time.isoformat(timespec='seconds')}"
-            announce_notice(
-                self._store, self._channel, session=session.number, instance_id=session.instance_id, notice=said
-            )
+            for channel in self._channels:
+                announce_notice(self._store, channel, session=number, instance_id=instance, notice=said)
             case.told = True
             self._remember()
         if not self._looked_back:
-            announce_loss(self._store, self._channel, session=session.number, instance_id=session.instance_id)
+            for channel in self._channels:
+                announce_loss(self._store, channel, session=number, instance_id=instance)
             self._looked_back = True
 
     def _recall(self) -> _Memory:
@@ -276,12 +275,12 @@ def watch(
     group: Group | None = None,
     interval_s: float = 2.0,
     linger: timedelta = LINGER,
-    channel: Channel | None = None,
+    channels: Sequence[Channel] = (),
 ) -> None:
     """Watch over this boot until SIGTERM or SIGINT, then return. Main thread only.
 
     :param interval_s: seconds from poll to poll, above 0 and at most 5
-    :param channel: is told of interruptions, with one attempt at a time
+    :param channels: are told of interruptions, with one attempt at a time
     :raises InputError: another interval
     """
     if not 0 < interval_s <= LONGEST_INTERVAL_S:
@@ -291,7 +290,7 @@ def watch(
     os.set_blocking(woken, False)
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
     wakeup = signal.set_wakeup_fd(woken)
-    watching = Watch(store, state_dir, metadata, boot_id=boot_id(), group=group, linger=linger, channel=channel)
+    watching = Watch(store, state_dir, metadata, boot_id=boot_id(), group=group, linger=linger, channels=channels)
     try:
         due = time.monotonic()
         while not select.select([wake], [], [], max(0.0, due - time.monotonic()))[0]:
