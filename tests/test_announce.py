@@ -21,7 +21,6 @@ from train_cloud.errors import CloudError, CloudUnavailable
 from train_cloud.instance.group import Group
 from train_cloud.instance.metadata import Metadata
 from train_cloud.instance.notify import SUBJECT_LENGTH, Topic, Webhook
-from train_cloud.instance.secrets import read_secret
 from train_cloud.rehearsal.metadata import MetadataService
 from train_cloud.run import layout
 from train_cloud.run.head import Lease, Outcome, Token
@@ -324,5 +323,7 @@ def test_the_url_is_read_from_the_runs_secrets(store: ObjectStore, hook: str, tm
     run_file.write_text(json.dumps({**run, "secrets": {}}))
     assert _channels(None, run_file, patience_s=0) == []
     boto3.client("ssm").delete_parameter(Name=name)
-    with pytest.raises(CloudError, match="no SSM parameter"):
-        Webhook(lambda: read_secret(name, patience_s=0)).publish("subject", "message", {})
+    run_file.write_text(json.dumps(run))
+    (webhook,) = _channels(None, run_file, patience_s=0)
+    with pytest.raises(CloudError, match="no such SSM parameter"):
+        webhook.publish("subject", "message", {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -148,7 +149,7 @@ def _channels(topic: str | None, run_file: Path | None, *, patience_s: float) ->
     """Where news of the run go. A run file that cannot be read is the trainer's to report, and no reason to stay."""
     from train_cloud.config import load_run_file
     from train_cloud.instance.notify import Topic, Webhook
-    from train_cloud.instance.secrets import read_secret
+    from train_cloud.instance.parameters import read_secrets
 
     found: list[Channel] = [Topic(topic, patience_s=patience_s)] if topic else []
     if run_file is not None:
@@ -158,8 +159,9 @@ def _channels(topic: str | None, run_file: Path | None, *, patience_s: float) ->
             logging.getLogger("train_cloud").warning("no webhook: %s", error)
         else:
             if config.webhook is not None:
-                parameter = config.secrets[config.webhook]
-                found.append(Webhook(lambda: read_secret(parameter, patience_s=patience_s), patience_s=patience_s))
+                secret = {config.webhook: config.secrets[config.webhook]}
+                read = functools.partial(read_secrets, secret, patience_s=patience_s)
+                found.append(Webhook(lambda: next(iter(read().values())), patience_s=patience_s))
     return found
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 import requests
 
-from train_cloud.errors import CloudError, CloudUnavailable
+from train_cloud.errors import CloudError, CloudUnavailable, InputError
 from train_cloud.instance.api import call, client, until_it_holds
 
 SUBJECT_LENGTH = 100
@@ -74,7 +74,10 @@ class Webhook:
         return until_it_holds(lambda: self._post(body), patience_s=self._patience_s)
 
     def _post(self, body: Mapping[str, str]) -> str:
-        self._url = self._url or self._read().strip()
+        try:
+            self._url = self._url or self._read().strip()
+        except InputError as error:
+            raise CloudError(f"the webhook's URL is not known: {error}") from error
         try:
             answer = requests.post(self._url, json=body, timeout=_WEBHOOK_SECONDS, allow_redirects=False)
         except (requests.exceptions.InvalidSchema, requests.exceptions.MissingSchema, requests.exceptions.InvalidURL):
