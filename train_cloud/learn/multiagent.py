@@ -405,6 +405,8 @@ def check_shape(run_file: RunFile) -> None:
         raise InputError("hyperparameters.train_freq", frequency, fix)
     if run_file.evaluation is not None:
         raise NotYet("evaluation", "of several agents", "not in this version: remove it")
+    if run_file.initial_model is not None:
+        raise NotYet("initial_model", "for several agents", "not in this version: remove it")
     share = written.get(_SHARE, False)
     if not isinstance(share, bool):
         raise InputError(f"hyperparameters.{_SHARE}", share, "give true or false")
