@@ -307,7 +307,7 @@ def test_a_webhook_that_cannot_be_reached_keeps_its_secret(url: str) -> None:
     assert "very-secret" not in "".join(traceback.format_exception(caught.value))
 
 
-def test_the_url_is_read_from_the_runs_secrets(store: ObjectStore, hook: str, tmp_path: Path) -> None:
+def test_the_url_is_read_from_the_runs_secrets(aws_endpoint: str, hook: str, tmp_path: Path) -> None:
     """As the worker does it: finish is told by its run file which secret, and reads it from a real parameter."""
     from train_cloud.cli.worker import _channels
 
