@@ -52,6 +52,15 @@ def test_expand_writes_a_run_file_for_each(tmp_path: Path, capsys: pytest.Captur
     assert "seeds: None: add it" in capsys.readouterr().err
 
 
+def test_validate_and_rehearse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path)
+    assert main(["validate", str(path)]) == 0
+    assert "seeds         1, 2: a run for each" in capsys.readouterr().out
+    assert main(["rehearse", str(path), "--out", str(tmp_path / "out")]) == 64
+    assert "seeds: [1, 2]: several runs: train-cloud expand" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_worker_trains_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     path = write(tmp_path)
     monkeypatch.setenv("TRAIN_CLOUD_AUTOSCALING_GROUP", "group")

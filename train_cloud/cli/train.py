@@ -86,6 +86,8 @@ def validate(
     if model is not None:
         told = "fits" if initial is not None else "not tried: give --store"
         typer.echo(f"  begins with   {model.source} ({told})")
+    if checked.seeds is not None:
+        typer.echo(f"  seeds         {', '.join(map(str, checked.seeds))}: a run for each")
     typer.echo("  it can be trained")
 
 

@@ -61,6 +61,8 @@ def rehearse(
     :raises InputError: bad run file, no Terraform, not Linux; with ``machine``: what this computer lacks for it
     """
     config = load_run_file(run_file, overrides)
+    if config.seeds is not None:
+        raise InputError("seeds", list(config.seeds), "several runs: train-cloud expand writes a run file for each")
     _interval(config)
     timeline = Timeline()
     vehicle = _machines(config, timeline) if machine else Instance
