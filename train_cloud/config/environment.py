@@ -32,8 +32,8 @@ class Environment(Section):
     """What is trained on: a Gymnasium id, how it is made, and how many there are."""
 
     id: Annotated[Text, Field(min_length=1)] = Field(
-        description="Registered Gymnasium id, for example `Pendulum-v1`; with `sac_multiagent` `module:function` of what "
-        "makes a PettingZoo `ParallelEnv`."
+        description="Registered Gymnasium id, for example `Pendulum-v1`; with `sac_multiagent` `module:function` of "
+        "what makes a PettingZoo `ParallelEnv`."
     )
     module: ModuleName | None = Field(None, description="Module imported first, because it registers the id.")
     kwargs: Arguments = Field({}, description="Arguments for `gymnasium.make`.")
