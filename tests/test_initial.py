@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from train_cloud.checkpoint import read_manifest
 from train_cloud.cli import main
-from train_cloud.config import InitialModel, RunFile, parse_run_file
+from train_cloud.config import InitialModel, RunFile, load_run_file, parse_run_file
 from train_cloud.errors import InputError
 from train_cloud.learn.build import build_model
 from train_cloud.learn.compare import differences
@@ -77,7 +77,7 @@ def test_parameters_and_normaliser_come_along_and_the_rest_begins_anew(trained: 
             {"hyperparameters": {**SMALL, "policy_kwargs": {"net_arch": [8, 16]}}},
             ["policy.actor.latent_pi.2.weight is (8, 8) there, (16, 8) here", "actor.mu.weight is (1, 8) there"],
         ),
-        ({"hyperparameters": {**SMALL, "policy_kwargs": {"net_arch": [8]}}}, ["policy.critic.qf0.4.weight is (1, 8) there"]),
+        ({"hyperparameters": {**SMALL, "policy_kwargs": {"net_arch": [8]}}}, ["critic.qf0.4.weight is (1, 8) there"]),
         ({"algorithm": "td3"}, ["policy.actor.mu.0.weight is none there, (8, 3) here", "actor.log_std.bias is (1,)"]),
         ({"environment": {"id": "MountainCarContinuous-v0", "normalize": True}},
          ["latent_pi.0.weight is (8, 3) there, (8, 2) here", "the normaliser's observations is (3,) there, (2,) here"]),
@@ -198,6 +198,31 @@ def test_a_buffer_that_does_not_fit_leaves_no_trace(
     assert run.session() == 64, run.log()
     assert told in run.log()
     assert list(run.store.list()) == []
+
+
+@pytest.mark.slow
+def test_from_a_file_and_forked(
+    warm: Any, tmp_path: Path, trained: tuple[SAC, Path], first: Rehearsed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    (folder / "code").mkdir(parents=True)
+    for name in ("model.zip", "vecnormalize.pkl"):
+        (folder / "code" / name).write_bytes((trained[1] / name).read_bytes())
+    files = {"code": {"folder": "code"}, "initial_model": "code/model.zip"}
+    run = following(warm, folder, first, "from-file", total_timesteps=60, save_frequency=30, **files)
+    assert run.session() == 0, run.log()
+    assert "begins with" in run.log()
+    head = run.head().manifest
+    assert head is not None
+    facts = read_manifest(run.store, head).facts
+    assert set(facts["identity"]["initial_model"]["digests"]) == {"model.zip", "vecnormalize.pkl"}
+    monkeypatch.chdir(folder)
+    arguments = ["fork", str(run.run_file), "--store", first.root, "--as", "forked", "--set", "total_timesteps=90"]
+    assert main(arguments) == 0
+    assert load_run_file(folder / "forked.yaml").identity()["initial_model"] == facts["identity"]["initial_model"]
+    (folder / "code/model.zip").write_bytes(b"another")
+    assert run.session(options=("--set", "total_timesteps=90")) == 64
+    assert "initial_model.digests.model.zip" in run.log()
 
 
 def test_validate_tries_it(first: Rehearsed, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

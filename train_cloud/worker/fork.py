@@ -138,4 +138,7 @@ def _run_file(source: ObjectStore, manifest: Manifest, new_id: str, overrides: S
             del values[name]
     # The identity has a digest in its place, and the session knows where it lay on its own machine.
     values["code"] = written.get("code", {})
+    begun_with = values.get("initial_model")
+    if isinstance(begun_with, dict) and "source" not in begun_with:  # a file, by its digest
+        values["initial_model"] = written.get("initial_model")
     return parse_run_file({**values, "run_id": new_id}, overrides, extra={}, base=base)
