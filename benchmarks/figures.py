@@ -45,7 +45,7 @@ class Sizes:
     blocks: tuple[tuple[int, int, float, int, int, int], ...]
     """Observation, buffer, limit (figure 1), cycles on each line, steps per block, stock in each so-manieth of them."""
     lines: tuple[float | None, ...]
-    """Of figure 1: bytes per second, None for loopback."""
+    """Bytes per second, None for loopback."""
     notices: int
     restores: int
     sac: tuple[int, int]
@@ -238,7 +238,7 @@ def _sent(setting: str, log: list[Request], measured: dict[str, Any], sizes: Siz
 
 
 def _restores(folder: Path, sizes: Sizes, setting: str, path: Path, server: Server) -> Iterator[Figure]:
-    for rate in (None, *reversed(RATES)):
+    for rate in sizes.lines:
         server.pace(rate, LATENCY if rate else 0.0)
         repeats = sizes.restores if rate != RATES[0] else max(2, sizes.restores // 3)
         output = folder / "restores.json"
@@ -324,7 +324,7 @@ def restore_often(path: str, endpoint: str, repeats: int, output: str) -> None:
 def notices(folder: Path, sizes: Sizes, wanted: set[int]) -> Iterator[Figure]:
     """SIGTERM to a worker that trains, until the server has answered the head's swap."""
     for size in sorted({size for size, *_ in sizes.blocks}):
-        for rate in RATES:
+        for rate in filter(None, sizes.lines):
             with Server(rate=rate, latency=LATENCY) as server:
                 measured = [_notice(folder, sizes, size, server, turn) for turn in range(sizes.notices)]
             bounds = [sent / rate + 2 * LATENCY for _, sent, _ in measured]
