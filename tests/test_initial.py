@@ -54,7 +54,8 @@ def read(folder: Path, *, normalizer: bool = True) -> Any:
 
 
 def test_parameters_and_normaliser_come_along_and_the_rest_begins_anew(trained: tuple[SAC, Path]) -> None:
-    theirs, folder = trained
+    theirs: Any = trained[0]
+    folder = trained[1]
     built = build_model(run_file(environment={"id": "Pendulum-v1", "normalize": True}))
     model: Any = built.model
     begin_with(model, read(folder), buffer=False)
@@ -62,7 +63,6 @@ def test_parameters_and_normaliser_come_along_and_the_rest_begins_anew(trained: 
         assert torch.equal(model.policy.state_dict()[name], tensor), name
     assert torch.equal(model.log_ent_coef, theirs.log_ent_coef) and not torch.equal(model.log_ent_coef, torch.zeros(1))
     ours, normaliser = model.get_vec_normalize_env(), theirs.get_vec_normalize_env()
-    assert normaliser is not None
     assert np.array_equal(ours.obs_rms.mean, normaliser.obs_rms.mean)
     assert ours.ret_rms.var == normaliser.ret_rms.var
     assert (model.num_timesteps, model.replay_buffer.pos) == (0, 0)
@@ -102,8 +102,8 @@ def test_what_does_not_fit_is_told_by_layer(
 def test_without_statistics_the_normaliser_begins_anew(trained: tuple[SAC, Path]) -> None:
     built = build_model(run_file(environment={"id": "Pendulum-v1", "normalize": True}))
     begin_with(built.model, read(trained[1], normalizer=False), buffer=False)
-    normalizer = built.model.get_vec_normalize_env()
-    assert normalizer is not None and not normalizer.obs_rms.mean.any()
+    normalizer: Any = built.model.get_vec_normalize_env()
+    assert not normalizer.obs_rms.mean.any()
     built.close()
 
 

@@ -110,7 +110,7 @@ def test_an_export_loads_with_plain_sb3_and_plays(done: Rehearsed, tmp_path: Pat
     assert "torch==" in (folder / "requirements.lock").read_text()
 
 
-CONTRIB = {
+CONTRIB: dict[str, dict[str, Any]] = {
     "recurrent_ppo": {
         "policy": "MlpLstmPolicy",
         "environment": {"id": "Pendulum-v1", "frame_stack": 2, "normalize": {}, "kwargs": {"max_episode_steps": 20}},
