@@ -38,7 +38,7 @@ CNN = {"net_arch": [16], "features_extractor_kwargs": {"features_dim": 16}}
 
 
 def several(
-    environment: dict[str, Any] | None = None, total: int = 500, policy: str = "MlpPolicy", **hyperparameters: Any
+    environment: dict[str, Any] | None = None, total: int = 400, policy: str = "MlpPolicy", **hyperparameters: Any
 ) -> dict[str, Any]:
     return {
         "algorithm": "sac_multiagent",
@@ -77,7 +77,7 @@ RUNS = {
     "gSDE, noise, a schedule, n steps": several(
         use_sde=True, sde_sample_freq=4, train_freq=8, action_noise={"normal": 0.1}, learning_rate="lin_1e-3", n_steps=3
     ),
-    "images": several({**WALKERS, "kwargs": {"shown": "image"}}, policy="CnnPolicy", policy_kwargs=CNN),
+    "images": several({**WALKERS, "kwargs": {"shown": "image"}}, policy="CnnPolicy", policy_kwargs=CNN, train_freq=16),
 }
 
 
