@@ -31,7 +31,7 @@ TOTAL = 2000
 
 
 #: What makes each example short: it is rehearsed, not trained.
-SHORT = ["total_timesteps=240", "save_frequency=80", "hyperparameters.learning_starts=40",
+SHORT = ["total_timesteps=160", "save_frequency=60", "hyperparameters.learning_starts=40", "hyperparameters.train_freq=4",
          "hyperparameters.batch_size=32", "hyperparameters.policy_kwargs={net_arch: [32, 32]}"]  # fmt: skip
 
 
@@ -67,11 +67,11 @@ def test_rehearsed_with_an_interruption(warm: Any, on_aws: str, path: Path, tmp_
     run = Example(warm, tmp_path, path, on_aws)
     short = SHORT[:2] if load_run_file(path).entry_point else SHORT
     options = tuple(part for change in short for part in ("--set", change))
-    assert run.session("SIGTERM@100", outside=True, options=options) == 75, run.log()
+    assert run.session("SIGTERM@70", outside=True, options=options) == 75, run.log()
     stopped = run.head()
-    assert stopped.outcome is None and 0 < stopped.timesteps <= 240
+    assert stopped.outcome is None and 0 < stopped.timesteps <= 160
     assert run.session(options=options) == 0, run.log()
-    assert run.head().outcome == "completed" and run.head().timesteps == 240, run.log()
+    assert run.head().outcome == "completed" and run.head().timesteps == 160, run.log()
     assert f"goes on at {stopped.timesteps} timesteps" in run.log()
     assert any(info.key.endswith("model.zip") for info in run.store.list("artifacts/final/"))
 
