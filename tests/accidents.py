@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -19,7 +20,8 @@ class Accidents(BaseCallback):
     """Carries out what the files of the folder ``ACCIDENTS`` are named after, ``<timesteps>-<what>``: at that step or
     after it, and once, unless the name ends in ``-always``. A number with a plus counts from the session's first step.
 
-    ``raise``; ``hang`` for ever; ``sleep``, for as many seconds as the file says; a signal's name, sent to oneself.
+    ``raise``; ``hang`` for ever; ``sleep``, for as many seconds as the file says; ``stay``, until so many seconds after
+    the session began; a signal's name, sent to oneself.
     """
 
     def _on_step(self) -> bool:
@@ -41,7 +43,10 @@ class Accidents(BaseCallback):
         if what == "hang":
             while True:
                 time.sleep(60)
-        if what == "sleep":
+        if what == "stay":
+            session, seconds = text.split()
+            time.sleep(max(0.0, json.loads(Path(session).read_text())["began"] + float(seconds) - time.monotonic()))
+        elif what == "sleep":
             time.sleep(float(text))
         else:
             os.kill(os.getpid(), signal.Signals[what])

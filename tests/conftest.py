@@ -33,9 +33,10 @@ sys.stdin.read()
 
 
 #: Files whose tests take long and share little: any process may run any of them.
-SPREAD = {"test_exactness", "test_train"}
+SPREAD = {"test_exactness", "test_failures", "test_train"}
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the other files' tests in one process each, so that what they share is made once."""
     for item in items:
