@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(CURDIR)/.tools:$(PATH)
 # The project's own plugin: minutes per test file, printed at the end.
 # One process per core; most files stay in one of them (tests/conftest.py).
-PYTEST := PYTHONPATH=tests $(BIN)/python -m pytest -p minutes -n auto --dist loadgroup
+PYTEST := PYTHONPATH=tests $(BIN)/python -m pytest -p minutes -n auto
 SHELL_SCRIPTS = $(wildcard scripts/*.sh bootstrap/*.sh train_cloud/rehearsal/machine/*.sh .ci/run)
 
 .PHONY: demo test test-failed test-full chaos bench bench-large check format clean help
