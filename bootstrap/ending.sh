@@ -61,8 +61,8 @@ failures() { keys boots/ | awk '/-ready$/ { n = 0 } /-failed$/ { n++ } END { pri
 
 # By a spot interruption, by its group, or because it is being powered off.
 taken_away() {
-	imds spot/instance-action || imds autoscaling/target-lifecycle-state | grep Terminated ||
-		systemctl is-system-running | grep stopping
+	imds spot/instance-action || [ "$(imds autoscaling/target-lifecycle-state)" = Terminated ] ||
+		[ "$(systemctl is-system-running)" = stopping ]
 }
 
 give_up() {

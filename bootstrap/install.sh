@@ -25,3 +25,4 @@ bash "$here/environment.sh" keep || say "the environment is not kept: the next b
 bash "$here/units.sh"
 retry 60 create "$boot-ready"
 say "ready after $SECONDS s"
+retry 60 aws s3 cp --only-show-errors "$log" "s3://$bucket/$run/logs/boot-${boot#boots/}.log" || say "its log is not kept"

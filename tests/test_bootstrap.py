@@ -43,8 +43,8 @@ NVIDIA = "sys/bus/pci/devices/0000:00:1e.0/vendor"
 needs_cli = pytest.mark.skipif(shutil.which("aws") is None, reason="needs the AWS CLI")
 
 
-@pytest.fixture(scope="module")
-def aws() -> Iterator[EmbeddedAws]:
+def made_for_boots() -> Iterator[EmbeddedAws]:
+    """An AWS with a group of one machine, and a bucket."""
     with EmbeddedAws() as running:
         ec2 = running.client("ec2")
         name = "/aws/service/deeplearning/ami/x86_64/any/latest/ami-id"
@@ -61,6 +61,11 @@ def aws() -> Iterator[EmbeddedAws]:
         )
         running.client("s3").create_bucket(Bucket=BUCKET)
         yield running
+
+
+@pytest.fixture(scope="module")
+def aws() -> Iterator[EmbeddedAws]:
+    yield from made_for_boots()
 
 
 class CommandLine:
@@ -179,7 +184,7 @@ class Boot:
     def __init__(
         self, aws: EmbeddedAws, folder: Path, metadata: MetadataService, instance: str, command_line: CommandLine
     ) -> None:
-        self.aws, self.instance = aws, instance
+        self.aws, self.instance, self.metadata = aws, instance, metadata
         self.root, self.bin = folder / "root", folder / "bin"
         self.s3, self.run_id = aws.client("s3"), f"run-{instance[2:12]}"
         self.root.mkdir()
@@ -305,8 +310,8 @@ class Boot:
         (venv / "installed").write_text(f"{self.variables['TRAIN_CLOUD_CODE_DIGEST']} {device}")
 
 
-@pytest.fixture
-def boot(aws: EmbeddedAws, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Boot]:
+def booting(aws: EmbeddedAws, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Boot]:
+    """A new machine of the group, with nothing on it."""
     for name, value in aws.environment().items():
         monkeypatch.setenv(name, value)
     scaling = aws.client("autoscaling")
@@ -318,6 +323,11 @@ def boot(aws: EmbeddedAws, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     with MetadataService(instance) as metadata:
         yield Boot(aws, tmp_path, metadata, instance, command_line)
     command_line.close()
+
+
+@pytest.fixture
+def boot(aws: EmbeddedAws, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Boot]:
+    yield from booting(aws, tmp_path, monkeypatch)
 
 
 def render(variables: Mapping[str, str]) -> str:

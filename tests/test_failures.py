@@ -7,12 +7,14 @@ what systemd does matters, a machine plays the real unit files; elsewhere the pr
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
 import shutil
 import signal
 import socket
+import subprocess
 import threading
 import time
 import uuid
@@ -29,17 +31,20 @@ from groups import machines, make_group, scripted_autoscaling
 from prices import Prices, serving
 from sessions import Rehearsed
 from stable_baselines3 import SAC as StableSAC
+from test_bootstrap import INSTALL, NVIDIA, Boot, booting, made_for_boots, render
 
 from train_cloud.checkpoint import read_manifest
 from train_cloud.cli import main
 from train_cloud.config.run_file import Limits as RunLimits
 from train_cloud.instance.group import Group
 from train_cloud.learn.compare import differences
+from train_cloud.rehearsal.aws import EmbeddedAws
 from train_cloud.rehearsal.metadata import MetadataService
 from train_cloud.report.status import run_status
 from train_cloud.run import layout
 from train_cloud.run.cost import cost
-from train_cloud.run.head import Head, conclude, reopen
+from train_cloud.run.head import Head, conclude, read_head, reopen
+from train_cloud.run.layout import boot_key
 from train_cloud.run.session import begin_session, read_sessions
 from train_cloud.worker.limits import Limits
 from train_cloud.worker.units import FINISH, TRAIN, UnitState
@@ -307,6 +312,152 @@ def test_a_run_that_always_hangs_is_given_up_and_says_where(run: Run, watchdog: 
     assert "no sign of life" in (head.reason or "") and "in _happen" in (head.reason or "")
 
 
+# --------------------------------------------------------------------------------------------------- 3. boots that fail
+
+
+@pytest.fixture(scope="module")
+def aws() -> Iterator[EmbeddedAws]:
+    yield from made_for_boots()
+
+
+@pytest.fixture
+def boot(aws: EmbeddedAws, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Boot]:
+    with monkeypatch.context() as patch:
+        yield from booting(aws, tmp_path, patch)
+
+
+def hurried(boot: Boot) -> None:
+    """The code on the machine, with two seconds of patience in the place of minutes."""
+    boot.installed()
+    code = boot.root / "opt/train-cloud/code"
+    for script in (code / "package/bootstrap").glob("*.sh"):
+        script.write_text(re.sub(r"retry \d+ ", "retry 2 ", script.read_text()))
+    names = sorted(str(path.relative_to(code)) for path in code.rglob("*") if path.is_file())
+    names.remove("SHA256SUMS")
+    sums = "".join(f"{hashlib.sha256((code / name).read_bytes()).hexdigest()}  {name}\n" for name in names).encode()
+    (code / "SHA256SUMS").write_bytes(sums)
+    boot.variables["TRAIN_CLOUD_CODE_DIGEST"] = hashlib.sha256(sums).hexdigest()
+
+
+def with_python(boot: Boot, pip: str, wanted: str = "") -> None:
+    """A Python whose virtual environments have this pip, and a package that asks for these requirements."""
+    for name, script in {"pip": pip, "train-cloud": f"echo {wanted}"}.items():
+        (boot.root / name).write_text(f"#!/bin/bash\n{script}\n")
+    made = " ".join(str(boot.root / name) for name in ("pip", "train-cloud"))
+    boot.stand_in(
+        "python3.11",
+        f"""case "$1" in
+        -V*) echo Python 3.11.99 ;;
+        -m) mkdir -p "$3/bin" && install -m 755 {made} "$3/bin/" ;;
+        esac""",
+    )
+
+
+def break_index(boot: Boot) -> str:
+    with_python(boot, "echo 'ERROR: Could not connect to the package index' >&2; exit 1")
+    return "Could not connect to the package index"
+
+
+def break_requirement(boot: Boot) -> str:
+    words = "ERROR: No matching distribution found for no-such-package==9"
+    with_python(boot, f'case "$*" in *no-such-package*) echo "{words}" >&2; exit 1 ;; esac', "no-such-package==9")
+    return words
+
+
+def break_driver(boot: Boot) -> str:
+    (boot.root / NVIDIA).parent.mkdir(parents=True)
+    (boot.root / NVIDIA).write_text("0x10de\n")
+    boot.stand_in("nvidia-smi", "echo NVIDIA-SMI has failed >&2; exit 9")
+    return "there is an NVIDIA device and no driver that answers"
+
+
+@pytest.mark.parametrize("breaking", [break_index, break_requirement, break_driver])
+@pytest.mark.parametrize("last", [False, True], ids=["first attempt", "last attempt"])
+def test_a_boot_that_fails_leaves_its_log_and_the_next_one_or_the_end(
+    boot: Boot, breaking: Callable[[Boot], str], last: bool
+) -> None:
+    hurried(boot)
+    words = breaking(boot)
+    boot.variables["TRAIN_CLOUD_MAX_ATTEMPTS"] = "1" if last else "3"
+    assert boot.call(*INSTALL).returncode != 0
+    marker = boot_key(1, boot.instance)
+    assert boot.keys("boots/") == [marker, f"{marker}-failed"], boot.log()
+    log = f"logs/boot-{marker.removeprefix('boots/')}.log"
+    assert words in boot.get(log).decode()
+    read = read_head(boot.store)
+    if last:
+        assert read is not None and (read[0].outcome, read[0].reason) == (
+            "failed",
+            f"1 boots in a row failed; see {log}",
+        )
+        assert boot.capacity() == 0
+    else:
+        assert read is None and boot.capacity() == 1 and not boot.alive(), "another machine tries"
+    assert not any(line.startswith("systemctl start") for line in boot.requests())
+
+
+def test_a_boot_waits_while_its_role_is_refused(boot: Boot) -> None:
+    """IAM needs seconds, seldom minutes, until a new role may do what it may."""
+    boot.installed()
+    boot.has_venv()
+    allowed = (boot.bin / "aws").rename(boot.bin / "aws-allowed")
+    count = boot.root / "refused"
+    boot.stand_in(
+        "aws",
+        f"""echo x >>{count}
+        if [ "$(wc -l <{count})" -lt 8 ]; then echo "An error occurred (AccessDenied)" >&2; exit 254; fi
+        exec {allowed} "$@" """,
+    )
+    assert boot.call(*INSTALL).returncode == 0, boot.log()
+    marker = boot_key(1, boot.instance)
+    assert boot.keys("boots/") == [marker, f"{marker}-ready"]
+    assert "AccessDenied" in boot.log() and boot.alive()
+    assert b"ready after" in boot.get(f"logs/boot-{marker.removeprefix('boots/')}.log")
+
+
+def test_without_an_aws_cli_and_a_way_to_get_one_the_machine_powers_itself_off(boot: Boot) -> None:
+    """Nothing can be written without it. The launch template turns the power-off into a termination."""
+    boot.stand_in("aws", "exit 127")
+    boot.stand_in("curl", "echo 'curl: (6) Could not resolve host: awscli.amazonaws.com' >&2; exit 6")
+    boot.stand_in("unzip", "exit 1")
+    script = boot.root.parent / "user-data"
+    script.write_text(re.sub(r"retry \d+ ", "retry 1 ", render(boot.variables)))
+    assert boot.call("bash", str(script)).returncode != 0
+    assert boot.requests() == ["systemctl poweroff"]
+    assert "Could not resolve host" in boot.log() and "this boot failed" in boot.log()
+
+
+@pytest.mark.parametrize("how", ["spot notice", "scale-in", "power-off"])
+def test_a_boot_that_is_cut_by_a_notice_is_not_counted(boot: Boot, how: str) -> None:
+    """The operating system is told to stop, and so is the boot: it failed at nothing."""
+    boot.installed()
+    (boot.root / NVIDIA).parent.mkdir(parents=True)
+    (boot.root / NVIDIA).write_text("0x10de\n")
+    boot.stand_in("nvidia-smi", f"echo booting >>{boot.asked}; exec sleep 100")
+    boot.variables["TRAIN_CLOUD_MAX_ATTEMPTS"] = "1"
+    if how == "spot notice":
+        boot.metadata.interrupt()
+    elif how == "scale-in":
+        boot.metadata.scale_in()
+    else:
+        boot.stand_in("systemctl", "echo stopping; exit 1")
+    process = subprocess.Popen(
+        INSTALL, env={**boot.environment, **boot.variables}, cwd=boot.root, start_new_session=True
+    )
+    try:
+        until(lambda: "booting" in boot.requests(), "the boot is under way")
+        os.killpg(process.pid, signal.SIGTERM)
+        assert process.wait(120) != 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    marker = boot_key(1, boot.instance)
+    assert boot.keys("boots/") == [marker], boot.log()
+    assert b"taken away" in boot.get(f"logs/boot-{marker.removeprefix('boots/')}.log")
+    assert read_head(boot.store) is None and boot.capacity() == 1 and not boot.alive()
+
+
 # ------------------------------------------------------------------------------------ 4. notices, at any time (process)
 
 
@@ -561,7 +712,9 @@ def test_a_dollar_limit_that_cannot_be_kept_is_refused_before_it_is_spent(run: R
     assert run.go("--set", "limits.dollars=5") == 0, run.said()
     head = run.head()
     assert (head.outcome, head.timesteps) == ("stopped", 0)
-    assert "limits.dollars: 5.0 dollars cannot be kept to, because this machine's price is unknown" in (head.reason or "")
+    assert "limits.dollars: 5.0 dollars cannot be kept to, because this machine's price is unknown" in (
+        head.reason or ""
+    )
     assert "ec2:DescribeSpotPriceHistory" in (head.reason or "")
 
 
