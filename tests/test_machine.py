@@ -149,7 +149,10 @@ def life(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Life:
     command = [sys.executable, "-m", "train_cloud", "rehearse", str(EXAMPLE), "--machine", *SMALLER]
     with (folder / "said.txt").open("wb") as file:  # to read along
         rehearsal = subprocess.Popen([*command, "--out", str(folder)], stdout=file, stderr=subprocess.STDOUT)
-        rehearsal.wait()
+        try:
+            rehearsal.wait()
+        finally:
+            rehearsal.kill()
     said = (folder / "said.txt").read_text()
     lived = Life(folder / "pendulum-sac", rehearsal.returncode, said, rehearsal.pid, before, (network(), mounts()))
     assert lived.status == 0, said[-8000:]
