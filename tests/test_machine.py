@@ -35,7 +35,7 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "pendulum_sac.yaml"
 RUN = "runs/pendulum-sac"
 BOOTSTRAP = "train-cloud-bootstrap.service"
 SMALLER = ("--set", "total_timesteps=1500", "--set", "save_frequency=150")
-pytestmark = [pytest.mark.slow, pytest.mark.machine, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.machine, pytest.mark.timeout(2400)]
 
 
 def needed() -> None:
@@ -250,7 +250,7 @@ def stack(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
             yield Stack(aws, outputs["autoscaling_group_name"], bucket)
 
 
-def until(condition: Callable[[], bool], what: str, seconds: float = 400) -> None:
+def until(condition: Callable[[], bool], what: str, seconds: float = 900) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, what

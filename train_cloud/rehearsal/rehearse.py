@@ -47,7 +47,7 @@ from train_cloud.worker.units import FINISH, TRAIN, UnitState
 #: falls on a checkpoint.
 _NOTICE_AT, _KILL_AT, _BEYOND = 0.3, 0.65, 0.6
 _PROJECT = "rehearsal"
-_STEP_LIMIT = 600.0
+_STEP_LIMIT = 1200.0
 _CURVES = ("rollout/ep_rew_mean", "eval/mean_reward", "train/loss", "train/critic_loss")
 
 

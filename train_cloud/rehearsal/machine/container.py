@@ -31,7 +31,7 @@ from train_cloud.worker.units import UnitState
 ADDRESS, GATEWAY, METADATA = "10.0.0.10", "10.0.0.1", "169.254.169.254"
 """The machine's, and what answers it; as in ``supervise.sh``."""
 _HERE = Path(__file__).parent
-_START_SECONDS, _END_SECONDS, _ASK_SECONDS = 60.0, 30.0, 60.0
+_START_SECONDS, _END_SECONDS, _ASK_SECONDS = 120.0, 120.0, 120.0
 _POWER_OFF = signal.SIGRTMIN + 4
 """systemd(1): starts poweroff.target."""
 _GONE = UnitState("inactive", "dead", "success", 0, 0)
@@ -153,7 +153,7 @@ class Container:
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run a command as root in the running machine.
 
-        :raises TrainCloudError: it is not running, or the command took longer than a minute
+        :raises TrainCloudError: it is not running, or the command took longer than two minutes
         """
         leader = self._find_leader()
         if leader is None:
