@@ -354,7 +354,7 @@ def _stretch(run: Values, choice: Any, stop_at: int | None, begin: str | None) -
 
     torch.set_num_threads(1)
     build.choose_state = lambda *_: choice  # tried once, in the parent
-    build.record = lambda *_: {}  # for a next trial
+    vars(build)["record"] = lambda *_: {}  # for a next trial
     restored = pickle.loads(pickle.loads(Path(begin).read_bytes())["state"]) if begin else None
     built = build.build_model(parse_run_file(run))
     built.model.set_logger(Logger(None, []))
