@@ -191,11 +191,11 @@ for _kind in (KeptWalk, LockedWalk, MaskedWalk, MaskedKeptWalk, MaskedLockedWalk
     gymnasium.register(f"{_kind.__name__}-v0", f"interrupting:{_kind.__name__}", max_episode_steps=30)
 
 
-class Slow5(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """A step takes 5 ms, so that something can happen beside it."""
+class SlowBy2(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """A step takes 2 ms, so that something can happen beside it."""
 
     def step(self, action: Any) -> Any:
-        time.sleep(0.005)
+        time.sleep(0.002)
         return self.env.step(action)
 
 

@@ -21,13 +21,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from train_cloud.artifacts.uploads import MANIFEST, Upload, Uploads, as_json, make, now, read_uploads, where
 from train_cloud.errors import ConditionFailed, Fenced, InputError, ObjectMissing
-from train_cloud.store import FileStore, ObjectStore
+from train_cloud.run import layout
+from train_cloud.store import FileStore, ObjectStore, open_store
 from train_cloud.store.protocol import RESERVED
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
 UNFINISHED = ".unfinished"
+FOLDER = "artifacts"
+"""Of a run, below its state directory: what lies in it reaches the store."""
 
 _CHUNK = 4 << 20
 _IN_MEMORY = 16 << 20
@@ -513,6 +516,18 @@ class Sync:
             write_whole(self._folder / MANIFEST, body)
         except OSError as error:
             log.debug("%s is not kept in the folder: %s", MANIFEST, error)
+
+
+def run_sync(
+    run: ObjectStore, state_dir: Path, name: str, writer: tuple[int, int], *, yields: Callable[[], bool] = lambda: False
+) -> Sync:
+    """Of a run's artifact folder, for whoever acts for this session.
+
+    :param run: the run's store
+    :param name: the run's id
+    """
+    there = open_store(f"{run.url}/{layout.ARTIFACTS.rstrip('/')}")
+    return Sync(there, state_dir / FOLDER, name=name, writer=writer, yields=yields)
 
 
 def write_whole(path: Path, body: bytes | bytearray | memoryview) -> None:

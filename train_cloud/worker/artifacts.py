@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from train_cloud.artifacts import tables, tensorboard
-from train_cloud.artifacts.sync import Sync, write_whole
+from train_cloud.artifacts.sync import FOLDER, Sync, run_sync, write_whole
 from train_cloud.artifacts.system import Machine
 from train_cloud.artifacts.uploads import read_uploads
 from train_cloud.checkpoint import read_manifest
@@ -33,16 +33,13 @@ from train_cloud.run import layout
 from train_cloud.run.head import Reference, Token
 from train_cloud.run.session import write_local
 from train_cloud.store import ObjectStore, open_store
-from train_cloud.worker.keep import KEPT, keep, name_of
+from train_cloud.worker.keep import FINAL_MODEL, KEPT, keep
 
 if TYPE_CHECKING:
     from train_cloud.learn.scalars import Episodes, SessionTensorBoard, Table
 
-FOLDER = "artifacts"
-"""Below the state directory: what lies in it reaches the store."""
 EVENTS = "tensorboard"
 PROGRESS, MONITOR, CONFIG = "progress.csv", "monitor.csv", "training_config.json"
-FINAL_MODEL = "final_model.zip"
 TABLES = (PROGRESS, MONITOR)
 
 _MARK = "artifacts.json"
@@ -102,7 +99,9 @@ class Artifacts:
         self._number = token.session * 10_000 + token.restart
         self._clear_unless_ours()
         self.events.mkdir(parents=True, exist_ok=True)
-        self._sync = artifact_sync(self._store, self._state_dir, self._config.run_id, token, yields=self._hurry)
+        self._sync = run_sync(
+            self._store, self._state_dir, self._config.run_id, (token.session, token.restart), yields=self._hurry
+        )
         self._sync.begin()
         self._sync.restore(lambda name: _NEEDED.fullmatch(name) is not None)
         self._mark(token)
@@ -326,14 +325,6 @@ class Artifacts:
         write_whole(self.folder / CONFIG, (json.dumps(config, indent=1) + "\n").encode())
 
 
-def artifact_sync(
-    store: ObjectStore, state_dir: Path, name: str, token: Token, *, yields: Callable[[], bool] = lambda: False
-) -> Sync:
-    """Of a run's artifact folder, for whoever acts for this session."""
-    there = open_store(f"{store.url}/{layout.ARTIFACTS.rstrip('/')}")
-    return Sync(there, state_dir / FOLDER, name=name, writer=(token.session, token.restart), yields=yields)
-
-
 def _hyperparameters(config: RunFile) -> dict[str, Any]:
     environment = config.environment
     found: dict[str, Any] = {"algorithm": config.algorithm or config.entry_point, "seed": config.seed}
@@ -388,4 +379,4 @@ class _Both:
         return getattr(self._stream, name)
 
 
-__all__ = ["FOLDER", "Artifacts", "artifact_sync", "name_of"]
+__all__ = ["EVENTS", "FOLDER", "Artifacts"]

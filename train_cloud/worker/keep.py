@@ -1,4 +1,4 @@
-"""The models of kept checkpoints as zips: ``python -m train_cloud.worker.keep RUN_URL FOLDER [NAME...]``.
+"""The models of kept checkpoints as zips: ``python -m train_cloud.worker.keep [--final] RUN_URL FOLDER [NAME...]``.
 
 A process of its own, so that the training neither waits for torch to write them nor shares its interpreter lock with
 that. It reads what is committed, verified, and nothing else.
@@ -20,6 +20,7 @@ from train_cloud.errors import CorruptCheckpoint
 from train_cloud.run.head import Reference, read_head
 from train_cloud.store import ObjectStore, open_store
 
+FINAL_MODEL = "final_model.zip"
 KEPT = re.compile(r"checkpoints/checkpoint_(\d+)\.zip")
 _PARTS = {"model", "skeleton", "normalizer", "lock", "run"}
 _NICENESS = 15
@@ -69,13 +70,18 @@ def _export(store: ObjectStore, manifest: Manifest, path: Path) -> bool:
 
 
 def main(arguments: list[str]) -> None:
-    url, folder, *there = arguments
+    """``--final``: the newest one is the final model too, as of a run that has failed."""
+    final = arguments[:1] == ["--final"]
+    url, folder, *there = arguments[final:]
     if hasattr(os, "nice"):
         os.nice(_NICENESS)
     store = open_store(url)
     read = read_head(store)
     if read is not None:
         keep(store, read[0].manifest, Path(folder), there)
+        newest = Path(folder) / name_of(read[0].timesteps)
+        if final and newest.exists():
+            write_whole(Path(folder) / FINAL_MODEL, newest.read_bytes())
 
 
 if __name__ == "__main__":

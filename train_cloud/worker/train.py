@@ -41,6 +41,7 @@ from train_cloud.errors import (
     TrainCloudError,
 )
 from train_cloud.instance.metadata import Metadata
+from train_cloud.instance.parameters import read_secrets
 from train_cloud.report.standing import check_standing, schedule_change
 from train_cloud.run import layout
 from train_cloud.run.head import Lease, Outcome, conclude, read_head, reopen
@@ -136,6 +137,7 @@ def train(run_file: Path, *, store: str, state_dir: Path | None = None, override
         try:
             if on_worker:
                 session.begin()  # early, so that a boot that fails later has left its start, and may end the run
+            os.environ.update(_secrets(config, on_worker))
             return session.run(check_standing(store, config))
         except InputError as error:
             if on_worker:  # no restart mends it, and the reason must outlive the machine
@@ -679,6 +681,20 @@ def _interruptions(before: Sequence[SessionRecord]) -> str:
         reached = end.get("last_timestep", (record.progress or {}).get("timesteps", "?"))
         lines.append(f"- session {record.number}: {end.get('ended_by', 'lost without a word')} at {reached} timesteps")
     return "\n".join(lines)
+
+
+def _secrets(config: RunFile, on_worker: bool) -> dict[str, str]:
+    """On a worker from the parameter store; elsewhere they are variables already.
+
+    :raises InputError: one is not there
+    """
+    if on_worker:
+        return read_secrets(config.secrets)
+    for name, parameter in config.secrets.items():
+        if name not in os.environ:
+            fix = f"set the environment variable {name}: only a worker reads the parameter"
+            raise InputError(f"secrets.{name}", parameter, fix)
+    return {}
 
 
 def _launch_overrides() -> dict[str, Any]:

@@ -1,0 +1,40 @@
+# A worker reads exactly the parameters that its run file names, and nothing ever expires by itself.
+
+mock_provider "aws" {
+  source = "./tests/mocks"
+}
+
+variables {
+  run_files = ["tests/secrets_run.yaml", "tests/run.yaml"]
+}
+
+run "secrets" {
+  assert {
+    condition = one([
+      for statement in jsondecode(aws_iam_role_policy.worker["with-secrets"].policy).Statement :
+      statement.Resource if statement.Sid == "ReadSecrets" && statement.Action == "ssm:GetParameter"
+      ]) == [
+      "arn:aws:ssm:us-east-1:123456789012:parameter/our-lab/wandb",
+      "arn:aws:ssm:us-east-1:123456789012:parameter/plain-name",
+    ]
+    error_message = "with-secrets: its two parameters and no others."
+  }
+
+  assert {
+    condition = alltrue([
+      for statement in jsondecode(aws_iam_role_policy.worker["tftest-1"].policy).Statement : statement.Sid != "ReadSecrets"
+    ])
+    error_message = "A run without secrets reads none."
+  }
+
+  assert {
+    condition = alltrue(flatten([
+      for configuration in aws_s3_bucket_lifecycle_configuration.runs : [
+        for rule in configuration.rule : [
+          for expiration in rule.expiration : expiration.days == null && expiration.date == null
+        ]
+      ]
+    ]))
+    error_message = "A rule of the bucket must never expire a current object: a final model stays."
+  }
+}
