@@ -35,7 +35,7 @@ sys.stdin.read()
 
 
 #: Files whose tests take long and share little: any process may run any of them.
-SPREAD = {"test_exactness", "test_failures", "test_train"}
+SPREAD = {"test_exactness", "test_exactness_table", "test_failures", "test_train"}
 
 
 class _ByFile(LoadScopeScheduling):  # type: ignore[misc]

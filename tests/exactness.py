@@ -371,24 +371,13 @@ def _stretch(run: Values, choice: Any, stop_at: int | None, begin: str | None) -
     return {"state": host.kept, "scalars": host.scalars, "buffer": digest}
 
 
-#: Modules that environments come from.
-_MAKERS = (
-    "exactness",
-    "gymnasium.envs.mujoco",
-    "gymnasium.envs.box2d",
-    "gymnasium.envs.classic_control",
-    "ale_py",
-    "cv2",
-)
-
-
 @contextlib.contextmanager
 def warm_parent() -> Iterator[Any]:
     """A process that has imported everything, to fork from."""
     from sessions import WARM, forking
 
     with forking() as context:
-        context.set_forkserver_preload([*WARM, "train_cloud.learn.build", "sb3_contrib", *_MAKERS])
+        context.set_forkserver_preload([*WARM, "exactness"])
         yield context
 
 
