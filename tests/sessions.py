@@ -42,8 +42,8 @@ WARM = [
     # What the table of docs/exactness.md is made with; what is not installed is passed over.
     "sb3_contrib",
     "gymnasium.envs.classic_control",
-    "gymnasium.envs.mujoco",
-    "gymnasium.envs.box2d",
+    "mujoco",
+    "Box2D",
     "ale_py",
     "cv2",
 ]
