@@ -973,3 +973,23 @@ def test_the_replacement_of_a_machine_that_died_completed_leaves_within_a_minute
     assert time.monotonic() - began < 60
     assert "nothing to do: the run has the outcome completed" in box.said("train")
     assert box.session is None and read_sessions(boxes.rehearsed.store) == [], "no session was begun for it"
+
+
+# ------------------------------------------------------------------------------------------------------------ the table
+
+
+def test_each_line_of_the_table_names_a_test_that_exists() -> None:
+    table = (REPOSITORY / "docs" / "failures.md").read_text()
+    rows = [line for line in table.splitlines() if line.startswith("| ") and not line.startswith("| what")]
+    assert len(rows) > 30
+    for row in rows:
+        named = re.findall(r"`(tests/\w+\.py)::(\w+)`", row)
+        assert named, row
+        for file, test in named:
+            assert f"\ndef {test}(" in (REPOSITORY / file).read_text(), (file, test)
+    own = set(re.findall(r"^def (test_\w+)", Path(__file__).read_text(), re.MULTILINE))
+    told = set(re.findall(r"`tests/test_failures\.py::(\w+)`", table))
+    assert own - told == {
+        "test_each_line_of_the_table_names_a_test_that_exists",
+        "test_the_sessions_prices_are_recorded_and_summed",
+    }
