@@ -1,16 +1,22 @@
 """The Terraform module: formatted and valid, every validation refuses, and one real apply that is read back from AWS.
 
-The last test destroys what the others look at.
+The tests are run in their order: some change the stack, and one destroys it.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
+import sys
+import tarfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -22,11 +28,16 @@ import pytest
 from botocore.exceptions import ClientError
 
 from train_cloud.config.identity import ALWAYS_EXCLUDED, code_digest
-from train_cloud.errors import InputError, TrainCloudError
+from train_cloud.errors import InputError, Interrupted, TrainCloudError
 from train_cloud.rehearsal.aws import EmbeddedAws
 from train_cloud.rehearsal.terraform import Terraform, find_mirror, repository_root, worker_environment
+from train_cloud.report.status import run_status
+from train_cloud.run.head import Head, pack_head, read_head
+from train_cloud.run.layout import LAUNCHED, run_url
+from train_cloud.store import open_store
+from train_cloud.worker.fork import fork
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 REPOSITORY = Path(__file__).parents[1]
 RUN_FILE = """\
@@ -35,7 +46,13 @@ algorithm: sac
 total_timesteps: 1_000_000   # as people write it
 save_frequency: 1e4
 environment: {id: Mine-v0, module: mine}
+hyperparameters: {learning_starts: 1_000_000, buffer_size: 500}   # collects, and learns nothing: quick
 code: {folder: project, exclude: ["data/**", "notes.txt"]}
+"""
+MINE = """\
+import gymnasium
+
+gymnasium.register("Mine-v0", "gymnasium.envs.classic_control:PendulumEnv", max_episode_steps=50)
 """
 OUTPUTS = {
     "ssh_command",
@@ -64,6 +81,7 @@ WRITTEN_BY_WORKER = (
     "told/a",
 )
 NAME = "train-cloud-read-back"
+SERVICE_ROLE = "AWSServiceRoleForAutoScaling"
 BUCKET = "train-cloud-123456789012-us-east-1"
 
 
@@ -80,12 +98,15 @@ class Stack:
     s3: Any
     folder: Path
 
-    def template(self) -> dict[str, Any]:
-        versions = self.aws.client("ec2").describe_launch_template_versions(LaunchTemplateName=NAME)
+    def template(self, run_id: str = "read-back") -> dict[str, Any]:
+        name = f"train-cloud-{run_id}"
+        versions = self.aws.client("ec2").describe_launch_template_versions(
+            LaunchTemplateName=name, Versions=["$Latest"]
+        )
         return dict(versions["LaunchTemplateVersions"][0]["LaunchTemplateData"])
 
-    def user_data(self) -> str:
-        return base64.b64decode(self.template()["UserData"]).decode()
+    def user_data(self, run_id: str = "read-back") -> str:
+        return base64.b64decode(self.template(run_id)["UserData"]).decode()
 
     def group(self) -> dict[str, Any]:
         groups = self.aws.client("autoscaling").describe_auto_scaling_groups(AutoScalingGroupNames=[NAME])
@@ -105,7 +126,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("stack")
     project = folder / "runs-of-mine" / "project"
     for name, text in {
-        "mine/__init__.py": "X = 1\n",
+        "mine/__init__.py": MINE,
         "mine/__pycache__/x.pyc": "no",
         "sub/.hidden": "yes",
         "data/big.bin": "no",
@@ -145,6 +166,19 @@ def test_each_validation_has_a_test_and_says_what_it_checks() -> None:
         assert messages or "= bool" in block, name
 
 
+def test_the_variables_page_is_current() -> None:
+    subprocess.run([sys.executable, REPOSITORY / "scripts" / "document_variables.py", "--check"], check=True)
+
+
+def test_each_gap_of_moto_is_documented() -> None:
+    source = (REPOSITORY / "train_cloud" / "rehearsal" / "moto_gaps.py").read_text()
+    gaps = {".".join(found) for found in re.findall(r'^@fills\((\w+), "(\w+)"\)', source, re.MULTILINE)}
+    page = (REPOSITORY / "docs" / "aws-facts.md").read_text().split("## Where moto is not AWS")[1]
+    assert gaps == set(re.findall(r"`(\w+\.\w+)`", page)) - {"test_aws.py", "test_terraform.py", "test_rehearse.py"}
+    for file in set(re.findall(r"`(test_\w+\.py)`", page)):
+        assert (REPOSITORY / "tests" / file).exists()
+
+
 def test_the_excluded_files_are_the_packages_own_list() -> None:
     storage = (REPOSITORY / "terraform" / "storage.tf").read_text()
     listed = re.search(r"never_code = \[(.*?)\]", storage, re.DOTALL)
@@ -180,11 +214,23 @@ def test_no_terraform_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         Terraform(tmp_path / "work", aws)
 
 
-def test_a_second_apply_changes_nothing_and_does_not_start_an_ended_run_again(stack: Stack) -> None:
+def test_another_apply_changes_nothing_whether_the_run_goes_on_or_has_ended(stack: Stack) -> None:
+    """A running run is a matter of the test for the role; here a finished and a failed one, whose capacity is 0."""
     scaling = stack.aws.client("autoscaling")
-    scaling.set_desired_capacity(AutoScalingGroupName=NAME, DesiredCapacity=0)
+    (before,) = stack.group()["Instances"]
     assert stack.terraform.changes() == []
-    scaling.set_desired_capacity(AutoScalingGroupName=NAME, DesiredCapacity=1)
+    (after,) = stack.group()["Instances"]
+    assert after["InstanceId"] == before["InstanceId"]
+    # As finish leaves it, whatever the outcome: Terraform knows nothing of heads.
+    head = Head(session=1, restart=0, owner=after["InstanceId"], commit="c", outcome="failed")
+    stack.s3.put_object(Bucket=BUCKET, Key="a/b/runs/read-back/head.json", Body=pack_head(head))
+    scaling.set_desired_capacity(AutoScalingGroupName=NAME, DesiredCapacity=0)
+    try:
+        assert stack.terraform.changes() == []
+        assert stack.group()["Instances"] == []
+    finally:
+        scaling.set_desired_capacity(AutoScalingGroupName=NAME, DesiredCapacity=1)
+        stack.s3.delete_object(Bucket=BUCKET, Key="a/b/runs/read-back/head.json")
 
 
 def test_after_the_limit_the_stop_is_left_as_it_is(stack: Stack) -> None:
@@ -439,23 +485,204 @@ def test_a_bad_value_names_variable_value_and_fix_and_nothing_is_made(stack: Sta
     assert stack.aws.resources_left() == before
 
 
-def test_destroy_keeps_the_artifacts_and_deletes_them_only_once_that_was_applied(stack: Stack) -> None:
-    s3 = stack.s3
-    for body in (b"1", b"2"):
-        s3.put_object(Bucket=BUCKET, Key="a/b/runs/read-back/checkpoints/1/part", Body=body)
-    s3.put_object(Bucket=BUCKET, Key="a/b/runs/read-back/artifacts/final/model.zip", Body=b"model")
-    s3.put_object(Bucket=BUCKET, Key="a/b/runs/read-back/boots/1", Body=b"")
-    s3.delete_object(Bucket=BUCKET, Key="a/b/runs/read-back/boots/1")
+def test_a_new_run_gets_a_worker_and_the_old_one_keeps_its_own(stack: Stack) -> None:
+    """Several runs from one apply, and every option on: nothing of the first run is replaced."""
+    (before,) = stack.group()["Instances"]
+    second = stack.run_file.with_name("second.yaml")
+    second.write_text(RUN_FILE.replace("read-back", "second"))
+    variables = {name: value for name, value in stack.variables.items() if name != "run_file"}
+    key = stack.aws.client("kms").create_key()["KeyMetadata"]["Arn"]
+    iam = stack.aws.client("iam")
+    iam.create_role(
+        RoleName=SERVICE_ROLE, Path="/aws-service-role/autoscaling.amazonaws.com/", AssumeRolePolicyDocument="{}"
+    )
+    stack.variables = {
+        **variables,
+        "run_files": [stack.run_file, second],
+        "notification_emails": ["me@example.org"],
+        "cloudwatch_log_days": 7,
+        "kms_key_arn": key,
+    }
+    del stack.events[:]
+    outputs = stack.terraform.apply(stack.variables)
+    assert not [event for event in stack.events if event[1] == "destroyed"]
+    created = [address for address, done in stack.events if done == "created"]
+    assert 'aws_autoscaling_group.worker["second"]' in created
+    assert not [address for address in created if address.startswith("aws_s3_object.code")], "it is the same code"
+    assert [found["InstanceId"] for found in stack.group()["Instances"]] == [before["InstanceId"]]
+    assert set(outputs["runs"]) == {"read-back", "second"} and "autoscaling_group_name" not in outputs
+    assert outputs["status_command"] == f"train-cloud status s3://{BUCKET}/a/b"
+    for command in (outputs["session_command"], outputs["scaling_activities_command"]):
+        assert subprocess.run(["bash", "-n", "-c", command]).returncode == 0, command
+    said = subprocess.run(["bash", "-c", outputs["session_command"]], capture_output=True, text=True).stdout
+    assert 'terraform output -json runs | jq -r .[\\"read-back\\"].session_command' in said
+
+    for run_id in ("read-back", "second"):
+        environment = worker_environment(stack.user_data(run_id))
+        assert environment["TRAIN_CLOUD_RUN_ID"] == run_id
+        assert environment["TRAIN_CLOUD_TOPIC"] == outputs["notification_topic_arn"]
+        assert environment["TRAIN_CLOUD_LOG_GROUP"] == f"/train-cloud-{run_id}"
+        (mapping,) = stack.template(run_id)["BlockDeviceMappings"]
+        assert mapping["Ebs"]["KmsKeyId"] == key
+    (grant,) = stack.aws.client("kms").list_grants(KeyId=key)["Grants"]
+    assert grant["GranteePrincipal"] == iam.get_role(RoleName=SERVICE_ROLE)["Role"]["Arn"]
+    (rule,) = stack.s3.get_bucket_encryption(Bucket=BUCKET)["ServerSideEncryptionConfiguration"]["Rules"]
+    assert rule["ApplyServerSideEncryptionByDefault"] == {"SSEAlgorithm": "aws:kms", "KMSMasterKeyID": key}
+
+    with stack.aws.permissions_enforced():
+        role = stack.aws.assume("train-cloud-second", "i-0123")
+        s3, sns, logs = (stack.aws.client(name, role) for name in ("s3", "sns", "logs"))
+        s3.put_object(Bucket=BUCKET, Key="a/b/runs/second/told/1", Body=b"")
+        sns.publish(TopicArn=outputs["notification_topic_arn"], Message="m")
+        logs.create_log_stream(logGroupName="/train-cloud-second", logStreamName="i-0123/train")
+        scaling = stack.aws.client("autoscaling", role)
+        for forbidden in (
+            partial(s3.put_object, Bucket=BUCKET, Key="a/b/runs/read-back/told/1", Body=b""),
+            partial(s3.get_object, Bucket=BUCKET, Key="a/b/runs/read-back/run.yaml"),
+            partial(scaling.set_desired_capacity, AutoScalingGroupName=NAME, DesiredCapacity=0),
+            partial(sns.create_topic, Name="another"),
+            partial(logs.create_log_stream, logGroupName="/train-cloud-read-back", logStreamName="i-0123/train"),
+        ):
+            with pytest.raises(ClientError) as refusal:
+                forbidden()
+            assert refusal.value.response["Error"]["Code"] in ("AccessDenied", "403")
+    stack.s3.delete_object(Bucket=BUCKET, Key="a/b/runs/second/told/1")
+
+
+def test_destroy_in_mid_run_keeps_all_that_the_run_needs(
+    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Status, fork and going on, from the kept bucket alone."""
+    for name, value in stack.aws.environment().items():
+        monkeypatch.setenv(name, value)
+    root = f"s3://{BUCKET}/a/b"
+    store = open_store(run_url(root, "read-back"))
+
+    def train(run_file: Path, *options: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "train_cloud", "train", str(run_file), "--store", root, *options]
+        return subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+    trainer = train(stack.run_file, "--set", "save_frequency=500")
+    try:
+        deadline = time.monotonic() + 120
+        while (read := read_head(store)) is None or read[0].timesteps == 0:
+            assert time.monotonic() < deadline and trainer.poll() is None, "the run has a checkpoint"
+            time.sleep(0.1)
+        trainer.send_signal(signal.SIGTERM)
+        assert trainer.wait(120) == Interrupted.exit_code
+    finally:
+        trainer.kill()
+    # As bootstrap/launched.sh has left it at the first boot.
+    digest = worker_environment(stack.user_data())["TRAIN_CLOUD_CODE_DIGEST"]
+    with tarfile.open(tmp_path / "code.tar.gz", "w:gz") as archive:
+        for name in sorted(stack.keys(f"a/b/code/{digest}/")):
+            body = stack.body(f"a/b/code/{digest}/{name}")
+            entry = tarfile.TarInfo(name)
+            entry.size = len(body)
+            archive.addfile(entry, io.BytesIO(body))
+    store.create(f"{LAUNCHED}code-{digest}.tar.gz", (tmp_path / "code.tar.gz").read_bytes())
+    store.create(f"{LAUNCHED}run.yaml", stack.body("a/b/runs/read-back/run.yaml"))
 
     with pytest.raises(TrainCloudError, match=r"deleting S3 Bucket .*BucketNotEmpty") as error:
         stack.terraform.destroy()
     assert str(error.value).count("operation error") == 1
-    assert stack.aws.resources_left() == [f"bucket {BUCKET}"]
-    assert stack.body("a/b/runs/read-back/artifacts/final/model.zip") == b"model"
+    left = set(stack.aws.resources_left()) - {f"role {SERVICE_ROLE}"}  # which is AWS's own
+    assert left == {f"bucket {BUCKET}"}
+    assert not stack.keys("a/b/code/") and not stack.keys("a/b/runs/second/")
 
-    stack.terraform.apply({**stack.variables, "delete_artifacts_on_destroy": True})
-    stack.terraform.destroy()
-    assert stack.aws.resources_left() == []
+    status = run_status(root, "read-back")
+    assert (status.state, status.committed_timesteps > 0) == ("interrupted", True)
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "run.yaml").write_bytes(bytes(store.get(f"{LAUNCHED}run.yaml").body))
+    (kept / "code.tar.gz").write_bytes(bytes(store.get(f"{LAUNCHED}code-{digest}.tar.gz").body))
+    with tarfile.open(kept / "code.tar.gz") as archive:
+        archive.extractall(kept / "code", filter="data")
+    (kept / "code" / "user").rename(kept / "project")
+    forked = fork(
+        root, "read-back", "forked", overrides=["total_timesteps=2000000"], base=kept, out=kept / "forked.yaml"
+    )
+    assert forked.timesteps == status.committed_timesteps
+
+    total = status.committed_timesteps + 200
+    assert train(kept / "run.yaml", "--set", f"total_timesteps={total}", "--set", "save_frequency=100").wait(240) == 0
+    after = run_status(root, "read-back")
+    assert (after.state, after.timesteps, len(after.sessions)) == ("completed", total, 2)
+    assert after.sessions[1].first_timestep == status.committed_timesteps
+    assert after.exact, after.because
+
+
+@pytest.mark.full
+def test_artifacts_are_deleted_only_once_that_was_applied(tmp_path: Path) -> None:
+    """In CI the rehearsal deletes its own."""
+    run_file = tmp_path / "run.yaml"
+    run_file.write_text("run_id: delete\n")
+    with EmbeddedAws() as aws:
+        terraform = Terraform(tmp_path / "work", aws)
+        variables = {"run_file": run_file}
+        terraform.apply(variables)
+        s3 = aws.client("s3")
+        for body in (b"1", b"2"):
+            s3.put_object(Bucket=BUCKET, Key="runs/delete/checkpoints/1/part", Body=body)
+        s3.put_object(Bucket=BUCKET, Key="runs/delete/boots/1", Body=b"")
+        s3.delete_object(Bucket=BUCKET, Key="runs/delete/boots/1")
+        with pytest.raises(TrainCloudError, match="BucketNotEmpty"):
+            terraform.destroy()
+        terraform.apply({**variables, "delete_artifacts_on_destroy": True})
+        terraform.destroy()
+        assert aws.resources_left() == []
+
+
+@pytest.mark.full
+def test_another_checkout_goes_on_in_the_kept_bucket(tmp_path: Path) -> None:
+    run_file = tmp_path / "run.yaml"
+    run_file.write_text("run_id: kept\n")
+    with EmbeddedAws() as aws:
+        first = Terraform(tmp_path / "first", aws)
+        first.apply({"run_file": run_file})
+        aws.client("s3").put_object(Bucket=BUCKET, Key="runs/kept/head.json", Body=b"{}")
+        with pytest.raises(TrainCloudError, match="BucketNotEmpty"):
+            first.destroy()
+        second = Terraform(tmp_path / "second", aws)
+        variables = {"run_file": run_file, "existing_bucket": True, "s3_bucket_name": BUCKET}
+        second.apply(variables)
+        assert second.changes() == []
+        listed = aws.client("s3").list_objects_v2(Bucket=BUCKET, Prefix="runs/kept/")["Contents"]
+        assert {entry["Key"].split("/")[-1] for entry in listed} >= {"head.json", "run.yaml", "run.json"}
+        second.destroy()
+        assert aws.resources_left() == [f"bucket {BUCKET}"]
+
+
+@pytest.mark.full
+def test_on_demand_and_other_code_reach_the_next_worker_and_leave_this_one(tmp_path: Path) -> None:
+    run_file, code = tmp_path / "run.yaml", tmp_path / "mine"
+    run_file.write_text("run_id: change\ncode: {folder: mine}\n")
+    code.mkdir()
+    (code / "mine.py").write_text("X = 1\n")
+    events: list[tuple[str, str]] = []
+    with EmbeddedAws() as aws:
+        terraform = Terraform(tmp_path / "work", aws, on_event=lambda address, done: events.append((address, done)))
+        terraform.apply({"run_file": run_file})
+
+        def group() -> dict[str, Any]:
+            return dict(aws.client("autoscaling").describe_auto_scaling_groups()["AutoScalingGroups"][0])
+
+        (worker,) = group()["Instances"]
+        for use_spot, share in ((False, 100), (True, 0)):
+            del events[:]
+            terraform.apply({"run_file": run_file, "use_spot": use_spot})
+            assert events == [('aws_autoscaling_group.worker["change"]', "updated")]
+            policy = group()["MixedInstancesPolicy"]["InstancesDistribution"]
+            assert policy["OnDemandPercentageAboveBaseCapacity"] == share
+
+        del events[:]
+        (code / "mine.py").write_text("X = 2\n")
+        terraform.apply({"run_file": run_file})
+        updated = events.index(('aws_autoscaling_group.worker["change"]', "updated"))
+        gone = [n for n, (address, done) in enumerate(events) if done == "destroyed"]
+        assert all(events[n][0].startswith("aws_s3_object.code") for n in gone)
+        assert gone and min(gone) > updated, "a worker that is starting reads the old code until then"
+        assert [found["InstanceId"] for found in group()["Instances"]] == [worker["InstanceId"]]
 
 
 @pytest.mark.full
