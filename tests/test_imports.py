@@ -13,11 +13,12 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "train_cloud"
-BASE = {"errors", "snapshot"}
+BASE = {"errors", "generators", "snapshot"}
 STORED = BASE | {"config", "store", "run", "checkpoint"}
 ALLOWED = {
     "errors": set(),
     "snapshot": set(),
+    "generators": set(),
     "config": BASE,
     "store": BASE | {"config"},
     "run": BASE | {"config", "store"},
@@ -33,7 +34,7 @@ ALLOWED = {
 EVERYTHING = {"cli", "rehearsal", "__init__", "__main__"}
 OUTSIDE = {
     "boto3": {"store", "instance", "rehearsal"},
-    "botocore": {"store", "instance", "rehearsal"},
+    "botocore": {"generators", "store", "instance", "rehearsal"},
     "requests": {"instance", "rehearsal"},
     "wandb": {"artifacts"},
     "moto": {"rehearsal"},

@@ -14,6 +14,7 @@ from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, 
 from botocore.parsers import ResponseParserError
 
 from train_cloud.errors import CloudError, CloudForbidden, CloudUnavailable, TrainCloudError
+from train_cloud.generators import leave_to_training
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -30,6 +31,7 @@ _FORBIDDEN = {
     "UnauthorizedOperation",
     "UnrecognizedClientException",
 }
+leave_to_training()
 _ABSENT = {"InvalidKeyPair.NotFound", "NoSuchResourceException", "ParameterNotFound"}
 _TEMPORARY = {
     "ExpiredToken",

@@ -38,6 +38,7 @@ from ..errors import (
     StoreForbidden,
     StoreUnavailable,
 )
+from ..generators import leave_to_training
 from .protocol import Body, ObjectInfo, StoredObject, check_key, check_prefix
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+leave_to_training()
 _PART = 16 << 20
 """Bytes. Larger objects travel in parts of this size, several at once."""
 _LEAST_COPIED, _MOST_COPIED = 5 << 20, 4 << 30
