@@ -120,6 +120,18 @@ def test_the_journal_arrives_and_a_restart_goes_on_behind_it(journal: Path, grou
     assert "--boot" in first.split() and "--after-cursor=c2;" in second.split()
 
 
+def test_a_cursor_that_is_unknown_does_not_silence_it_for_ever(journal: Path, group: str, tmp_path: Path) -> None:
+    (tmp_path / "journal.cursor").write_text("of another disk")
+    (journal / "journal").write_text(line(1, "boots") + "\n")
+    real = (journal / "journalctl").read_text()
+    (journal / "journalctl").write_text("#!/bin/sh\necho 'Failed to seek to cursor' >&2\nexit 1\n")
+    follow(Streams(group, "i-1"), tmp_path, interval_s=0.1)
+    assert said(group) == {}
+    (journal / "journalctl").write_text(real)
+    follow(Streams(group, "i-1"), tmp_path, interval_s=0.1)
+    assert said(group) == {"i-1/train-cloud-train": ["boots"]}
+
+
 def test_what_was_gathered_is_sent_before_a_stop(journal: Path, group: str, tmp_path: Path) -> None:
     (journal / "journal").write_text(line(1, "last words") + "\n")
     (journal / "follow").touch()

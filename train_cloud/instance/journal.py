@@ -133,12 +133,16 @@ def follow(streams: Streams, state_dir: Path, *, interval_s: float = 2.0) -> Non
     command += [f"--after-cursor={kept.read_text()}"] if kept.exists() else ["--boot"]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as journal:
         before = signal.signal(signal.SIGTERM, lambda *_: journal.terminate())
+        sent = False
         try:
             for entries in _gathered(journal, interval_s):
                 streams.send(entries)
+                sent = True
                 partial = kept.with_suffix(".partial")
                 partial.write_text(entries[-1].cursor)
                 partial.replace(kept)
+            if not sent and journal.wait() > 0:  # a cursor that this journal does not know: from the boot's beginning
+                kept.unlink(missing_ok=True)
         finally:
             journal.terminate()
             signal.signal(signal.SIGTERM, before)
