@@ -304,6 +304,9 @@ def test_every_schedule_of_two_forks_to_one_name(faults: int) -> None:
         lambda objects: [Person(objects, f"fork {n}", forks) for n in (1, 2)], faults, kinds, whole
     ):
         assert len(schedule.objects.heads) == 1 or faults
+        for actor in schedule.actors:
+            if isinstance(actor.worker.ended, ConditionFailed):
+                assert schedule.objects.heads[0].owner != actor.worker.name, "it has won, and was told that it has lost"
         winners |= {head.owner for head in schedule.objects.heads}
     assert winners == {"fork 1", "fork 2"}
 
