@@ -77,11 +77,16 @@ def test_the_journal_and_the_news_leave_a_real_machine(tmp_path: Path) -> None:
                 until(lambda: "interrupted (notice)" in journal("train"), "its last words arrive too")
             finally:
                 machine.plug_pulled()
-            assert [said["Subject"] for said in news] == ["train-cloud: pendulum-sac interrupted"]
+            assert [message["Subject"] for message in news] == ["train-cloud: pendulum-sac interrupted"]
             assert instance in news[0]["Message"]
             bucket = s3.list_buckets()["Buckets"][0]["Name"]
-            listed = s3.list_objects_v2(Bucket=bucket, Prefix="runs/pendulum-sac/")["Contents"]
-            keys = {entry["Key"].removeprefix("runs/pendulum-sac/") for entry in listed}
-            assert {"launched/run.yaml", "launched/overrides.json", "told/000001-interrupted.json"} <= keys
+            for prefix, wanted in {
+                "launched/": {"overrides.json", "run.yaml"},
+                "told/": {"000001-interrupted-topic.json"},
+            }.items():
+                listed = s3.list_objects_v2(Bucket=bucket, Prefix=f"runs/pendulum-sac/{prefix}").get("Contents", ())
+                names = {entry["Key"].rsplit("/", 1)[1] for entry in listed}
+                said = [line.text for line in lines if line.unit == "train-cloud-watch.service"]
+                assert wanted <= names, (names, said)
     refused = [line.text for line in lines if "AccessDenied" in line.text or "not authorized" in line.text]
     assert not refused
