@@ -32,6 +32,7 @@ KILLS = int(os.environ.get("TRAIN_CLOUD_CHAOS_KILLS") or 0)
 SECONDS = float(os.environ.get("TRAIN_CLOUD_CHAOS_SECONDS") or 200)
 SEED = int(os.environ.get("TRAIN_CLOUD_CHAOS_SEED") or random.randrange(1 << 31))
 
+NONE = 1 << 31
 STARTUP = 0.4
 """Seconds, about, that a session takes before its first step."""
 LONGEST = 120.0
@@ -90,7 +91,8 @@ class Twin:
 class Life:
     """One run, from its first session to its completion.
 
-    :param kills: how many at least, unless it is completed before
+    :param seed: decides what happens to it
+    :param bucket: makes one
     """
 
     def __init__(
@@ -179,7 +181,11 @@ class Life:
             assert again == 73 or self.over(), "an older machine that starts again may not train"
             self.story.append(f"and again with {again}")
         newer.join(self.moment())
-        self.killed(newer, "successor killed")
+        # An older machine that was paused before it had a number has taken a later one.
+        overtaken = self.number(self.machines) < self.number(number) < NONE
+        self.killed(newer, "successor killed", *((73,) if overtaken else ()))
+        if overtaken:
+            self.machines += 1
 
     # -------------------------------------------------------------------------------------------------- its parts
 
@@ -220,9 +226,9 @@ class Life:
         return head.session if head else 0
 
     def number(self, machine: int) -> int:
-        """The session number that a machine has taken; a large one where it has none yet."""
+        """The session number that a machine has taken; ``NONE`` where it has none yet."""
         session = local_session(self.run.folder / f"machine-{machine}", units.boot_id())
-        return session.number if session else 1 << 31
+        return session.number if session else NONE
 
     def owned(self, machine: int) -> bool:
         return self.number(machine) <= self.head_session()
