@@ -22,7 +22,7 @@ from train_cloud.learn.build import build_model
 
 SIZE, ACTIONS, STEPS = 24, 4, 200
 HYPERPARAMETERS: dict[str, Any] = {
-    "learning_starts": 300,
+    "learning_starts": 100,
     "buffer_size": 100_000,
     "batch_size": 256,
     "policy_kwargs": {"net_arch": [256, 256]},
@@ -98,8 +98,8 @@ class Both:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--blocks", type=int, default=40)
-    parser.add_argument("--steps", type=int, default=50, help="of a block")
+    parser.add_argument("--blocks", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=25, help="of a block")
     options = parser.parse_args()
     torch.set_num_threads(1)
     gymnasium.register("Alone-v0", Alone)
@@ -119,7 +119,7 @@ def main() -> None:
     for block in range(options.blocks + 1):
         for name, model in (("one agent", alone), ("two agents", together)):
             began = time.process_time()
-            model.learn(options.steps if block else 400, reset_num_timesteps=not block, log_interval=1_000_000)
+            model.learn(options.steps if block else 150, reset_num_timesteps=not block, log_interval=1_000_000)
             if block:
                 seconds[name].append((time.process_time() - began) / options.steps)
     for name, each in seconds.items():

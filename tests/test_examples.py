@@ -79,9 +79,12 @@ def test_rehearsed_with_an_interruption(warm: Any, on_aws: str, path: Path, tmp_
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["one_agent", "several_agents"])
 def test_the_package_as_a_library(name: str, tmp_path: Path) -> None:
-    code = f"import sys; sys.path.insert(0, {str(EXAMPLES)!r}); import {name}; {name}.main(600)"
+    code = f"import sys; sys.path.insert(0, {str(EXAMPLES)!r}); import {name}; {name}.main(500)"
+    env = {**os.environ, "TRAIN_CLOUD_THREADS": "1"}
     for _ in range(2):  # the second time the run is over, and its model is played once more
-        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=250
+        )
         assert done.returncode == 0, done.stderr
         assert "return of one episode" in done.stdout
 

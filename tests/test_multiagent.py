@@ -285,13 +285,13 @@ def test_what_highway_env_has_not_is_refused(kwargs: dict[str, Any], field: str)
 def test_vehicles_of_highway_env_go_on_exactly(warm: Any, tmp_path: Path) -> None:
     environment = {
         "id": "train_cloud.envs.highway:parallel_env",
-        "kwargs": {"vehicles": 2, "config": {"duration": 6, "other_vehicles": 1, "simulation_frequency": 5}},
+        "kwargs": {"vehicles": 2, "config": {"duration": 4, "other_vehicles": 1, "simulation_frequency": 5}},
     }
-    given = {**several(environment, total=160, learning_starts=40), "callbacks": ["interrupting:InterruptAt"]}
-    given["save_frequency"] = 50
+    given = {**several(environment, total=90, learning_starts=40), "callbacks": ["interrupting:InterruptAt"]}
+    given["save_frequency"] = 30
     twin, run = (Rehearsed(warm, tmp_path / kind, given) for kind in ("twin", "run"))
     assert twin.session() == 0, twin.log()
-    assert run.session("SIGTERM@67") == 75, run.log()
+    assert run.session("SIGTERM@47") == 75, run.log()
     assert run.session() == 0, run.log()
     assert differences(run.final(), twin.final()) == []
     assert run.scalars() == twin.scalars()
