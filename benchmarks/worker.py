@@ -20,7 +20,7 @@ from train_cloud.worker.pulse import read_timesteps
 
 ROOT = Path(__file__).parent.parent
 STORE = "s3://bench"
-_PATIENCE = 1800.0
+_PATIENCE = 7200.0
 _PRELOAD = ["torch", "stable_baselines3", "tensorboard", "train_cloud.worker.train", "train_cloud.learn.callback"]
 
 
