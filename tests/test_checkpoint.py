@@ -401,7 +401,7 @@ def test_a_million_rows_saved_by_the_thousand_are_few_objects() -> None:
 
 @pytest.mark.parametrize(("size", "amount"), [(merge.MERGED_BYTES // 2, 0), (merge.MERGED_BYTES // 2 - 1, 2), (1, 32)])
 def test_large_segments_are_left_alone(size: int, amount: int) -> None:
-    live = [Segment(key="k", size=size, crc64nvme=0, first=n, last=n + 1) for n in range(100)]
+    live = [Segment(key="k", size=size, crc64nvme=0, first=n, last=n + 1) for n in range(merge.MANY + 1)]
     assert len(merge.due(live)) == amount
     assert merge.due(live[: merge.MANY]) == ()
 
