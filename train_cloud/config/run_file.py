@@ -173,8 +173,8 @@ class RunFile(Section):
     seed: Annotated[Whole, Field(ge=0, lt=2**32)] = Field(0, description="Seed of every generator; 0 to 4294967295.")
     device: Annotated[Text, matching(re.compile(r"auto|cpu|cuda(:\d+)?"), "use auto, cpu, cuda or cuda:N")] = Field(
         "auto",
-        description="`auto` takes a GPU where there is one, and fails where torch cannot use NVIDIA's that is there; `cpu`; "
-        "`cuda` or `cuda:N` fail where there is none.",
+        description="`auto` takes a GPU where there is one, and fails where torch cannot use NVIDIA's that is there; "
+        "`cpu`; `cuda` or `cuda:N` fail where there is none.",
     )
     total_timesteps: Annotated[Whole, Field(ge=1)] = Field(
         description="Environment steps to train for, over all sessions and environments."
