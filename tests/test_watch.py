@@ -422,6 +422,21 @@ def test_a_trainer_that_a_late_boot_starts_after_the_notice_is_stopped_too(
     assert systemd.asked == [STOP, STOP]
 
 
+def test_a_trainer_that_was_started_between_two_looks_is_stopped_too(
+    watcher: Watch, systemd: Systemd, service: MetadataService
+) -> None:
+    service.interrupt()
+    watcher.poll(now())
+    systemd.is_now(STARTING)  # the stop came before there was anything to stop, and nobody saw it over
+    watcher.poll(now(2))
+    assert systemd.asked == [STOP]
+    watcher.poll(now(12))
+    assert systemd.asked == [STOP, STOP]
+    systemd.is_now(STARTING.replace("activating", "deactivating"))
+    watcher.poll(now(60))
+    assert systemd.asked == [STOP, STOP], "it is stopping"
+
+
 @pytest.fixture
 def autoscaling(monkeypatch: pytest.MonkeyPatch) -> Iterator[AutoScaling]:
     with scripted_autoscaling() as server:

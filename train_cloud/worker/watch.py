@@ -42,6 +42,8 @@ LONGEST_INTERVAL_S = 5.0
 LINGER = timedelta(minutes=5)
 """A machine that still lives so long after the announced time was not taken."""
 
+_RUNS_ON = timedelta(seconds=10)
+"""A trainer that was asked to stop is stopping after that: systemd says so as soon as it has begun."""
 _RECORDING_GRACE = timedelta(seconds=20)
 """For so long a machine that may go stays for the sake of the notice's record."""
 _MEMORY = "watch.json"
@@ -96,6 +98,8 @@ class Watch:
         self._channels, self._looked_back = tuple(channels), not channels
         self._failing: set[str] = set()
         self._train_was_over = False
+        self._asked_at = datetime.max.replace(tzinfo=timezone.utc) - _RUNS_ON
+        """When systemd was last asked to stop the trainer."""
         self._lock = threading.Lock()
         """Over the memory: the recorder writes to it too."""
         self._memory = self._recall()
@@ -112,6 +116,7 @@ class Watch:
                 if not case.acted:
                     with self._tolerating(f"acting on {case.notice.key}"):
                         self._act(case)
+                        self._asked_at = now if case.notice.ends else self._asked_at
         self._news.set()
         standing = [case for case in self._cases() if case.in_force]
         if standing:
@@ -168,10 +173,13 @@ class Watch:
             self._remember()
             return
         train = unit_state(TRAIN)
-        if self._train_was_over and not train.over:
-            # Started since, by a boot that was still under way when the notice came.
+        # Started since, by a boot that was still under way when the notice came; or, where nobody was looking in between,
+        # seen to run on.
+        runs_on = train.active in ("active", "activating") and self._asked_at + _RUNS_ON < now
+        if (self._train_was_over and not train.over) or runs_on:
             systemctl("stop", "--no-block", TRAIN)
             _log.info("asked systemd to stop the trainer, which was started after the notice")
+            self._asked_at = now
         self._train_was_over = train.over
         if train.over and any(case.notice.kind == "scale-in" for case in standing):
             self._let_go(now - min(case.notice.seen for case in standing))
