@@ -309,7 +309,7 @@ class Sync:
 
     def _scan(self) -> Iterator[tuple[int, Path]]:
         for parent, folders, names in os.walk(self._folder):
-            folders[:] = [name for name in folders if name != RESERVED]
+            folders[:] = [name for name in folders if name != RESERVED and not name.endswith(UNFINISHED)]
             for name in names:
                 path = Path(parent, name)
                 if name.endswith(UNFINISHED) or path == self._folder / MANIFEST:

@@ -26,6 +26,7 @@ from train_cloud.artifacts import tables, tensorboard
 from train_cloud.artifacts.sync import FOLDER, Sync, run_sync, write_whole
 from train_cloud.artifacts.system import Machine
 from train_cloud.artifacts.uploads import read_uploads
+from train_cloud.artifacts.wandb import Wandb
 from train_cloud.checkpoint import read_manifest
 from train_cloud.config import RunFile
 from train_cloud.errors import CorruptCheckpoint, Fenced, StoreError, StoreUnavailable
@@ -33,6 +34,7 @@ from train_cloud.run import layout
 from train_cloud.run.head import Reference, Token
 from train_cloud.run.session import write_local
 from train_cloud.store import ObjectStore, open_store
+from train_cloud.worker.evaluations import RESULTS
 from train_cloud.worker.keep import FINAL_MODEL, KEPT, keep
 
 if TYPE_CHECKING:
@@ -46,8 +48,10 @@ _MARK = "artifacts.json"
 _SAMPLE_SECONDS = 15.0
 _NEEDED = re.compile(r"tensorboard/.*|wandb/.*|[^/]*\.(csv|json)")
 """What a session on a new disk goes on with. All else lies in the store and stays as it is."""
+_VIDEO = re.compile(r"videos/([a-z0-9_-]+)/\1_\d{3}_(success|failure|episode)\.mp4")
 _PAUSES = (1.0, 2.0, 5.0, 10.0, 30.0)
 _KEEPING_SECONDS = 600.0
+_WANDB_SECONDS = 60.0
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +82,7 @@ class Artifacts:
         self._newest: Reference | None = None
         self._kept: tuple[Reference | None, set[int]] = (None, set())
         self._keeping: subprocess.Popen[bytes] | None = None
+        self._wandb: Wandb | None = None
         self._sampled: dict[str, list[float]] = {}
         self._pace = (0.0, 0)
         self._over = threading.Event()
@@ -110,6 +115,11 @@ class Artifacts:
             tables.cut(self.folder / name, resumed_at)
         self._log = Tee(self.folder / "logs" / f"session-{token.session:06d}.log")
         self._write_config(versions)
+        if self._config.wandb is not None:
+            shown = _hyperparameters(self._config)
+            scratch = self._state_dir / "wandb"
+            self._wandb = Wandb(self._config.wandb, self._config.run_id, self.folder, scratch, shown)
+            self._wandb.committed(resumed_at)
         self._thread = threading.Thread(target=self._run, name="train-cloud-artifacts", daemon=True)
         self._thread.start()
 
@@ -137,8 +147,20 @@ class Artifacts:
         """Something that the next sample of ``system/…`` shows the mean of, from any thread."""
         self._sampled.setdefault(f"system/{name}", []).append(value)
 
-    def committed(self, manifest: Reference | None) -> None:
+    def committed(self, timesteps: int, manifest: Reference | None) -> None:
         self._newest = manifest
+        if self._wandb is not None:
+            self._wandb.committed(timesteps)
+
+    def finish_wandb(self, until: float | None) -> None:
+        """Let Weights & Biases have the rest, for as long as there is time.
+
+        :param until: on ``time.monotonic()``; None where nobody waits for this machine
+        """
+        if self._wandb is not None:
+            left = _WANDB_SECONDS if until is None else (until - time.monotonic()) / 2
+            self._wandb.finish(min(left, _WANDB_SECONDS))
+            self._wandb = None
 
     def note(self, text: str) -> None:
         """Into the session's log only."""
@@ -148,6 +170,8 @@ class Artifacts:
     def close(self) -> None:
         """End what runs beside the training. What was not sent is sent by ``finish``, or by the next session."""
         self._over.set()
+        if self._wandb is not None:
+            self._wandb.kill()
         if self._keeping is not None and self._keeping.poll() is None:
             self._keeping.kill()
             self._keeping.wait()
@@ -182,6 +206,7 @@ class Artifacts:
         while True:
             alive()
             try:
+                self._forget_videos(self._sync)
                 if self._sync.everything(urgent=True, until=until if until is not None else float("inf")):
                     if self._sync.check():
                         self._sync.everything(urgent=True)
@@ -224,6 +249,7 @@ class Artifacts:
                 continue
             try:
                 self._keep()
+                self._forget_videos(self._sync)
                 self._sync.everything()
             except Fenced as error:  # the commit will find out
                 log.warning("artifacts are sent no longer: %s", error)
@@ -263,6 +289,19 @@ class Artifacts:
                 [*command, *sorted(self._names())], env=environment, stdin=subprocess.DEVNULL, start_new_session=True
             )
         self._forget_superseded()
+
+    def _forget_videos(self, sync: Sync) -> None:
+        """A video's name says how its episode ended: one of an earlier evaluation may have no successor to replace it."""
+        path = self.folder / RESULTS
+        if not path.exists():
+            return
+        evaluations = json.loads(path.read_text())["evaluations"]
+        shown = {episode["video"] for episode in evaluations[-1]["episodes"]} if evaluations else set()
+        sync.forget(
+            name
+            for name in sync.names()
+            if _VIDEO.fullmatch(name) and name not in shown and not (self.folder / name).exists()
+        )
 
     def _wait_for_keeping(self) -> None:
         if self._keeping is not None:

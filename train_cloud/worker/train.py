@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from filelock import FileLock, Timeout
 
+from train_cloud.artifacts import wandb
 from train_cloud.checkpoint import Committer, read_manifest, restore
 from train_cloud.checkpoint.commit import Committed
 from train_cloud.config import RunFile, load_run_file
@@ -138,6 +139,8 @@ def train(run_file: Path, *, store: str, state_dir: Path | None = None, override
             if on_worker:
                 session.begin()  # early, so that a boot that fails later has left its start, and may end the run
             os.environ.update(_secrets(config, on_worker))
+            if config.wandb is not None:
+                wandb.check(config.wandb, os.environ)
             return session.run(check_standing(store, config))
         except InputError as error:
             if on_worker:  # no restart mends it, and the reason must outlive the machine
@@ -360,7 +363,7 @@ class _Session:
         if self._lease.head.outcome is None:
             self._lease.conclude("completed")
         log.info("completed at %d timesteps", self._lease.head.timesteps)
-        self._send_all()
+        self._send_all(last=True)
         self._end("completed")
         return EXIT_COMPLETED
 
@@ -416,7 +419,7 @@ class _Session:
         if self._lease.head.manifest is not None:
             self._upload_final(restore(self._store, read_manifest(self._store, self._lease.head.manifest)))
             self._artifacts.keep_all()
-        self._send_all()
+        self._send_all(last=True)
         self._lease.conclude("stopped", self._stop.limit)
         log.info("stopped at %d timesteps: %s", self._lease.head.timesteps, self._stop.limit)
         self._end("limit")
@@ -427,7 +430,7 @@ class _Session:
         try:
             self._artifacts.ahead()
             self._end(self._stop.reason or "signal")
-            self._send_all()
+            self._send_all(last=True)
         except StoreUnavailable as error:  # the commit is what counts
             log.warning("the session's end is not recorded: %s", error)
         endings.leave(self._state_dir, self._boot_id, self._session.restart)
@@ -589,7 +592,7 @@ class _Session:
     def _on_commit(self, committed: Committed) -> None:
         swap = time.monotonic() - self._head_began
         self._line.note(committed.sent_bytes, committed.seconds - self._head_delayed - swap, swap)
-        self._artifacts.committed(committed.head.manifest)
+        self._artifacts.committed(committed.head.timesteps, committed.head.manifest)
         self._artifacts.measured("commit_seconds", committed.seconds)
         self._last_commit = {"commit_seconds": committed.seconds, "sent_bytes": committed.sent_bytes}
         if self._evaluations is not None:
@@ -620,10 +623,12 @@ class _Session:
     def _begin_artifacts(self) -> None:
         self._artifacts.begin(self._lease.head.token, self._lease.head.manifest, self._resumed_at, self._machine)
 
-    def _send_all(self) -> None:
+    def _send_all(self, *, last: bool = False) -> None:
         """Artifacts, all of them; when somebody waits for this machine, as many as there is time for."""
         self._pulse.phase("store")
         until = None if self._stop.reason in (None, "limit") else self._stop.deadline()
+        if last:
+            self._artifacts.finish_wandb(until)
         self._artifacts.everything(until=until, alive=self._pulse.alive)
 
     def _upload_final(self, snapshot: Snapshot) -> None:
