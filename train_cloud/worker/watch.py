@@ -173,8 +173,8 @@ class Watch:
             self._remember()
             return
         train = unit_state(TRAIN)
-        # Started since, by a boot that was under way when the notice came: it was seen to be over before, or, where nobody
-        # looked in between, runs on.
+        # Started since, by a boot that was under way when the notice came: it was seen to be over before, or, where
+        # nobody looked in between, runs on.
         runs_on = train.active in ("active", "activating") and self._asked_at + _RUNS_ON < now
         if (self._train_was_over and not train.over) or runs_on:
             systemctl("stop", "--no-block", TRAIN)
