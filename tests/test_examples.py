@@ -31,8 +31,14 @@ TOTAL = 2000
 
 
 #: What makes each example short: it is rehearsed, not trained.
-SHORT = ["total_timesteps=160", "save_frequency=60", "hyperparameters.learning_starts=40", "hyperparameters.train_freq=4",
-         "hyperparameters.batch_size=32", "hyperparameters.policy_kwargs={net_arch: [32, 32]}"]  # fmt: skip
+SHORT = [
+    "total_timesteps=160",
+    "save_frequency=60",
+    "hyperparameters.learning_starts=40",
+    "hyperparameters.train_freq=4",
+    "hyperparameters.batch_size=32",
+    "hyperparameters.policy_kwargs={net_arch: [32, 32]}",
+]
 
 
 def _example(path: Path) -> Any:
