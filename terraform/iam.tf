@@ -13,6 +13,8 @@ locals {
     "launched/*", "told/*",
   ]
 
+  experiments = { for id, run in local.run_files : id => try(tostring(run.content.experiment), null) }
+
   # A parameter's ARN has one slash before its name, whether the name begins with one or not.
   secret_arns = {
     for id, run in local.run_files : id => sort(distinct([
@@ -114,6 +116,22 @@ resource "aws_iam_role_policy" "worker" {
         Effect   = "Allow"
         Action   = "s3:GetObject"
         Resource = "${folder.bucket}/${folder.prefix}*"
+      }],
+      # The experiment's own two files; all of its runs write them.
+      [for experiment in local.experiments[each.key][*] : {
+        Sid       = "ListExperiment"
+        Effect    = "Allow"
+        Action    = "s3:ListBucket"
+        Resource  = local.bucket_arn
+        Condition = { StringLike = { "s3:prefix" = ["${local.root}experiments/${experiment}/*"] } }
+      }],
+      [for experiment in local.experiments[each.key][*] : {
+        Sid    = "WriteExperiment"
+        Effect = "Allow"
+        Action = ["s3:GetObject", "s3:PutObject"]
+        Resource = [
+          for file in ["config.json", "all_results.json"] : "${local.bucket_arn}/${local.root}experiments/${experiment}/${file}"
+        ]
       }],
       [for parameters in [local.secret_arns[each.key]] : {
         Sid      = "ReadSecrets"

@@ -105,7 +105,7 @@ def test_segments_make_one_run(server: Server, folder: Path) -> None:
     runs = [str(run) for segment in segments for run in (segment / "wandb").glob("offline-run-*-a-run")]
     assert len(runs) == len(segments)
     command = [sys.executable, "-m", "wandb", "sync", "--yes", "--id", "a-run", "-p", "p", *runs]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=_environment(server))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=_environment(server), cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     assert points(server) == expected(90)
 

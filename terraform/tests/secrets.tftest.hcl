@@ -1,4 +1,4 @@
-# A worker reads exactly the parameters that its run file names, and nothing ever expires by itself.
+# A worker reads exactly the parameters that its run file names; a group's runs share its files; nothing current expires.
 
 mock_provider "aws" {
   source = "./tests/mocks"
@@ -21,8 +21,19 @@ run "secrets" {
   }
 
   assert {
+    condition = one([
+      for statement in jsondecode(aws_iam_role_policy.worker["with-secrets"].policy).Statement :
+      statement.Resource if statement.Sid == "WriteExperiment"
+      ]) == [
+      "arn:aws:s3:::train-cloud-123456789012-us-east-1/experiments/a-group/config.json",
+      "arn:aws:s3:::train-cloud-123456789012-us-east-1/experiments/a-group/all_results.json",
+    ]
+    error_message = "A run of a group writes the group's two files."
+  }
+
+  assert {
     condition = alltrue([
-      for statement in jsondecode(aws_iam_role_policy.worker["tftest-1"].policy).Statement : statement.Sid != "ReadSecrets"
+      for statement in jsondecode(aws_iam_role_policy.worker["tftest-1"].policy).Statement : !contains(["ReadSecrets", "WriteExperiment", "ListExperiment"], statement.Sid)
     ])
     error_message = "A run without secrets reads none."
   }

@@ -133,7 +133,7 @@ class _Sender:
         if self._run is None:
             return
         for timesteps, values in rows(self.folder / PROGRESS, self._sent, until):
-            self._run.log({**values, "timesteps": timesteps}, step=timesteps)
+            self._run.log({**values, "timesteps": timesteps}, step=timesteps, commit=True)
             self._sent = timesteps
 
     def segment(self, until: int) -> None:
@@ -149,7 +149,7 @@ class _Sender:
         unfinished.mkdir(parents=True)
         run = self._init(unfinished, mode="offline")
         for timesteps, values in new:
-            run.log({**values, "timesteps": timesteps}, step=timesteps)
+            run.log({**values, "timesteps": timesteps}, step=timesteps, commit=True)
         run.finish()
         for path in unfinished.rglob("*"):
             if path.is_symlink():

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from filelock import FileLock, Timeout
 
 from train_cloud.artifacts import wandb
+from train_cloud.artifacts.experiment import enter_config, enter_result
 from train_cloud.checkpoint import Committer, read_manifest, restore
 from train_cloud.checkpoint.commit import Committed
 from train_cloud.config import RunFile, load_run_file
@@ -364,6 +365,7 @@ class _Session:
             self._lease.conclude("completed")
         log.info("completed at %d timesteps", self._lease.head.timesteps)
         self._send_all(last=True)
+        self._enter("completed")
         self._end("completed")
         return EXIT_COMPLETED
 
@@ -422,6 +424,7 @@ class _Session:
         self._send_all(last=True)
         self._lease.conclude("stopped", self._stop.limit)
         log.info("stopped at %d timesteps: %s", self._lease.head.timesteps, self._stop.limit)
+        self._enter("stopped")
         self._end("limit")
         return EXIT_COMPLETED
 
@@ -620,7 +623,35 @@ class _Session:
         except StoreUnavailable as error:
             log.warning("progress not reported: %s", error)
 
+    def _enter(self, outcome: Outcome | None) -> None:
+        """In the files of the experiment that the run belongs to, if it does.
+
+        :param outcome: None at the beginning
+        """
+        experiment, run_id = self._config.experiment, self._config.run_id
+        if experiment is None:
+            return
+        root = self._store.url.removesuffix(f"/runs/{run_id}")
+        try:
+            if outcome is None:
+                enter_config(root, experiment, run_id, self._config.model_dump(mode="json", exclude={"secrets"}))
+                return
+            head = self._lease.head
+            manifest = read_manifest(self._store, head.manifest) if head.manifest is not None else None
+            result = {
+                "outcome": outcome,
+                "reason": head.reason,
+                "timesteps": head.timesteps,
+                "seed": self._config.seed,
+                "episode_return": manifest.episode_return if manifest is not None else None,
+                **self._evaluated(),
+            }
+            enter_result(root, experiment, run_id, result)
+        except StoreError as error:
+            log.warning("the files of the experiment %s are not up to date: %s", experiment, error)
+
     def _begin_artifacts(self) -> None:
+        self._enter(None)
         self._artifacts.begin(self._lease.head.token, self._lease.head.manifest, self._resumed_at, self._machine)
 
     def _send_all(self, *, last: bool = False) -> None:
