@@ -131,7 +131,7 @@ def evaluate_checkpoint(
 
 def write_results(found: Results, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    unfinished = out / f".{RESULTS}"
+    unfinished = out / f".{RESULTS}.unfinished"
     unfinished.write_text(found.model_dump_json(by_alias=True, indent=2) + "\n")
     unfinished.replace(out / RESULTS)
 
@@ -144,7 +144,7 @@ def _event_file(events: Path, timesteps: int) -> Path:
 def _replace(model: Path, folder: Path, evaluation: Evaluation) -> None:
     """The best model so far takes the former one's place, whole."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = folder.with_name(f".{folder.name}")
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     shutil.copytree(model, unfinished)
     (unfinished / "evaluation.json").write_text(evaluation.model_dump_json(by_alias=True, indent=2) + "\n")
