@@ -43,8 +43,7 @@ log = logging.getLogger(__name__)
 def check(settings: Settings, environment: Mapping[str, str]) -> None:
     """:raises InputError: the package or the key is not there"""
     if find_spec("wandb") is None:
-        fix = "install train-cloud[wandb]; for a worker, name wandb in the run's requirements"
-        raise InputError("wandb", settings.project, fix)
+        raise InputError("wandb", settings.project, "its package is not here: pip install 'train-cloud[wandb]'")
     if settings.mode == "online" and not environment.get(KEY):
         raise InputError("wandb", settings.project, f"set {KEY}: name its SSM parameter under secrets, or set it here")
 

@@ -332,7 +332,8 @@ class RunFile(Section):
     def extras(self) -> tuple[str, ...]:
         """The package's extras that this run needs to be trained."""
         named = (ALGORITHMS.get(self.algorithm or "", self.algorithm or ""), self.policy)
-        return ("contrib",) if any(name.split(":")[0].split(".")[0] == CONTRIB for name in named) else ()
+        contrib = any(name.split(":")[0].split(".")[0] == CONTRIB for name in named)
+        return (*(["contrib"] if contrib else []), *(["wandb"] if self.wandb is not None else []))
 
     @property
     def schedule_timesteps(self) -> int:
