@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 from sessions import Rehearsed
+from test_sync import check_manifest
 
 from train_cloud.config import RunFile, parse_run_file
 from train_cloud.config.evaluation import compare
@@ -22,6 +23,7 @@ from train_cloud.errors import InputError
 from train_cloud.evaluate.results import Episode, Evaluation, Summary, best, results, scalars, summarise
 from train_cloud.learn.compare import differences
 from train_cloud.run import layout
+from train_cloud.store import open_store
 
 # --------------------------------------------------------------------------------------------------------- the figures
 
@@ -398,7 +400,9 @@ def test_what_lies_in_the_artifact_folder(undisturbed: tuple[Rehearsed, Rehearse
     assert len(list(artifacts.rglob("*.mp4"))) == 2
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(
+    "seed", [*range(5), *(pytest.param(number, marks=pytest.mark.full) for number in range(5, 20))]
+)
 def test_an_interrupted_run_has_the_same_evaluations(
     undisturbed: tuple[Rehearsed, Rehearsed], warm: Any, tmp_path: Path, seed: int
 ) -> None:
@@ -417,6 +421,11 @@ def test_an_interrupted_run_has_the_same_evaluations(
     without, beside = undisturbed
     assert not differences(without.final(), run.final())
     assert [strip(found) for found in found_in(run)] == [strip(found) for found in found_in(beside)]
+    store = open_store(f"{run.store.url}/{layout.ARTIFACTS}")
+    manifest = check_manifest(store)  # equal to the listing, and every checksum right
+    names = {upload.local_path for upload in manifest.uploaded_files}
+    assert {"eval_results.json", "best_model/model.zip", "final_model.zip"} <= names
+    assert sum(name.endswith(".mp4") for name in names) == 2, names
 
 
 def strip(found: Evaluation) -> Any:

@@ -291,7 +291,7 @@ class Artifacts:
         self._forget_superseded()
 
     def _forget_videos(self, sync: Sync) -> None:
-        """A video's name says how its episode ended: one of an earlier evaluation may have no successor to replace it."""
+        """A name says how its episode ended: what an earlier evaluation left may have no successor to replace it."""
         path = self.folder / RESULTS
         if not path.exists():
             return
