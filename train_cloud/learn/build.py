@@ -396,7 +396,7 @@ def check_memory(run_file: RunFile, buffer: int, there: int, where: str, *, besi
 
 def load_algorithm(run_file: RunFile) -> type[BaseAlgorithm]:
     assert run_file.algorithm is not None
-    if run_file.extras and importlib.util.find_spec(CONTRIB) is None:
+    if "contrib" in run_file.extras and importlib.util.find_spec(CONTRIB) is None:
         fix = "it is part of sb3-contrib, which is not installed: pip install 'train-cloud[contrib]'"
         raise InputError("algorithm", run_file.algorithm, fix)
     reference = ALGORITHMS.get(run_file.algorithm, run_file.algorithm)
