@@ -42,7 +42,7 @@ run "secrets" {
     condition = alltrue(flatten([
       for configuration in aws_s3_bucket_lifecycle_configuration.runs : [
         for rule in configuration.rule : [
-          for expiration in rule.expiration : expiration.days == null && expiration.date == null
+          for expiration in rule.expiration : coalesce(expiration.days, 0) == 0 && expiration.date == null
         ]
       ]
     ]))
