@@ -19,7 +19,7 @@ from test_sync import check_manifest
 
 from train_cloud.config import RunFile, parse_run_file
 from train_cloud.config.evaluation import compare
-from train_cloud.errors import InputError
+from train_cloud.errors import InputError, NotYet
 from train_cloud.evaluate.results import Episode, Evaluation, Summary, best, results, scalars, summarise
 from train_cloud.learn.compare import differences
 from train_cloud.run import layout
@@ -467,6 +467,14 @@ def test_a_script_says_what_to_evaluate_on() -> None:
 
     run = {"run_id": "a-run", "entry_point": "own.train:main", "total_timesteps": 100, "save_frequency": 10}
     with pytest.raises(InputError, match=r"evaluation.environment"):
+        check(parse_run_file({**run, "evaluation": {}}))
+
+
+def test_several_agents_are_refused_before_anything_is_trained() -> None:
+    from train_cloud.evaluate.play import check
+
+    run = {**RUN, "algorithm": "sac_multiagent", "environment": {"id": "mpe2.simple_spread_v3:parallel_env"}}
+    with pytest.raises(NotYet, match="several agents"):
         check(parse_run_file({**run, "evaluation": {}}))
 
 

@@ -27,7 +27,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack,
 from train_cloud.config import Environment, RunFile
 from train_cloud.config.evaluation import Category, Evaluation, below, compare, level_paths
 from train_cloud.envs.state import FAILURES
-from train_cloud.errors import InputError
+from train_cloud.errors import InputError, NotYet
 from train_cloud.evaluate.results import Episode
 from train_cloud.evaluate.routes import Route, draw, read_centreline, read_map
 from train_cloud.evaluate.video import Film
@@ -288,6 +288,9 @@ def check(run_file: RunFile) -> None:
     settings = run_file.evaluation
     if settings is None:
         return
+    if run_file.algorithm == "sac_multiagent":
+        fix = "not for several agents in this version: leave it out, and play each agent's exported model.zip"
+        raise NotYet("evaluation", "sac_multiagent", fix)
     environment = settings.environment or run_file.environment
     if environment is None:
         fix = f"the script {run_file.entry_point} makes its own environment: say here which to evaluate on"
