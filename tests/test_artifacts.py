@@ -14,13 +14,15 @@ import pytest
 from sessions import Rehearsed
 from stable_baselines3 import SAC
 from stable_baselines3.common.monitor import load_results
-from test_sync import check_manifest, objects
+from test_sync import check_manifest, objects, write
 
 from train_cloud.artifacts import tables
 from train_cloud.artifacts.uploads import MANIFEST
 from train_cloud.learn.compare import differences
 from train_cloud.run import layout
+from train_cloud.run.session import Session
 from train_cloud.store import ObjectStore, open_store
+from train_cloud.worker.finish import send_artifacts
 
 RUN: dict[str, Any] = {
     "algorithm": "sac",
@@ -177,3 +179,23 @@ def test_columns_that_come_later(tmp_path: Path) -> None:
     Table(path).write({"b": 1.5, "hidden": 2}, {"b": (), "hidden": ("csv",)}, 10)
     Table(path).write({"a": "x,y", "b": 2}, {"a": (), "b": ()}, 20)
     assert path.read_text() == 'timesteps,b,a\n10,1.5,\n20,2,"x,y"\n'
+
+
+@pytest.mark.slow
+def test_of_a_run_that_is_given_up_finish_sends_what_there_is(warm: Any, tmp_path: Path) -> None:
+    """The trainer was killed for good before anything but its scalars had travelled."""
+    run = Rehearsed(warm, tmp_path, {**RUN, "artifacts": {"sync_seconds": 3600}})
+    assert run.session("SIGKILL@450") == -9
+    write(tmp_path / "state" / "artifacts", plots__last="drawn")
+    session = Session(number=1, restart=0, instance_id="i", boot_id="b")
+    send_artifacts(run.store, tmp_path / "state", session, export=True)
+    found = objects(there(run))
+    check_manifest(there(run))
+    assert found["plots/last"] == b"drawn" and found["logs/session-000001.log"]
+    (tmp_path / "model.zip").write_bytes(found["final_model.zip"])
+    assert SAC.load(tmp_path / "model.zip").num_timesteps == run.head().timesteps == 400
+    newer = Session(number=2, restart=0, instance_id="i", boot_id="b")
+    send_artifacts(run.store, tmp_path / "state", newer, export=False)
+    write(tmp_path / "state" / "artifacts", plots__late="from the dead")
+    send_artifacts(run.store, tmp_path / "state", session, export=False)
+    assert "plots/late" not in objects(there(run))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
@@ -79,23 +79,10 @@ def read_scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return scalars
 
 
-def push(store: ObjectStore, folder: Path, *, sent: MutableMapping[str, int]) -> None:
-    """Upload the event files whose size is not the one last sent. Flush the writer first.
-
-    :param sent: file name → bytes in the store; kept up to date. ``pull`` returns the first one.
-    """
-    for path in event_files(folder):
-        name = path.relative_to(folder).as_posix()
-        if path.stat().st_size != sent.get(name):
-            body = path.read_bytes()
-            store.put(TENSORBOARD + name, body)
-            sent[name] = len(body)
-
-
 def pull(store: ObjectStore, folder: Path) -> dict[str, int]:
     """Download the event files of the sessions before. A local one that is longer than the stored one stays.
 
-    :return: file name → bytes in the store, for ``push``
+    :return: file name → bytes in the store
     :raises StoreUnavailable: an object is not as long as it was listed: somebody is writing it
     """
     stored = {}

@@ -164,7 +164,7 @@ def finish(
     decision = decide(facts)
     _log.info("%s: %s", decision.verb, decision.why)
     if decision.verb in ("close", "fail") and session is not None and not boot:
-        _send_artifacts(store, state_dir, session, export=decision.verb == "fail")
+        send_artifacts(store, state_dir, session, export=decision.verb == "fail")
     decision = act(decision, facts, store=store, group=group, instance_id=metadata.instance_id)
     for channel in channels if decision.verb == "close" else ():
         try:
@@ -174,7 +174,7 @@ def finish(
     return decision
 
 
-def _send_artifacts(store: ObjectStore, state_dir: Path, session: Session, *, export: bool) -> None:
+def send_artifacts(store: ObjectStore, state_dir: Path, session: Session, *, export: bool) -> None:
     """What the trainer has not sent, because it failed or was killed. The money does not wait for it for long.
 
     :param export: also the models of kept checkpoints, and the newest as the final one
