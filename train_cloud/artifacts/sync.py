@@ -111,7 +111,7 @@ class Sync:
         """Over the manifest in the store."""
         self._objects: dict[str, threading.Lock] = {}
         """Over each object."""
-        self._passing = threading.Lock()
+        self._passing = threading.RLock()
         """Over a pass through the folder."""
         self._uploads: dict[str, Upload] = {}
         self._pending: dict[str, Upload] = {}
@@ -146,10 +146,14 @@ class Sync:
 
         :return: names of the files whose entry may have changed; the next pass writes them down
         """
+        with self._passing:
+            return self._check()
+
+    def _check(self) -> list[str]:
+        with self._lock:  # before the listing: what is sent meanwhile may be in neither or in both
+            known, pending = dict(self._uploads), dict(self._pending)
         found = {info.key: info.size for info in self._store.list() if info.key != MANIFEST}
         changed = []
-        with self._lock:
-            known, pending = dict(self._uploads), dict(self._pending)
         for name, size in found.items():
             upload = known.get(name)
             if upload is None and name not in pending and not self._alone:
@@ -160,7 +164,7 @@ class Sync:
                     self._adopt(name)
         for name in known.keys() - found.keys():
             with self._lock:
-                del self._uploads[name]
+                self._uploads.pop(name, None)
             changed.append(name)
         with self._lock:
             for name, upload in pending.items():
