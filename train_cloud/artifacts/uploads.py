@@ -6,6 +6,7 @@ upload is announced in it first, much else.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterable
@@ -120,13 +121,21 @@ def read_uploads(store: ObjectStore) -> tuple[Uploads, str] | None:
 
 def as_json(uploads: Uploads) -> bytes:
     """One object a line, so that people can read and compare it."""
+    lists = {"uploaded_files": uploads.uploaded_files, "pending": uploads.pending}
+    head = uploads.model_dump(mode="json", exclude=set(lists))
     lines = []
-    for name, value in uploads.model_dump(mode="json").items():
-        text = json.dumps(value)
-        if name in ("uploaded_files", "pending") and value:
-            text = "[\n  " + ",\n  ".join(map(json.dumps, value)) + "\n ]"
+    for name in Uploads.model_fields:
+        text = json.dumps(head[name]) if name in head else "[]"
+        if lists.get(name):
+            text = "[\n  " + ",\n  ".join(map(_line, lists[name])) + "\n ]"
         lines.append(f' "{name}": {text}')
     return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
+
+
+@functools.lru_cache(maxsize=100_000)
+def _line(upload: Upload) -> str:
+    """Remembered: a commit waits for it, and most of them are as they were at the last."""
+    return json.dumps(upload.model_dump())
 
 
 def digest(path: Path) -> str:
