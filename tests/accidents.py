@@ -20,8 +20,9 @@ class Accidents(BaseCallback):
     """Carries out what the files of the folder ``ACCIDENTS`` are named after, ``<timesteps>-<what>``: at that step or
     after it, and once, unless the name ends in ``-always``. A number with a plus counts from the session's first step.
 
-    ``raise``; ``hang`` for ever; ``sleep``, for as many seconds as the file says; ``stay``, until so many seconds after
-    the session began; a signal's name, sent to oneself.
+    ``wait`` until somebody removes the file, with a file beside the folder that says so; ``raise``; ``hang`` for ever;
+    ``sleep``, for as many seconds as the file says; ``stay``, until so many seconds after the session began; a signal's
+    name, sent to oneself.
     """
 
     def _on_step(self) -> bool:
@@ -32,12 +33,18 @@ class Accidents(BaseCallback):
             at, what = path.name.split("-")[:2]
             if self.num_timesteps >= int(at) + (_began[0] if at.startswith("+") else 0):
                 text = path.read_text()
-                if not path.name.endswith("-always"):
+                if what == "wait":
+                    (path.parent.parent / f"{path.parent.name}.here").touch()
+                    while path.exists():
+                        time.sleep(0.02)
+                elif not path.name.endswith("-always"):
                     path.unlink()
                 self._happen(what, text)
         return True
 
     def _happen(self, what: str, text: str) -> None:
+        if what == "wait":
+            return
         if what == "raise":
             raise ArithmeticError("on purpose")
         if what == "hang":

@@ -97,6 +97,17 @@ class Run(Rehearsed):
         for name in names:
             (self.accidents / name).write_text(text)
 
+    @property
+    def waits(self) -> bool:
+        """Whether the trainer has come to where it waits."""
+        return self.accidents.with_name(f"{self.accidents.name}.here").exists()
+
+    def let_go(self) -> None:
+        """It waits no longer."""
+        self.accidents.with_name(f"{self.accidents.name}.here").unlink(missing_ok=True)
+        for path in self.accidents.glob("*-wait"):
+            path.unlink()
+
     def go(self, *options: str, **env: str) -> int:
         """A trainer's life on this machine; its exit code."""
         return self.session(options=options, env={**self.worker, **env})
@@ -548,10 +559,11 @@ def test_a_notice_while_completing_completes(far_run: Run, sac: Rehearsed, proxy
     far_run.befall("300-SIGTERM")
     assert far_run.go() == 75, far_run.said()
     far_run.another_machine()
-    far_run.befall("399-sleep", text="1")
+    far_run.befall("399-wait")
     process = far_run.start("--set", "save_frequency=400", env=far_run.worker)
-    until(lambda: not any(far_run.accidents.iterdir()), "the last step is near")
+    until(lambda: far_run.waits, "the last step is near")
     proxy.arm(object, stall(2), 1)
+    far_run.let_go()
     until(lambda: not proxy.armed, "it is completing")
     notice(far_run, 60)
     os.kill(process.pid, signal.SIGTERM)
@@ -589,11 +601,17 @@ def test_an_outage_in_mid_run_delays_commits_and_nothing_else(
 ) -> None:
     """Longer than any phase may be silent: the training ends, waits, and commits when the store is back."""
     far_run.worker["TRAIN_CLOUD_STORE_PATIENCE"] = "2"
-    far_run.befall("90-sleep", text="0.1")
+
+    def outage() -> None:
+        until(lambda: far_run.waits, "training")
+        proxy.arm(".*", refuse(503, "ServiceUnavailable"), float("inf"))
+        far_run.let_go()
+        time.sleep(8)
+        proxy.disarm()
+
+    far_run.befall("90-wait")
     process = far_run.start(env={**far_run.worker, **PATIENCE, "NOTIFY_SOCKET": watchdog.name})
-    until(lambda: not any(far_run.accidents.iterdir()), "training")
-    proxy.arm(".*", refuse(503, "ServiceUnavailable"), float("inf"))
-    threading.Timer(8, proxy.disarm).start()
+    threading.Thread(target=outage, daemon=True).start()
     assert watchdog.guard(process) == 0, far_run.said()
     assert not watchdog.bitten and re.search(r"commit at \d+ delayed", far_run.log())
     assert exact(far_run, sac)
@@ -601,12 +619,12 @@ def test_an_outage_in_mid_run_delays_commits_and_nothing_else(
 
 def test_a_notice_during_an_outage_leaves_at_the_last_commit(far_run: Run, sac: Rehearsed, proxy: FaultProxy) -> None:
     far_run.worker["TRAIN_CLOUD_STOP_SECONDS"] = "3"
-    far_run.befall("150-sleep", text="1")
+    far_run.befall("150-wait")
     process = far_run.start(env=far_run.worker)
-    until(lambda: not any(far_run.accidents.iterdir()), "step 150")
-    until(lambda: far_run.head().timesteps == 100, "the commit of step 100")
+    until(lambda: far_run.waits and far_run.head().timesteps == 100, "step 150, and the commit of step 100")
     proxy.arm(".*", refuse(503, "ServiceUnavailable"), float("inf"))
     os.kill(process.pid, signal.SIGTERM)
+    far_run.let_go()
     assert ends(process, far_run) == 75, far_run.said()
     assert "while the store does not answer" in far_run.log()
     proxy.disarm()
@@ -741,10 +759,11 @@ def test_a_deaf_machine_is_ended_from_outside_and_status_says_so(
         MaxSize=-1,
         Recurrence="0 * * * *",
     )
-    run.befall("150-SIGSTOP")
+    run.befall("150-wait")
     launched(run, deadline=in_seconds(3600))
     process = run.start(env=run.worker)
-    until(lambda: not any(run.accidents.iterdir()) and run.head().timesteps == 100, "step 150, deaf")
+    until(lambda: run.waits and run.head().timesteps == 100, "step 150")
+    os.kill(process.pid, signal.SIGSTOP)
     (action,) = autoscaling.describe_scheduled_actions(AutoScalingGroupName=group)["ScheduledUpdateGroupActions"]
     # The hour has come: moto keeps scheduled actions and carries none out.
     Group(group).set_capacity(action["DesiredCapacity"])
@@ -768,24 +787,26 @@ def test_a_deaf_machine_is_ended_from_outside_and_status_says_so(
 @pytest.mark.parametrize("old", ["wakes up late", "crashes and restarts"])
 def test_of_two_workers_the_newer_one_has_the_run(run: Run, sac: Rehearsed, old: str, tmp_path: Path) -> None:
     """Capacity rebalancing: the old machine is still there when the new one takes the run."""
-    run.befall("150-sleep", text="8")
+    run.befall("150-wait")
     first = run.start(env=run.worker, state="old")
-    until(lambda: not any(run.accidents.iterdir()) and run.head().timesteps == 100, "the old one is at step 150")
+    until(lambda: run.waits and run.head().timesteps == 100, "the old one is at step 150")
     if old == "crashes and restarts":
         os.kill(first.pid, signal.SIGKILL)
         assert ends(first, run) == -9
 
     news = tmp_path / "news"
     news.mkdir()
-    (news / "350-sleep").write_text("12")
+    (news / "350-wait").touch()
     with MetadataService("i-0fedcba9876543210") as metadata:
         newer = {**run.worker, "ACCIDENTS": str(news), "AWS_EC2_METADATA_SERVICE_ENDPOINT": metadata.endpoint}
         second = run.start(env=newer, state="new")
         until(lambda: run.head().session == 2 and run.head().timesteps == 300, "the new one has committed")
         if old == "crashes and restarts":
             first = run.start(env=run.worker, state="old")
+        run.let_go()
         assert ends(first, run) == 73, run.said()
         assert run.head().session == 2, "and was not disturbed"
+        (news / "350-wait").unlink()
         assert ends(second, run) == 0, run.said()
     assert exact(run, sac)
     head = run.head()
@@ -857,33 +878,35 @@ def test_a_machine_that_hangs_is_started_again_by_its_watchdog(boxes: Boxes, sac
 
 
 def test_a_notice_that_is_withdrawn_costs_a_pause(boxes: Boxes, sac: Rehearsed) -> None:
-    boxes.rehearsed.befall("150-sleep", text="4")
+    run = boxes.rehearsed
+    run.befall("150-wait")
     box = boxes.boot(linger=1)
-    box.until(lambda: box.timesteps >= 150, "step 150")
-    box.metadata.interrupt(seconds=2)
-    box.until_over()
-    assert "nothing: spot notice" in box.said("finish") and boxes.capacity == 1
-    stopped_at = boxes.head().timesteps
-    assert stopped_at >= 150
-    assert run_status(boxes.root, "a-run").state == "interrupted"
-    boxes.rehearsed.befall("+20-sleep", text="3")
+    box.until(lambda: run.waits, "step 150")
+    box.metadata.interrupt(seconds=5)
+    box.until(lambda: "asked systemd to stop the trainer" in box.said("watch"), "the notice is seen")
     box.metadata.withdraw()
-    box.until(lambda: box.timesteps > stopped_at and box.train.active == "active", "it trains again")
+    run.let_go()
+    box.until(lambda: box.session is not None and box.session.restart == 1, "it is started again")
+    assert "the machine was not taken" in box.said("watch") and boxes.capacity == 1
     box.until(lambda: boxes.capacity == 0, "capacity 0")
     assert (boxes.head().outcome, boxes.head().attempts) == ("completed", 0)
-    (session,) = read_sessions(boxes.rehearsed.store)
+    (session,) = read_sessions(run.store)
     assert [notice["kind"] for notice in session.notices] == ["spot"]
-    assert exact(boxes.rehearsed, sac)
+    assert session.end is not None and session.end["last_timestep"] >= 150
+    assert exact(run, sac)
 
 
 def test_two_notices_a_power_off_and_a_pulled_plug(boxes: Boxes, sac: Rehearsed) -> None:
     """One life: announced twice, powered off without a notice, cut off; and completed, in four boots."""
-    boxes.rehearsed.befall("120-sleep", text="3")
+    run = boxes.rehearsed
+    run.befall("120-wait")
     first = boxes.boot()
-    first.until(lambda: first.timesteps >= 120, "step 120")
+    first.until(lambda: run.waits, "step 120")
     first.metadata.recommend_rebalance()
     first.metadata.scale_in()
-    first.metadata.interrupt(seconds=60)
+    first.metadata.interrupt(seconds=600)
+    first.until(lambda: first.said("watch").count("asked systemd to stop the trainer") >= 2, "both are seen")
+    run.let_go()
     first.until_over()
     assert (first.train.status, first.train.restarts, boxes.capacity) == (75, 0, 1)
     (session,) = read_sessions(boxes.rehearsed.store)
@@ -891,18 +914,20 @@ def test_two_notices_a_power_off_and_a_pulled_plug(boxes: Boxes, sac: Rehearsed)
     assert session.end is not None and session.end["last_timestep"] == boxes.head().timesteps >= 120
     first.machine.power_off(20)
 
-    boxes.rehearsed.befall("220-sleep", text="3")
+    run.befall("220-wait")
     second = boxes.boot()
-    second.until(lambda: second.timesteps >= 220, "step 220")
+    second.until(lambda: run.waits, "step 220")
+    run.let_go()
     assert second.machine.power_off(60), "`systemctl poweroff`: the unit's own stop commits"
     assert second.said("finish") == "" and boxes.capacity == 1
     committed = boxes.head().timesteps
     assert committed == second.timesteps >= 220
 
-    boxes.rehearsed.befall("320-sleep", text="3")
+    run.befall("320-wait")
     third = boxes.boot()
-    third.until(lambda: third.timesteps >= 320 and boxes.head().timesteps == 300, "step 320, and the commit of 300")
+    third.until(lambda: run.waits and boxes.head().timesteps == 300, "step 320, and the commit of 300")
     third.machine.plug_pulled()
+    run.let_go()
 
     fourth = boxes.boot()
     fourth.until(lambda: boxes.capacity == 0, "capacity 0")
@@ -944,12 +969,12 @@ def test_of_two_machines_the_older_one_leaves_and_the_capacity_stays(boxes: Boxe
     """With capacity rebalancing two live at once. The old trainer crashes and is started again after the new one took
     the run: it is fenced, and finish ends its machine without lowering the capacity.
     """
-    boxes.rehearsed.befall("150-sleep", text="25")
+    boxes.rehearsed.befall("150-wait")
     old = boxes.boot()
-    old.until(lambda: old.timesteps >= 150 and boxes.head().timesteps == 100, "the old one is at step 150")
+    old.until(lambda: boxes.rehearsed.waits and boxes.head().timesteps == 100, "the old one is at step 150")
     news = boxes.folder / "news"
     news.mkdir()
-    (news / "250-sleep").write_text("20")
+    (news / "250-wait").touch()
     new = boxes.boot(environment={"ACCIDENTS": str(news)})
     new.until(lambda: boxes.head().session == 2 and boxes.head().timesteps == 200, "the new one has committed")
     pid = old.machine.pid(TRAIN)
@@ -959,6 +984,7 @@ def test_of_two_machines_the_older_one_leaves_and_the_capacity_stays(boxes: Boxe
     assert old.train.status == 73
     assert boxes.capacity == 1 and old.instance_id not in machines(boxes.group)
     assert (boxes.head().session, boxes.head().outcome) == (2, None)
+    (news / "250-wait").unlink()
     new.until(lambda: boxes.capacity == 0, "the new one completes")
     assert exact(boxes.rehearsed, sac)
 
