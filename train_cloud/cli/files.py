@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 def expand(run_file: options.RunFile, out: _Out = Path(), overrides: options.Overrides = None) -> None:
     """Write a run file for each of a run file's seeds.
 
-    Each is a run of its own, named RUN_ID-sSEED, in one experiment; Terraform launches them one by one.
+    Each is a run of its own, named RUN_ID-sSEED, in one experiment; name them in Terraform's run_files to launch all.
 
     `train-cloud expand sweep.yaml --out seeds && train-cloud validate seeds/sweep-s1.yaml`
     """
