@@ -14,9 +14,11 @@ import pytest
 from sessions import Rehearsed
 from stable_baselines3 import SAC
 from stable_baselines3.common.monitor import load_results
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from test_sync import check_manifest, objects, write
 
 from train_cloud.artifacts import tables
+from train_cloud.artifacts.tensorboard import event_files, read_scalars
 from train_cloud.artifacts.uploads import MANIFEST
 from train_cloud.learn.compare import differences
 from train_cloud.run import layout
@@ -116,6 +118,9 @@ def test_interrupted_at_random_instants(
     assert run.scalars() == done.scalars()
     check_manifest(there(run))
     found, expected = objects(there(run)), objects(there(done))
+    shown, scalars = shown_by_tensorboard(found, tmp_path / "board")
+    assert "_hparams_/experiment" in shown and "session 1: signal at" in shown["system/interruptions/text_summary"]
+    assert {"system/cpu_percent", "system/process_memory_gb", "system/steps_per_second", "system/stall_ms"} <= scalars
     for table in ("progress.csv", "monitor.csv"):
         assert untimed(found[table]) == untimed(expected[table]), table
     assert zipped(found) == zipped(expected)
@@ -199,3 +204,32 @@ def test_of_a_run_that_is_given_up_finish_sends_what_there_is(warm: Any, tmp_pat
     write(tmp_path / "state" / "artifacts", plots__late="from the dead")
     send_artifacts(run.store, tmp_path / "state", session, export=False)
     assert "plots/late" not in objects(there(run))
+
+
+def shown_by_tensorboard(found: dict[str, bytes], folder: Path) -> tuple[dict[str, str], set[str]]:
+    """Texts and other summaries by tag, and the tags of scalars."""
+    for name, body in found.items():
+        if name.startswith("tensorboard/"):
+            write(folder, **{name: body})
+    texts: dict[str, str] = {}
+    for path in event_files(folder):
+        for event in EventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                texts.setdefault(value.tag, str(value.tensor.string_val) + str(value.metadata.plugin_data.plugin_name))
+    return texts, set(read_scalars(folder))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("seconds", "codes"), [("60", [0]), ("0", [75, 0])])
+def test_a_notice_at_the_very_end(warm: Any, done: Rehearsed, tmp_path: Path, seconds: str, codes: list[int]) -> None:
+    """The head goes first. Where there is time left for the artifacts the run completes, else the next session does."""
+    run = Rehearsed(warm, tmp_path, RUN)
+    found = [run.session("SIGTERM@900", env={"TRAIN_CLOUD_STOP_SECONDS": seconds})]
+    assert run.head().timesteps == 900, run.log()
+    if found == [75]:
+        assert run.head().outcome is None
+        found.append(run.session())
+    assert found == codes, run.log()
+    assert differences(run.final(), done.final()) == []
+    check_manifest(there(run))
+    assert zipped(objects(there(run))) == zipped(objects(there(done)))

@@ -36,6 +36,7 @@ KEY = "WANDB_API_KEY"
 _SEGMENT = re.compile(r"(\d+)-(\d+)")
 _INIT_SECONDS = 30.0
 _RETRY_SECONDS = 60.0
+_LAST_SECONDS = 120.0
 
 log = logging.getLogger(__name__)
 
@@ -211,6 +212,9 @@ def main(path: str) -> None:
             news.set()
         over.set()
         news.set()
+        # A trainer that was killed waits for nobody: nor does this process for a server that does not answer.
+        time.sleep(_LAST_SECONDS)
+        os._exit(1)
 
     threading.Thread(target=listen, daemon=True).start()
     offline = sender.settings.mode == "offline"

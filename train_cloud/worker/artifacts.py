@@ -191,33 +191,44 @@ class Artifacts:
             paths = [*tensorboard.event_files(self.events), *(self.folder / name for name in TABLES)]
             self._sync.now(path for path in paths if path.exists())
 
-    def everything(self, *, until: float | None = None, alive: Callable[[], None] = lambda: None) -> None:
+    def everything(
+        self,
+        *,
+        until: Callable[[], float | None] = lambda: None,
+        yielding: bool = False,
+        alive: Callable[[], None] = lambda: None,
+    ) -> bool:
         """Send all that there is.
 
-        :param until: on ``time.monotonic()``: what is not sent by then waits for the next session; None waits for a
-            store that does not answer, as a commit does
+        :param until: on ``time.monotonic()``, asked again and again: what is not sent by then waits for the next
+            session; None waits for a store that does not answer, as a commit does
+        :param yielding: end as soon as a commit is in a hurry
+        :return: whether all is sent
         :raises StoreError: it refuses
         """
         if self._sync is None:
-            return
+            return True
         if self._outputs is not None:
             self._outputs[0].writer.flush()
         pauses = iter(_PAUSES)
         while True:
             alive()
+            limit = until()
             try:
-                self._forget_videos(self._sync)
-                if self._sync.everything(urgent=True, until=until if until is not None else float("inf")):
-                    if self._sync.check():
-                        self._sync.everything(urgent=True)
-                elif until is not None:
+                if self._sync.everything(urgent=not yielding, until=float("inf") if limit is None else limit):
+                    return not self._sync.check() or self._sync.everything(urgent=not yielding)
+                if limit is not None or (yielding and self._hurry()):
                     log.warning("not all artifacts are sent: the next session goes on with that")
-                return
+                    return False
+                if self._sync.failed:
+                    log.error("not sent: %s", ", ".join(self._sync.failed))
+                    return True  # no later attempt reads them either
             except StoreUnavailable as error:
-                pause = next(pauses, _PAUSES[-1])
-                if until is not None and time.monotonic() + pause > until:
+                pause, limit = next(pauses, _PAUSES[-1]), until()
+                late = limit is not None and time.monotonic() + pause > limit
+                if late or (yielding and self._hurry()):
                     log.warning("not all artifacts are sent: %s", error)
-                    return
+                    return False
                 log.warning("artifacts delayed, next try in %.0f s: %s", pause, error)
                 time.sleep(pause)
 
@@ -231,6 +242,8 @@ class Artifacts:
 
     def keep_all(self) -> None:
         """Export the kept checkpoints that are not yet, here and now: the training is over."""
+        if self._sync is None or self._hurry():
+            return
         with contextlib.suppress(CorruptCheckpoint):  # what is lost was said when it was found
             self._wait_for_keeping()
             keep(self._store, self._newest, self.folder, self._names())
@@ -304,13 +317,15 @@ class Artifacts:
         )
 
     def _wait_for_keeping(self) -> None:
-        if self._keeping is not None:
-            try:
-                self._keeping.wait(_KEEPING_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._keeping.kill()
-                self._keeping.wait()
-            self._keeping = None
+        if self._keeping is None:
+            return
+        limit = time.monotonic() + _KEEPING_SECONDS
+        while self._keeping.poll() is None and time.monotonic() < limit and not self._hurry():
+            time.sleep(0.05)
+        if self._keeping.poll() is None:
+            self._keeping.kill()
+            self._keeping.wait()
+        self._keeping = None
 
     def _wanted(self) -> set[int]:
         """Timesteps of the checkpoints that are preserved."""

@@ -190,7 +190,7 @@ class _Session:
         self._limits: Limits | None = None
         self._first_timestep = self._resumed_at = 0
         self._artifacts = Artifacts(
-            config, store, state_dir, hurry=lambda: stop.deadline() is not None, timesteps=lambda: self._pulse.timesteps
+            config, store, state_dir, hurry=self._in_a_hurry, timesteps=lambda: self._pulse.timesteps
         )
         self.episode, self.stalled = self._artifacts.episode, functools.partial(self._artifacts.measured, "stall_ms")
         self._line = Line()
@@ -412,7 +412,8 @@ class _Session:
             log.warning("the failure is not recorded: %s", error)
         self._artifacts.note(reason)
         with contextlib.suppress(StoreError, Fenced):  # finish sends it too
-            self._artifacts.everything(until=time.monotonic() + _LAST_WAIT_SECONDS)
+            limit = time.monotonic() + _LAST_WAIT_SECONDS
+            self._artifacts.everything(until=lambda: limit)
 
     def _stopped(self) -> int:
         if self._stop.reason != "limit":
@@ -492,7 +493,7 @@ class _Session:
             snapshot = replace(snapshot, facts={**snapshot.facts, "evaluate": True})
         snapshot = self._complete(snapshot)
         self._upload_final(snapshot)
-        self._send_all()
+        sent = self._send_all(yielding=True)
         # An evaluation belongs to the run: it is not completed before, or a machine that dies now would leave none.
         evaluated = self._config.evaluation is not None
         outcome: Outcome | None = "completed" if self._config.entry_point is None else None
@@ -501,14 +502,17 @@ class _Session:
             or self._manifest is None
             or self._lease.head.manifest is None
         ):
-            self._committer.submit(snapshot, outcome=None if evaluated else outcome)
+            self._committer.submit(snapshot, outcome=None if evaluated or not sent else outcome)
             self.settle()
         elif self._evaluations is not None:
             self._evaluations.committed(snapshot.timesteps)
         if evaluated:
             self._last_evaluations()
         self._artifacts.keep_all()
-        self._send_all()
+        if not self._send_all() and self._lease.head.outcome is None:
+            from train_cloud.learn.callback import TrainingStopped
+
+            raise TrainingStopped  # the next session restores this state, and sends the rest
         if outcome is not None and self._lease.head.outcome is None:
             self._lease.conclude(outcome)
         self._finished = True
@@ -654,13 +658,25 @@ class _Session:
         self._enter(None)
         self._artifacts.begin(self._lease.head.token, self._lease.head.manifest, self._resumed_at, self._machine)
 
-    def _send_all(self, *, last: bool = False) -> None:
-        """Artifacts, all of them; when somebody waits for this machine, as many as there is time for."""
+    def _send_all(self, *, last: bool = False, yielding: bool = False) -> bool:
+        """Artifacts, all of them; when somebody waits for this machine, as many as there is time for.
+
+        :param last: nothing is logged any more
+        :param yielding: leave the line to a commit as soon as it is in a hurry
+        :return: whether all are sent
+        """
         self._pulse.phase("store")
-        until = None if self._stop.reason in (None, "limit") else self._stop.deadline()
         if last:
-            self._artifacts.finish_wandb(until)
-        self._artifacts.everything(until=until, alive=self._pulse.alive)
+            self._artifacts.finish_wandb(self._stop.deadline() if self._in_a_hurry() else None)
+        return self._artifacts.everything(
+            until=lambda: self._stop.deadline() if self._in_a_hurry() and not yielding else None,
+            yielding=yielding,
+            alive=self._pulse.alive,
+        )
+
+    def _in_a_hurry(self) -> bool:
+        """Somebody waits for this machine; a limit of the run's own does not."""
+        return self._stop.reason in ("notice", "signal")
 
     def _upload_final(self, snapshot: Snapshot) -> None:
         """The final model lies in the store before the outcome says that it does."""
