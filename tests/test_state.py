@@ -547,3 +547,27 @@ def test_an_environment_of_somebody_elses_making(
     after = play(env, sequence)
     set_state(env, loads(before, [env]))
     assert play(env, sequence) == after, "the trial changed the environment that it was for"
+
+
+class _Tells(gym.Wrapper[Any, Any, Any, Any]):
+    """Every reset tells another number."""
+
+    def reset(self, **arguments: Any) -> Any:
+        observation, _ = self.env.reset(**arguments)
+        return observation, {"number": float(self.unwrapped.np_random.random())}
+
+
+@pytest.mark.parametrize("provider", ["pickle", "replay", "episode"])
+def test_what_the_last_reset_told_goes_on_in_its_place(provider: str) -> None:
+    """A process of SubprocVecEnv sends it along with every step, from the dict that reset() gave it."""
+    one, other = (StatefulEnv(_Tells(gym.make("Pendulum-v1")), provider) for _ in range(2))
+    _, told = one.reset(seed=1)
+    _, held = other.reset(seed=2)
+    other_number = held["number"]
+    one.step(one.action_space.sample())
+    begun = other.train_cloud_set_state(one.train_cloud_get_state())
+    assert (begun is None) == (provider != "episode")
+    if begun is None:
+        assert held == told
+    else:
+        assert held["number"] not in (told["number"], other_number)

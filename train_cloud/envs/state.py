@@ -130,14 +130,16 @@ class StatefulEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         self.train_cloud_provider = provider
         self.replay_max_steps = replay_max_steps
         self.record: Record | None = None
+        # The very dict that a process of SubprocVecEnv keeps, and sends along with every step until the next reset.
+        self._reset_info: dict[str, Any] = {}
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        if self.train_cloud_provider != "replay":
-            return self.env.reset(seed=seed, options=options)
-        self.record = Record.begin(self.env, seed, options)
-        observation, info = self.env.reset(seed=seed, options=options)
-        self.record.seen = _digest(observation)
-        return observation, info
+        if self.train_cloud_provider == "replay":
+            self.record = Record.begin(self.env, seed, options)
+        observation, self._reset_info = self.env.reset(seed=seed, options=options)
+        if self.record is not None:
+            self.record.seen = _digest(observation)
+        return observation, self._reset_info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         result = self.env.step(action)
@@ -151,12 +153,18 @@ class StatefulEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def train_cloud_get_state(self) -> bytes:
         """For ``env_method``: the state as bytes, with this worker process's global generators."""
-        return dumps((get_state(self), _process_generators()), [self])
+        return dumps((get_state(self), _process_generators(), self._reset_info), [self])
 
     def train_cloud_set_state(self, blob: bytes) -> Any:
         """For ``env_method``: the counterpart; returns what :func:`set_state` returns."""
-        state, generators = loads(blob, [self])
+        held = self._reset_info
+        state, generators, *info = loads(blob, [self])
         observation = set_state(self, state)
+        now = [self._reset_info] if observation is not None else info
+        if now and now[0] is not held:
+            held.clear()
+            held.update(now[0])
+        self._reset_info = held
         _set_process_generators(generators)
         return observation
 
