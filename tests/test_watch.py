@@ -437,6 +437,44 @@ def test_a_trainer_that_was_started_between_two_looks_is_stopped_too(
     assert systemd.asked == [STOP, STOP], "it is stopping"
 
 
+def test_a_bell_that_finish_did_not_hear_is_rung_again_and_ever_more_seldom(
+    watcher: Watch, systemd: Systemd, service: MetadataService
+) -> None:
+    """The trainer ended for good while finish was still leaving, which systemd does not start then."""
+    ring = f"start --no-block {FINISH}"
+    watcher.poll(now())
+    watcher.poll(now(61))
+    assert systemd.asked == [], "it trains"
+    systemd.is_now(OVER)
+    (systemd.folder / FINISH).write_text(STARTING)
+    watcher.poll(now(122))
+    assert systemd.asked == [], "finish is at it"
+    (systemd.folder / FINISH).write_text(OVER)
+    watcher.poll(now(150))
+    assert systemd.asked == []
+    watcher.poll(now(183))
+    assert systemd.asked == [ring]
+    watcher.poll(now(250))
+    assert systemd.asked == [ring]
+    watcher.poll(now(310))
+    assert systemd.asked == [ring, ring]
+    service.interrupt(seconds=900)
+    watcher.poll(now(600))
+    watcher.poll(now(700))
+    assert systemd.asked == [ring, ring, STOP], "with a notice, what follows is the next machine's"
+
+
+def test_a_trainer_that_has_not_run_yet_rings_no_bell(
+    store: ObjectStore, tmp_path: Path, service: MetadataService, systemd: Systemd
+) -> None:
+    systemd.is_now(OVER.replace("Status=75", "Status=0"))
+    watcher = Watch(store, tmp_path / "fresh", Metadata(service.endpoint), boot_id=BOOT)
+    for seconds in (0, 61, 200):
+        watcher.poll(now(seconds))
+    watcher.close()
+    assert systemd.asked == []
+
+
 @pytest.fixture
 def autoscaling(monkeypatch: pytest.MonkeyPatch) -> Iterator[AutoScaling]:
     with scripted_autoscaling() as server:

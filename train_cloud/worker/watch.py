@@ -44,6 +44,7 @@ LINGER = timedelta(minutes=5)
 
 _RUNS_ON = timedelta(seconds=10)
 """A trainer that was asked to stop is stopping after that: systemd says so as soon as it has begun."""
+_RING_AFTER, _SELDOM = timedelta(minutes=1), timedelta(hours=1)
 _RECORDING_GRACE = timedelta(seconds=20)
 """For so long a machine that may go stays for the sake of the notice's record."""
 _MEMORY = "watch.json"
@@ -100,6 +101,8 @@ class Watch:
         self._train_was_over = False
         self._asked_at = datetime.max.replace(tzinfo=timezone.utc) - _RUNS_ON
         """When systemd was last asked to stop the trainer."""
+        self._ring_at: datetime | None = None
+        self._ring_after = _RING_AFTER
         self._lock = threading.Lock()
         """Over the memory: the recorder writes to it too."""
         self._memory = self._recall()
@@ -122,6 +125,9 @@ class Watch:
         if standing:
             with self._tolerating("seeing to the trainer after the notice"):
                 self._see_to(standing, now)
+        else:
+            with self._tolerating("asking after the trainer"):
+                self._ring(now)
 
     def close(self, wait_s: float = 3.0) -> None:
         """Give the recorder a moment to say what it has to say, and end it."""
@@ -183,6 +189,24 @@ class Watch:
         self._train_was_over = train.over
         if train.over and any(case.notice.kind == "scale-in" for case in standing):
             self._let_go(now - min(case.notice.seen for case in standing))
+
+    def _ring(self, now: datetime) -> None:
+        """systemd rings ``finish`` at each ending of the trainer, but starts no unit that still runs: a bell that rings
+        while ``finish`` leaves is not heard. A trainer that stays over costs money, so the bell is rung once more, and
+        again ever more seldom.
+        """
+        if self._ring_at is None:
+            self._ring_at = now + self._ring_after
+        if now < self._ring_at:
+            return
+        train = unit_state(TRAIN)
+        if train.over and (train.status or local_session(self._state_dir, self._boot_id)) and unit_state(FINISH).over:
+            systemctl("start", "--no-block", FINISH)
+            _log.info("the trainer is over: asked systemd for finish once more")
+            self._ring_after = min(2 * self._ring_after, _SELDOM)
+        elif not train.over:
+            self._ring_after = _RING_AFTER
+        self._ring_at = now + self._ring_after
 
     def _let_go(self, waited: timedelta) -> None:
         """Spare Auto Scaling the rest of its hook's two minutes, once nothing here has anything left to do."""
