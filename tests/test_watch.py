@@ -282,7 +282,7 @@ class Away:
     def __getattr__(self, verb: str) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
             self.asked.set()
-            if not self.back.wait(0.5):
+            if not self.back.wait(5):
                 raise StoreUnavailable("away")
             return getattr(self._store, verb)(*arguments)
 
@@ -298,7 +298,7 @@ def test_a_store_that_is_away_delays_nothing_and_gets_the_notice_later(
     began = time.monotonic()
     watcher.poll(now())
     assert systemd.asked == [STOP]
-    assert time.monotonic() - began < 0.4
+    assert time.monotonic() - began < 4
     assert away.asked.wait(5) and notices(store, wait_s=0) == []
     away.back.set()
     assert [notice["kind"] for notice in notices(store)] == ["spot"]
