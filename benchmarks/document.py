@@ -32,7 +32,7 @@ _HOW = {
     "buffer, stock saves: `CheckpointCallback(save_replay_buffer=True)`, then boto3's `upload_file` for each file, to the same "
     "server. The rows between two checkpoints come from stepping without learning. Cycles on a server of each kind take turns. "
     "*Without waits for a core* leaves out what the training thread waited for a core (the kernel's `schedstat`): what other "
-    "programs took of a busy machine, but also what the commit's own threads and the server did on a machine of two cores.",
+    "programs took of a busy machine, but also what the commit's own threads and the server did. It decides nothing.",
     2: "From the rollout's start with a checkpoint to its first step, less what that takes without one; the clone loop runs "
     "right before and after in the same process.",
     3: "All that the server received from one head to the next: parts, segments, manifest, head, scalars, progress, and what "

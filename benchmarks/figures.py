@@ -140,35 +140,35 @@ def checkpoints(folder: Path, sizes: Sizes, wanted: set[int]) -> Iterator[Figure
             measured = json.loads(output.read_text())
             for index, rate in enumerate(sizes.lines):
                 of_it = [cycle for cycle in measured["cycles"] if cycle["line"] == index]
-                yield from _lost(f"{setting}, {_line(rate)}", of_it, limit)
+                yield _lost(f"{setting}, {_line(rate)}", of_it, limit)
             yield _stall(setting, measured["cycles"], sizes)
             yield _sent(setting, server.log(), measured, sizes, cycles)
             if 5 in wanted:
                 yield from _restores(folder, sizes, setting, path, server)
 
 
-def _lost(setting: str, cycles: list[dict[str, Any]], limit: float) -> Iterator[Figure]:
-    for name, clock in _CLOCKS.items():
-        lost = [_beside(cycle, clock) for cycle in cycles]
-        stock = [sum(map(clock, cycle["stock"])) for cycle in cycles if cycle["stock"]]
-        ours, theirs = interval(lost), interval(stock)
-        yield Figure(
-            1,
-            f"{setting}{name}",
-            interval(lost, stock, of=lambda a, b: a / b),
-            limit,
-            detail={
-                "lost, ms": ours.value * 1e3,
-                "from, ms": ours.low * 1e3,
-                "to, ms": ours.high * 1e3,
-                "stock, ms": theirs.value * 1e3,
-                "of it saving, ms": statistics.median(clock(cycle["stock"][0]) for cycle in cycles if cycle["stock"])
-                * 1e3,
-                "stock's checkpoints": len(stock),
-                "one step, ms": statistics.median(clock(step) for cycle in cycles for step in cycle["before"]) * 1e3,
-                "steps compared": statistics.median(len(cycle["block"]) for cycle in cycles),
-            },
-        )
+def _lost(setting: str, cycles: list[dict[str, Any]], limit: float) -> Figure:
+    lost = [_beside(cycle, _wall) for cycle in cycles]
+    saved = [cycle["stock"] for cycle in cycles if cycle["stock"]]
+    stock = [sum(map(_wall, spans)) for spans in saved]
+    ours, theirs = interval(lost), interval(stock)
+    return Figure(
+        1,
+        setting,
+        interval(lost, stock, of=lambda a, b: a / b),
+        limit,
+        detail={
+            "lost, ms": ours.value * 1e3,
+            "from, ms": ours.low * 1e3,
+            "to, ms": ours.high * 1e3,
+            "without waits for a core, ms": statistics.median(_beside(cycle, _own) for cycle in cycles) * 1e3,
+            "stock, ms": theirs.value * 1e3,
+            "of it saving, ms": statistics.median(_wall(spans[0]) for spans in saved) * 1e3,
+            "stock's checkpoints": len(stock),
+            "one step, ms": statistics.median(_wall(step) for cycle in cycles for step in cycle["before"]) * 1e3,
+            "steps compared": statistics.median(len(cycle["block"]) for cycle in cycles),
+        },
+    )
 
 
 def _own(span: Span) -> float:
@@ -178,10 +178,6 @@ def _own(span: Span) -> float:
 
 def _wall(span: Span) -> float:
     return span[0]
-
-
-#: The second leaves out what other programs had of the machine, but also what the commit's own threads had of it.
-_CLOCKS = {"": _wall, ", without waits for a core": _own}
 
 
 def _beside(cycle: dict[str, Any], seconds: Callable[[Span], float]) -> float:
@@ -419,18 +415,18 @@ def throughput(folder: Path, sizes: Sizes, wanted: set[int]) -> Iterator[Figure]
                     **arguments,
                 )
                 found += _slices(folder, path, server, slices, steps)
-            for suffix, clock in _CLOCKS.items():
-                yield Figure(
-                    6,
-                    f"{name}{suffix}",
-                    interval([clock(plain) / clock(ours) for ours, plain in found]),
-                    0.98,
-                    at_least=True,
-                    detail={
-                        "worker, steps/s": statistics.median(1 / clock(ours) for ours, _ in found),
-                        "plain learn(), steps/s": statistics.median(1 / clock(plain) for _, plain in found),
-                    },
-                )
+            yield Figure(
+                6,
+                name,
+                interval([_wall(plain) / _wall(ours) for ours, plain in found]),
+                0.98,
+                at_least=True,
+                detail={
+                    "worker, steps/s": statistics.median(1 / _wall(ours) for ours, _ in found),
+                    "plain learn(), steps/s": statistics.median(1 / _wall(plain) for _, plain in found),
+                    "without waits for a core": statistics.median(_own(plain) / _own(ours) for ours, plain in found),
+                },
+            )
 
 
 def _slices(folder: Path, path: Path, server: Server, slices: int, steps: int) -> Iterator[tuple[Span, Span]]:
