@@ -554,7 +554,9 @@ def test_a_notice_during_a_save_repeats_nothing(far_run: Run, sac: Rehearsed, pr
     assert exact(far_run, sac)
 
 
-@pytest.mark.parametrize("object", ["put model.zip", pytest.param("put manifest", marks=pytest.mark.full), "swap head"])
+@pytest.mark.parametrize(
+    "object", [r"put \w*model\.zip", pytest.param("put manifest", marks=pytest.mark.full), "swap head"]
+)
 def test_a_notice_while_completing_completes(far_run: Run, sac: Rehearsed, proxy: FaultProxy, object: str) -> None:
     far_run.befall("300-SIGTERM")
     assert far_run.go() == 75, far_run.said()
@@ -567,8 +569,14 @@ def test_a_notice_while_completing_completes(far_run: Run, sac: Rehearsed, proxy
     until(lambda: not proxy.armed, "it is completing")
     notice(far_run, 60)
     os.kill(process.pid, signal.SIGTERM)
-    assert ends(process, far_run) == 0, far_run.said()
+    code = ends(process, far_run)
+    assert code in ((0, 75) if "model" in object else (0,)), far_run.said()
+    if code == 75:  # it could not be sent in time: what is left to do is the next machine's
+        assert far_run.head().outcome is None
+        far_run.another_machine()
+        assert far_run.go() == 0, far_run.said()
     assert exact(far_run, sac)
+    assert far_run.store.get(layout.FINAL + "model.zip").body
 
 
 # ------------------------------------------------------------------------------ 5. and 6. too late, and without a store
