@@ -95,17 +95,18 @@ INTERRUPTIONS = [("SIGTERM", False), ("SIGKILL", False), ("SIGKILL", True), ("SI
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("seed", [11, *(pytest.param(seed, marks=pytest.mark.full) for seed in (1, 2, 3))])
 def test_interrupted_at_random_instants(
-    warm: Any, done: Rehearsed, tmp_path: Path, s3_root: str, aws_endpoint: str
+    warm: Any, done: Rehearsed, tmp_path: Path, s3_root: str, aws_endpoint: str, seed: int
 ) -> None:
     """On S3, with everything on, half of the times on another machine: what lies there is right after each, and at the
     end it is what the uninterrupted run left.
     """
-    chance = random.Random(11)
+    chance = random.Random(seed)
     run = Rehearsed(warm, tmp_path, RUN, root=s3_root)
     at = 0
     for name, moves in INTERRUPTIONS:
-        at += chance.randrange(60, 175)
+        at += chance.randrange(60, 150)
         code = run.session(f"{name}@{at}", outside=True, env={"AWS_ENDPOINT_URL": aws_endpoint})
         assert code in (75, -9), run.log()
         manifest = check_manifest(there(run), pending=True) if MANIFEST in listing(run) else None
