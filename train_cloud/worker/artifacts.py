@@ -52,6 +52,8 @@ _VIDEO = re.compile(r"videos/([a-z0-9_-]+)/\1_\d{3}_(success|failure|episode)\.m
 _PAUSES = (1.0, 2.0, 5.0, 10.0, 30.0)
 _KEEPING_SECONDS = 600.0
 _WANDB_SECONDS = 60.0
+_EXPORT_SECONDS = 20.0
+"""What the export of a few models may take on a slow machine."""
 
 log = logging.getLogger(__name__)
 
@@ -240,14 +242,21 @@ class Artifacts:
         if (folder / "model.zip").exists():
             write_whole(self.folder / FINAL_MODEL, (folder / "model.zip").read_bytes())
 
-    def keep_all(self) -> None:
-        """Export the kept checkpoints that are not yet, here and now: the training is over."""
-        if self._sync is None or self._hurry():
-            return
+    def keep_all(self, until: float | None = None) -> bool:
+        """Export the kept checkpoints that are not yet, here and now: the training is over.
+
+        :param until: on ``time.monotonic()``: where that is too soon, nothing is begun
+        :return: whether all are there
+        """
+        if self._sync is None:
+            return True
+        if until is not None and time.monotonic() + _EXPORT_SECONDS > until:
+            return False
         with contextlib.suppress(CorruptCheckpoint):  # what is lost was said when it was found
             self._wait_for_keeping()
             keep(self._store, self._newest, self.folder, self._names())
             self._forget_superseded()
+        return True
 
     # ------------------------------------------------------------------------------------------- beside the training
 
@@ -319,8 +328,8 @@ class Artifacts:
     def _wait_for_keeping(self) -> None:
         if self._keeping is None:
             return
-        limit = time.monotonic() + _KEEPING_SECONDS
-        while self._keeping.poll() is None and time.monotonic() < limit and not self._hurry():
+        limit = time.monotonic() + (_EXPORT_SECONDS / 2 if self._hurry() else _KEEPING_SECONDS)
+        while self._keeping.poll() is None and time.monotonic() < limit:
             time.sleep(0.05)
         if self._keeping.poll() is None:
             self._keeping.kill()

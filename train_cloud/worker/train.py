@@ -508,8 +508,8 @@ class _Session:
             self._evaluations.committed(snapshot.timesteps)
         if evaluated:
             self._last_evaluations()
-        self._artifacts.keep_all()
-        if not self._send_all() and self._lease.head.outcome is None:
+        kept = self._artifacts.keep_all(self._stop.deadline() if self._in_a_hurry() else None)
+        if not (kept and self._send_all()) and self._lease.head.outcome is None:
             from train_cloud.learn.callback import TrainingStopped
 
             raise TrainingStopped  # the next session restores this state, and sends the rest
