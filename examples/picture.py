@@ -79,7 +79,7 @@ def spread(axes: Any, models: dict[str, SAC], run_file: RunFile) -> None:
     for landmark in world.landmarks:
         axes.plot(*landmark.state.p_pos, color="black", marker="x", markersize=12, markeredgewidth=3)
     axes.set_aspect("equal")
-    axes.set_title("one episode: each dot a step, crosses the landmarks")
+    axes.set_title("one episode; crosses: landmarks")
 
 
 def main() -> None:
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     run_file = load_run_file(options.run_file)
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.6), dpi=90, layout="constrained")
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.6), dpi=90, layout="constrained")
     for colour, (name, points) in zip(COLOURS, curves(run_file, options.store).items(), strict=False):
         left.plot(*np.array(points).T, color=colour, label=name or None)
     left.set_xlabel("timesteps")

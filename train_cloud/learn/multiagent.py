@@ -90,6 +90,7 @@ class MultiAgent(OffPolicyAlgorithm):
         self.env = _Table(env)
         if seed is not None:
             self.env.seed(seed)
+            env.action_space.seed(seed)  # as SB3 does: environments draw from it too
         self.observation_space, self.action_space, self.n_envs = env.observation_space, env.action_space, 1
         self.actor = _Actors([learner.actor for learner in learners.values()])  # type: ignore[assignment]
         self._returns: dict[str, float] = {}
