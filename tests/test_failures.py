@@ -89,7 +89,6 @@ class Run(Rehearsed):
             "TRAIN_CLOUD_RUN_ID": "a-run",
             "TRAIN_CLOUD_MAX_ATTEMPTS": "3",
             "TRAIN_CLOUD_PRICE_SECONDS": "0",
-            "TRAIN_CLOUD_STORE_PATIENCE": "8",
             "AWS_EC2_METADATA_SERVICE_ENDPOINT": self.metadata.endpoint,
         }
 
@@ -608,13 +607,13 @@ def test_an_outage_in_mid_run_delays_commits_and_nothing_else(
     far_run: Run, sac: Rehearsed, proxy: FaultProxy, watchdog: Watchdog
 ) -> None:
     """Longer than any phase may be silent: the training ends, waits, and commits when the store is back."""
-    far_run.worker["TRAIN_CLOUD_STORE_PATIENCE"] = "2"
+    far_run.worker["TRAIN_CLOUD_STORE_PATIENCE"] = "6"
 
     def outage() -> None:
         until(lambda: far_run.waits, "training")
         proxy.arm(".*", refuse(503, "ServiceUnavailable"), float("inf"))
         far_run.let_go()
-        time.sleep(8)
+        time.sleep(12)
         proxy.disarm()
 
     far_run.befall("90-wait")
@@ -626,9 +625,8 @@ def test_an_outage_in_mid_run_delays_commits_and_nothing_else(
 
 
 def test_a_notice_during_an_outage_leaves_at_the_last_commit(far_run: Run, sac: Rehearsed, proxy: FaultProxy) -> None:
-    far_run.worker["TRAIN_CLOUD_STOP_SECONDS"] = "3"
     far_run.befall("150-wait")
-    process = far_run.start(env=far_run.worker)
+    process = far_run.start(env={**far_run.worker, "TRAIN_CLOUD_STOP_SECONDS": "3", "TRAIN_CLOUD_STORE_PATIENCE": "6"})
     until(lambda: far_run.waits and far_run.head().timesteps == 100, "step 150, and the commit of step 100")
     proxy.arm(".*", refuse(503, "ServiceUnavailable"), float("inf"))
     os.kill(process.pid, signal.SIGTERM)
