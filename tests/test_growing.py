@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from typing import Any
 
 import boto3
+import botocore.utils
 import pytest
 
 from train_cloud.errors import ConditionFailed, ObjectMissing
@@ -101,3 +103,14 @@ def test_only_the_tail_travels(s3_root: str, aws_endpoint: str, monkeypatch: pyt
     assert 1000 <= sum(sent) < 5000
     bucket = s3_root.removeprefix("s3://").split("/")[0]
     assert "Uploads" not in boto3.client("s3", endpoint_url=aws_endpoint).list_multipart_uploads(Bucket=bucket)
+
+
+def test_fetching_credentials_draws_nothing_from_the_trainings_generator(s3_root: str) -> None:
+    """Each time that an instance's are fetched botocore adds a random time."""
+    list(open_store(s3_root).list())
+    before = random.getstate()
+    credentials = {"expiry_time": "2020-01-01T00:00:00Z"}
+    fetcher: Any = botocore.utils.InstanceMetadataFetcher()
+    fetcher._evaluate_expiration(credentials)
+    assert credentials["expiry_time"] != "2020-01-01T00:00:00Z"
+    assert random.getstate() == before
