@@ -60,10 +60,10 @@ class Accidents(BaseCallback):
 
 
 class LongUpdate(PPO):
-    """Whose update takes six seconds."""
+    """Whose update takes eight seconds."""
 
     def train(self) -> None:
-        time.sleep(6)
+        time.sleep(8)
         super().train()
 
 
