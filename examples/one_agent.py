@@ -13,6 +13,7 @@ import gymnasium
 from stable_baselines3 import SAC
 
 from train_cloud.config import load_run_file
+from train_cloud.errors import InputError
 from train_cloud.learn.check import check
 from train_cloud.worker.export import export
 from train_cloud.worker.train import train
@@ -32,7 +33,10 @@ def main(timesteps: int = 2000) -> None:
     print(f"an interruption is exact: {report.choice.exact} ({report.choice.because})")
 
     # One session: until the total, or until SIGTERM or Ctrl-C, which raise train_cloud.errors.Interrupted.
-    train(path, store=STORE, overrides=changes)
+    try:
+        train(path, store=STORE, overrides=changes)
+    except InputError as error:
+        print(error)  # the run is completed: its model is only played
 
     # A folder that plain Stable-Baselines3 reads, made from the newest checkpoint.
     out = Path("one_agent")
