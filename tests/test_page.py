@@ -105,7 +105,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "x/nan": float("nan"),
         }
         tensorboard.write_scalars(events / f"events.out.tfevents.{at:09d}", at, values)
-    tensorboard.push(store, events, sent={})
+    for path in events.iterdir():
+        store.put(layout.TENSORBOARD + path.name, path.read_bytes())
     for timesteps, reward in ((20_000, -30.0), (30_000, 5.0), (40_000, 2.0)):
         body = evaluation(timesteps, reward).model_dump_json(by_alias=True).encode()
         store.put(layout.evaluation_key(timesteps), body)
