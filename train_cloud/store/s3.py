@@ -11,7 +11,6 @@ import builtins
 import contextlib
 import ipaddress
 import os
-import random
 import re
 import threading
 import time
@@ -24,7 +23,6 @@ from urllib.parse import urlsplit
 
 import boto3
 import botocore.session
-import botocore.utils
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from obstore.auth.boto3 import Boto3CredentialProvider
@@ -68,10 +66,6 @@ _DAMAGED = ("BadDigest", "IncompleteBody", "RequestTimeout")
 """With status 400: what arrived is not what was sent (Amazon S3 API Reference, "Error responses")."""
 _UNREACHABLE = re.compile(r"Connect|Timeout|Metadata|iam-role|container-role", re.IGNORECASE)
 """In botocore's text: the credentials could not be fetched, which is not the same as being refused."""
-
-# botocore draws a jitter each time that it fetches an instance's credentials: from the global generator, which belongs
-# to the training here, and must be as it would be on any other machine.
-vars(botocore.utils)["random"] = random.Random()
 
 # obstore raises FileNotFoundError for every 404, a missing bucket's too.
 _ERRORS = (BaseError, FileNotFoundError)
