@@ -1,7 +1,8 @@
 """Python's global random generator belongs to the training: what draws from it in between changes what is learned.
 
-botocore does, in whatever thread: where it fetches an instance's credentials (``botocore.utils``), and where it waits before
-it sends a request again (``botocore.retryhandler``, ``botocore.retries.standard``). Whoever imports boto3 here calls :func:`leave_to_training`.
+botocore does, in whatever thread: where it fetches an instance's credentials (``botocore.utils``), and where it waits
+before it sends a request again (``botocore.retryhandler``, ``botocore.retries.standard``). Whoever imports boto3 here
+calls :func:`leave_to_training`.
 """
 
 from __future__ import annotations
