@@ -458,7 +458,7 @@ class Whole:
         self.machine.start(TRAIN)
 
     def until(self, unit: str, text: str) -> None:
-        """:raises AssertionError: a unit has not said so in time: watch rings a bell that was not heard again after a minute"""
+        """:raises AssertionError: a unit has not said so in time; watch rings again after a minute"""
         found = self.machine.wait(
             TRAIN, lambda _: any(text in line.text for line in self.machine.journal(f"train-cloud-{unit}.service")), 150
         )
