@@ -100,6 +100,11 @@ def test_the_package_as_a_library(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ALL)
 def test_accepted(path: Path) -> None:
+    if path.stem.startswith("f1tenth"):  # one track in each process
+        command = [sys.executable, "-m", "train_cloud", "validate", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=250)
+        assert done.returncode == 0, done.stderr
+        return
     report = check(load_run_file(path))
     if path.stem != "own_script":
         assert report.choice is not None and report.choice.exact

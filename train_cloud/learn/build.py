@@ -242,6 +242,8 @@ class MakeEnv:
         except ModuleNotFoundError as error:
             fix = f"install {error.name}, which it needs" if error.name else str(error)
             raise InputError("environment.id", config.id, fix) from error
+        except InputError:
+            raise  # an adapter of ours, which names the field itself
         except FAILURES as error:
             for name, value in config.kwargs.items():
                 if self._can_be_made_without(name):
