@@ -273,7 +273,8 @@ def test_a_process_of_its_own_finds_the_same(trained: Path, tmp_path: Path, monk
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     here, _ = played(trained, tmp_path, episodes=2)
     apart, _ = played(trained, tmp_path, episodes=2, separate=True)
-    assert [found.episode_return for found in here["default"]] == [found.episode_return for found in apart["default"]]
+    returns = [[found.episode_return for found in played["default"]] for played in (here, apart)]
+    assert returns[0] == pytest.approx(returns[1], rel=1e-4)  # it may add up with other instructions than this process
 
 
 def test_levels_are_played_in_turn(trained: Path, tmp_path: Path) -> None:
@@ -459,7 +460,8 @@ def test_a_checkpoint_stays_until_it_is_evaluated(warm: Any, tmp_path: Path) -> 
     assert run.session() == 0, run.log()
     assert [found.timesteps for found in found_in(run)] == [100, 200, 300, 400]
     checkpoints = {info.key.split("/")[1] for info in run.store.list(layout.CHECKPOINTS)}
-    assert len(checkpoints) <= 3, checkpoints  # what was held is gone, but for what the last commit still named
+    # What the last commit still held may stay. Of the other 16 none does, but for parts that never change.
+    assert {int(name.split("-")[0]) for name in checkpoints} <= {20, 100, 200, 300, 400}, checkpoints
 
 
 def test_a_script_says_what_to_evaluate_on() -> None:

@@ -551,7 +551,7 @@ def test_a_clock_that_jumps_changes_nothing(warm: Any, twin: Rehearsed, tmp_path
 def test_a_workers_own_disk_that_is_full_stops_no_commit(
     warm: Any, twin: Rehearsed, aws_endpoint: str, s3_root: str, tmp_path: Path
 ) -> None:
-    """Its final model lies there before it is sent: that is an error, with all but the last steps committed."""
+    """Logs, tables and the final model lie there before they are sent: an error, with what is committed intact."""
     run = Rehearsed(warm, tmp_path, RUN, root=s3_root)
     process = run.start(env={"AWS_ENDPOINT_URL": aws_endpoint})
     steps = tmp_path / "state" / "timesteps"
@@ -561,6 +561,6 @@ def test_a_workers_own_disk_that_is_full_stops_no_commit(
     process.join(120)
     assert process.exitcode == 1, run.log()
     head = run.head()
-    assert head.timesteps == 450 and head.outcome is None and "File too large" in str(head.reason)
+    assert head.timesteps in (150, 300, 450) and head.outcome is None and "File too large" in str(head.reason)
     assert run.session(env={"AWS_ENDPOINT_URL": aws_endpoint}) == 0, run.log()
     check_equal(run, twin)

@@ -105,7 +105,7 @@ def test_the_terminating_hook_is_completed(aws: AutoScaling) -> None:
 
 def test_hook_and_tag_have_the_names_that_terraform_gives_them() -> None:
     worker = (Path(__file__).parents[1] / "terraform" / "worker.tf").read_text()
-    assert re.search(rf'^\s*key\s*=\s*"{RUN_TAG}"\n\s*value\s*=\s*local.run_id$', worker, re.MULTILINE)
+    assert re.search(rf'^\s*key\s*=\s*"{RUN_TAG}"\n\s*value\s*=\s*each.key$', worker, re.MULTILINE)
     assert re.search(rf'^\s*hook\s*=\s*"{TERMINATING_HOOK}"$', worker, re.MULTILINE)
 
 

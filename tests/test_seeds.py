@@ -19,6 +19,7 @@ from train_cloud.cli import main
 from train_cloud.config import load_run_file
 from train_cloud.report.experiment import experiments
 from train_cloud.report.status import RunStatus, run_status
+from train_cloud.run.cost import cost
 from train_cloud.worker.pulse import read_timesteps
 
 
@@ -121,7 +122,8 @@ def test_one_after_the_other_and_on_after_a_stop(tmp_path: Path, capsys: pytest.
 
 def status(run_id: str, experiment: str | None, reached: float | None, state: str = "completed") -> RunStatus:
     nothing = {name: None for name, field in RunStatus.model_fields.items() if field.is_required()}
-    values = {"url": "", "timesteps": 1, "committed_timesteps": 1, "attempts": 0, "sessions": []}
+    values = {"url": "", "timesteps": 1, "committed_timesteps": 1, "attempts": 0, "sessions": [], "cost": cost([])}
+    values |= {"interruptions": 0, "repeated_timesteps": 0}
     return RunStatus.model_validate(
         {**nothing, **values, "run_id": run_id, "experiment": experiment, "episode_return": reached, "state": state}
     )

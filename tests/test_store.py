@@ -499,6 +499,9 @@ def test_folders_are_named_without_listing_what_they_hold(store_root: str) -> No
         store.put(key, b"1")
     assert store.folders("runs/") == ["a", "b"]
     assert store.folders() == ["code", "runs"]
+    store.create("runs/gone/head.json", b"1")
+    store.delete(["runs/gone/head.json"])
+    assert store.folders("runs/") == ["a", "b"]
     within = store.within("runs/a")
     assert within.url == f"{store.url}/runs/a"
     assert [info.key for info in within.list()] == ["checkpoints/1/x"] and within.get("checkpoints/1/x").body == b"1"

@@ -261,4 +261,8 @@ def _raise(error: OSError) -> None:
 
 
 def _holds_a_file(folder: Path) -> bool:
-    return any(names for _, _, names in os.walk(folder, onerror=_raise))
+    for _, folders, names in os.walk(folder, onerror=_raise):
+        if names:
+            return True
+        folders[:] = [name for name in folders if name != RESERVED]
+    return False
