@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import interrupting  # noqa: F401 - registers its environments before any test looks at the registry
 import numpy as np
 import pytest
 import torch

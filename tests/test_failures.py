@@ -823,7 +823,7 @@ def test_of_two_workers_the_newer_one_has_the_run(run: Run, sac: Rehearsed, old:
     tokens = {int(key.split("/")[1].split("-")[0]): key.split("-")[1] for key in [head.manifest.key, *kept]}
     assert tokens == dict.fromkeys(tokens, "000002.0000") and len(tokens) > 2
     old_session = read_sessions(run.store)[0]
-    assert old_session.progress is not None and old_session.progress["committed_timesteps"] == 100
+    assert old_session.progress is not None and old_session.progress["committed_timesteps"] <= 100
 
 
 # --------------------------------------------------------------- on machines: what systemd, watch and finish make of it

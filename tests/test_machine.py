@@ -177,8 +177,10 @@ def test_a_life_on_machines_ends_as_it_does_with_processes(life: Life) -> None:
 
 def test_a_life_is_timed(life: Life) -> None:
     first, *others = life.report["sessions"]
-    for session in (first, *others):
-        assert session["boot_seconds"] > 0 and session["resume_seconds"] > 0
+    assert all(session["boot_seconds"] > 0 for session in (first, *others))
+    # One may be killed before anybody looked after its first step.
+    resumed = [session["resume_seconds"] for session in (first, *others) if "resume_seconds" in session]
+    assert len(resumed) >= len(others) and min(resumed) > 0
     assert 0 < first["notice_to_commit_seconds"] < 120
     assert [session["notice_to_commit_seconds"] for session in others] == [None, None]
 
