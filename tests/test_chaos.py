@@ -201,14 +201,12 @@ class Life:
     def killed(self, process: Any, how: str, *codes: int) -> None:
         """:param codes: that it may have ended with just before"""
         process.kill()
-        code = self.end(process)
+        code = self.end(process, -signal.SIGKILL, *AFTERWARDS)
         if code == -signal.SIGKILL:
             self.kills += 1
             self.story.append(how)
         else:
-            # 64: it began when all was over, and says that there is nothing to do.
-            late = code in (*AFTERWARDS, 64) and self.over()
-            assert code in codes or late, f"{code}: {self.run.log()[-3000:]}"
+            assert code in codes or self.over(), f"{code}: {self.run.log()[-3000:]}"
 
     def end(self, process: Any, *codes: int) -> int:
         process.join(LONGEST)
@@ -216,7 +214,9 @@ class Life:
             process.kill()
             process.join()
             pytest.fail(f"it did not end: {self.run.log()[-3000:]}")
-        assert not codes or process.exitcode in codes, f"{process.exitcode}: {self.run.log()[-3000:]}"
+        # 64: it began when all was over, and says that there is nothing to do.
+        late = process.exitcode == 64 and self.over()
+        assert not codes or late or process.exitcode in codes, f"{process.exitcode}: {self.run.log()[-3000:]}"
         return int(process.exitcode)
 
     def head(self) -> Head | None:
