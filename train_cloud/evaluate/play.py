@@ -99,8 +99,10 @@ def play_category(player: Player, name: str) -> Played:
     drawn = _Drawn(player, name, warnings)
     episodes = []
     with refusing("evaluation", name, "playing it raises"):
+        kind = load_object(player.algorithm, "algorithm", BaseAlgorithm)
+        model = kind.load(player.model / "model.zip", device="cpu")
         for place, level in enumerate(levels or (None,)):
-            env, model = drawn.make(category, level)
+            env = drawn.make(category, level)
             for index in range(place, len(seeds), max(1, len(levels))):
                 episodes.append(_play(drawn, env, model, name, index, seeds[index], level))
             env.close()
@@ -139,7 +141,7 @@ class _Watched(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 class _Drawn:
-    """A category's environments and model; and whether videos and routes can be made of them."""
+    """A category's environments; and whether videos and routes can be made of them."""
 
     def __init__(self, player: Player, name: str, warnings: list[str]) -> None:
         self.player = player
@@ -155,7 +157,7 @@ class _Drawn:
             self.map = read_map(below(player.code_folder, routes.map, "evaluation.routes.map"))
         self.watched: _Watched
 
-    def make(self, category: Category, level: Path | None) -> tuple[VecEnv, BaseAlgorithm]:
+    def make(self, category: Category, level: Path | None) -> VecEnv:
         kwargs = {**self.player.environment.kwargs, **category.kwargs}
         if level is not None and category.argument is not None:
             kwargs[category.argument] = str(level)
@@ -171,8 +173,7 @@ class _Drawn:
             normalized = VecNormalize.load(str(normalizer), vec_env)
             normalized.training = normalized.norm_reward = False
             vec_env = normalized
-        kind = load_object(self.player.algorithm, "algorithm", BaseAlgorithm)
-        return vec_env, kind.load(self.player.model / "model.zip", device="cpu")
+        return vec_env
 
     def _env(self, kwargs: Mapping[str, Any]) -> gymnasium.Env[Any, Any]:
         return MakeEnv(self.player.environment.model_copy(update={"kwargs": dict(kwargs)}))()

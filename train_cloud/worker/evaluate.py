@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from train_cloud.artifacts import tensorboard
+from train_cloud.artifacts.sync import write_whole
 from train_cloud.checkpoint import find, restore
 from train_cloud.checkpoint.manifest import Manifest
 from train_cloud.config import RunFile, load_run_file
@@ -130,10 +131,7 @@ def evaluate_checkpoint(
 
 
 def write_results(found: Results, out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    unfinished = out / f".{RESULTS}.unfinished"
-    unfinished.write_text(found.model_dump_json(by_alias=True, indent=2) + "\n")
-    unfinished.replace(out / RESULTS)
+    write_whole(out / RESULTS, (found.model_dump_json(by_alias=True, indent=2) + "\n").encode())
 
 
 def _event_file(events: Path, timesteps: int) -> Path:

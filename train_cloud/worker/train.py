@@ -253,10 +253,12 @@ class _Session:
 
     def _build(self, facts: Mapping[str, Any]) -> Built | None:
         """Model, environments and callbacks, or None for a script, which makes its own."""
-        from train_cloud.evaluate.play import check
         from train_cloud.learn.build import build_callbacks, build_model, check_device, load_object
 
-        check(self._config)
+        if self._config.evaluation is not None:
+            from train_cloud.evaluate.play import check
+
+            check(self._config)
         if self._config.entry_point is not None:
             check_device(self._config.device)
             load_object(self._config.entry_point, "entry_point")
