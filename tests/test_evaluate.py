@@ -313,6 +313,21 @@ def test_videos_are_what_browsers_play_and_replace_those_before(trained: Path, t
     assert frames == 31 and seconds == pytest.approx(3.1, abs=0.2)
 
 
+def test_a_film_in_the_making_has_a_name_that_is_not_sent(tmp_path: Path) -> None:
+    import circling
+
+    from train_cloud.artifacts.sync import UNFINISHED
+    from train_cloud.config.evaluation import Video
+    from train_cloud.evaluate.video import Film
+
+    env = circling.Circle(render_mode="rgb_array")
+    env.reset(seed=0)
+    film = Film(tmp_path, Video(), env)
+    film.add(env)
+    assert all(path.name.endswith(UNFINISHED) for path in tmp_path.iterdir())
+    assert film.close("a_000_success", []) == tmp_path / "a_000_success.mp4"
+
+
 def test_a_long_episodes_video_ends_early(trained: Path, tmp_path: Path) -> None:
     played(trained, tmp_path, episodes=1, video={"max_steps": 7}, success="length >= 30")
     frames, _ = imageio_ffmpeg.count_frames_and_secs(str(tmp_path / "videos/default/default_000_success.mp4"))

@@ -24,7 +24,7 @@ class Film:
     def __init__(self, folder: Path, settings: Video, env: gymnasium.Env[Any, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self._unfinished = folder / ".unfinished.mp4"
+        self._unfinished = folder / ".film.unfinished"  # a name that is not sent, see artifacts/sync.py
         self._settings = settings
         self._fps = settings.fps or env.metadata.get("render_fps") or _FPS
         self._writer: Generator[None, Any, None] | None = None
@@ -50,6 +50,7 @@ class Film:
                 codec="libx264",
                 macro_block_size=1,
                 ffmpeg_log_level="error",
+                output_params=["-f", "mp4"],
             )
             self._writer.send(None)
         self._writer.send(np.ascontiguousarray(turned[:height, :width], dtype=np.uint8))
