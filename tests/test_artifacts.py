@@ -127,6 +127,20 @@ def test_interrupted_at_random_instants(
     assert zipped(found) == zipped(expected)
 
 
+@pytest.mark.slow
+def test_no_head_stands_without_its_scalars(warm: Any, done: Rehearsed, tmp_path: Path) -> None:
+    """Killed, and the disk gone, before anything was sent but checkpoints: curves and tables go on from these."""
+    run = Rehearsed(warm, tmp_path, {**RUN, "artifacts": {"sync_seconds": 600}})
+    for at in (430, 770):
+        assert run.session(f"SIGKILL@{at}") == -9, run.log()
+        shutil.rmtree(tmp_path / "state")
+    assert run.session() == 0, run.log()
+    assert run.scalars() == done.scalars()
+    found, expected = objects(there(run)), objects(there(done))
+    for table in ("progress.csv", "monitor.csv"):
+        assert untimed(found[table]) == untimed(expected[table]), table
+
+
 def listing(run: Rehearsed) -> set[str]:
     return {info.key for info in there(run).list()}
 

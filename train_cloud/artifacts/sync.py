@@ -195,6 +195,12 @@ class Sync:
         with self._lock:
             return sorted(self._uploads)
 
+    def sent(self, name: str) -> int:
+        """Bytes of a file that are in the store; 0 where it is not."""
+        with self._lock:
+            upload = self._uploads.get(name)
+        return upload.size_bytes if upload is not None else 0
+
     def total(self) -> tuple[int, int]:
         """Files and bytes in the store."""
         with self._lock:
@@ -244,7 +250,7 @@ class Sync:
         return not self.failed
 
     def now(self, paths: Iterable[Path]) -> None:
-        """Send these small files as they are now, ahead of whatever else is being sent."""
+        """Send these small files as they are now, and wait for nothing else that is being sent."""
         if not self._begun:
             self.begin()
         taken: list[threading.Lock] = []

@@ -5,6 +5,8 @@ Their first column is ``timesteps``. Whatever stands beyond the head is logged a
 
 from __future__ import annotations
 
+import csv
+import io
 from pathlib import Path
 
 from train_cloud.artifacts.sync import write_whole
@@ -28,3 +30,53 @@ def cut(path: Path, timesteps: int) -> bool:
         return False
     write_whole(path, left)
     return True
+
+
+def end(path: Path, start: int) -> bytes:
+    """The table's head, and its rows from the one on that byte ``start`` is in. A row that has begun stays out."""
+    body = path.read_bytes()
+    body = body[: body.rfind(b"\n") + 1]
+    first = body.rfind(b"\n", 0, start) + 1
+    top = b"".join(_head(body.splitlines(keepends=True)))
+    return top + body[max(first, len(top)) :]
+
+
+def extend(path: Path, more: bytes) -> None:
+    """Append the rows of another table that this one lacks, columns by their names; new ones go to the right."""
+    if not path.exists():
+        write_whole(path, more)
+        return
+    top, columns, rows = _parsed(path.read_bytes())
+    _, others, candidates = _parsed(more)
+    known = {_content(columns, row) for row in rows}
+    missing = [row for row in candidates if _content(others, row) not in known]
+    if not missing:
+        return
+    wide = [*columns, *(column for column in others if column not in columns)]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(wide)
+    writer.writerows([*row, *[""] * (len(wide) - len(row))] for row in rows)
+    for row in missing:
+        cells = dict(zip(others, row, strict=False))
+        writer.writerow([cells.get(column, "") for column in wide])
+    write_whole(path, top + text.getvalue().encode())
+
+
+def _head(lines: list[bytes]) -> list[bytes]:
+    """Comments, and the names of the columns."""
+    count = next((at for at, line in enumerate(lines) if not line.startswith(b"#")), len(lines))
+    return lines[: count + 1]
+
+
+def _parsed(body: bytes) -> tuple[bytes, list[str], list[list[str]]]:
+    """Comments, columns, rows."""
+    lines = body.splitlines(keepends=True)
+    comments = [line for line in _head(lines) if line.startswith(b"#")]
+    cells = list(csv.reader(line.decode() for line in lines[len(comments) :]))
+    return b"".join(comments), cells[0] if cells else [], cells[1:]
+
+
+def _content(columns: list[str], row: list[str]) -> frozenset[tuple[str, str]]:
+    """Of a row, whatever columns came after it."""
+    return frozenset((column, cell) for column, cell in zip(columns, row, strict=False) if cell)

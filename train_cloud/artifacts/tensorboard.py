@@ -53,6 +53,43 @@ def cut(folder: Path, timesteps: int) -> bool:
     return changed
 
 
+def whole_records(path: Path, limit: int, start: int = 0) -> int:
+    """Where the last whole record of the first ``limit`` bytes ends.
+
+    :param start: where a record begins
+    """
+    with path.open("rb") as file:
+        while True:
+            file.seek(start)
+            length = file.read(8)
+            end = start + int.from_bytes(length, "little") + _FRAME
+            if len(length) < 8 or end > limit:
+                return start
+            start = end
+
+
+def end(path: Path, start: int) -> bytes:
+    """The records from byte ``start`` on, which one begins at. One that is being written stays out."""
+    stop = whole_records(path, path.stat().st_size, start)
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read(stop - start)
+
+
+def extend(path: Path, more: bytes) -> None:
+    """Append those of these records that the file lacks."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    there = [record for record, _ in _read(path)] if path.exists() else []
+    unfinished = path.with_name(".unfinished")
+    unfinished.write_bytes(more)
+    known = set(there)
+    missing = [record for record, _ in _read(unfinished) if record not in known]
+    if missing or not there:
+        _replace(path, [*there, *missing])
+    else:
+        unfinished.unlink()
+
+
 def write_scalars(path: Path, timesteps: int, scalars: Mapping[str, float]) -> None:
     """One event file with these scalars and nothing else, in the place of one that is there."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,8 @@ RUN_YAML = "run.yaml"
 RUN_JSON = "run.json"
 OVERRIDES = "overrides-"
 CHECKPOINTS = "checkpoints/"
+#: Of a checkpoint's parts, the one with scalars and rows of tables that had not been sent (artifacts/logged.py).
+LOGGED = "logged"
 REPLAY = "replay/"
 SESSIONS = "sessions/"
 BOOTS = "boots/"

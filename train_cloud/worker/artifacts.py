@@ -1,8 +1,8 @@
 """The artifacts of a session: made beside the training, sent within ``sync_seconds``, right again after any end.
 
-What must be there when a head is swapped (scalars, tables) goes ahead of it in the commit's thread; all else goes in a
-thread of its own, which gives way to a commit in a hurry. Models of kept checkpoints are exported by a process of their
-own, from what is committed: nothing here touches the model that trains.
+All of it goes in a thread of its own, which gives way to a commit in a hurry. What it has not sent yet of scalars and
+tables goes with each commit, so that no head stands without them. Models of kept checkpoints are exported by a process
+of their own, from what is committed: nothing here touches the model that trains.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from train_cloud.artifacts import tables, tensorboard
+from train_cloud.artifacts.logged import Logged
 from train_cloud.artifacts.sync import FOLDER, Sync, run_sync, write_whole
 from train_cloud.artifacts.system import Machine
 from train_cloud.artifacts.uploads import read_uploads
@@ -33,6 +34,7 @@ from train_cloud.errors import CorruptCheckpoint, Fenced, StoreError, StoreUnava
 from train_cloud.run import layout
 from train_cloud.run.head import Reference, Token
 from train_cloud.run.session import write_local
+from train_cloud.snapshot import Part
 from train_cloud.store import ObjectStore, open_store
 from train_cloud.worker.evaluations import RESULTS
 from train_cloud.worker.keep import FINAL_MODEL, KEPT, keep
@@ -76,6 +78,7 @@ class Artifacts:
         self._config, self._store, self._state_dir = config, store, state_dir
         self._hurry, self._timesteps = hurry, timesteps
         self._sync: Sync | None = None
+        self._logged: Logged | None = None
         self._log: Tee | None = None
         self._outputs: tuple[SessionTensorBoard, Table] | None = None
         self._episodes: Episodes | None = None
@@ -92,16 +95,24 @@ class Artifacts:
 
     # ------------------------------------------------------------------------------------------------------ a session
 
-    def begin(self, token: Token, newest: Reference | None, resumed_at: int, versions: Mapping[str, Any]) -> None:
+    @property
+    def begun(self) -> bool:
+        return self._sync is not None
+
+    def begin(
+        self,
+        token: Token,
+        newest: Reference | None,
+        resumed_at: int,
+        versions: Mapping[str, Any],
+        logged: Part | None = None,
+    ) -> None:
         """Bring this disk to where the head is, and begin to send.
 
-        Once; a second call does nothing.
-
         :param newest: manifest of the checkpoint that the session goes on from
+        :param logged: that checkpoint's, as :meth:`logged` returned it
         :raises StoreError: the store does not let it
         """
-        if self._sync is not None:
-            return
         self._resumed_at, self._newest = resumed_at, newest
         self._number = token.session * 10_000 + token.restart
         self._clear_unless_ours()
@@ -115,6 +126,10 @@ class Artifacts:
         tensorboard.cut(self.events, resumed_at)
         for name in TABLES:
             tables.cut(self.folder / name, resumed_at)
+        self._logged = Logged(self.folder, self._sync.sent)
+        if logged is not None:
+            self._logged.add(logged, resumed_at)
+        self._sync.now(self._growing())  # from here on what lies there is what these begin with
         self._log = Tee(self.folder / "logs" / f"session-{token.session:06d}.log")
         self._write_config(versions)
         if self._config.wandb is not None:
@@ -184,14 +199,13 @@ class Artifacts:
 
     # ------------------------------------------------------------------------------------------------------- sending
 
-    def ahead(self) -> None:
-        """Send scalars and tables: a head must not stand without them.
+    def logged(self) -> Part:
+        """Scalars and rows of tables that are not in the store for certain."""
+        return self._logged.take(self._growing()) if self._logged is not None else Part()
 
-        :raises StoreError: they cannot be sent
-        """
-        if self._sync is not None:
-            paths = [*tensorboard.event_files(self.events), *(self.folder / name for name in TABLES)]
-            self._sync.now(path for path in paths if path.exists())
+    def _growing(self) -> list[Path]:
+        tables = (self.folder / name for name in TABLES)
+        return [*tensorboard.event_files(self.events), *(path for path in tables if path.exists())]
 
     def everything(
         self,

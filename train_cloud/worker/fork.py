@@ -87,9 +87,10 @@ def fork(
     set_anew = sorted({field.split(".")[1] for field, _, _ in changes if field.startswith("hyperparameters.")})
     facts = {name: value for name, value in manifest.facts.items() if name not in ("schedules", "set_anew")}
     facts |= {"run_id": new_id, "identity": run_file.identity(), "set_anew": set_anew, "forked_from": parent}
-    run_part = {"run": Part(blob=text.encode())}
+    # The curves up to here are the other run's: it has them, and what it logged last is no beginning of new ones.
+    own = {"run": Part(blob=text.encode()), layout.LOGGED: Part()}
     try:
-        reference = copy(source, manifest, target, token=_TOKEN, parts=run_part, facts=facts)
+        reference = copy(source, manifest, target, token=_TOKEN, parts=own, facts=facts)
     except CorruptCheckpoint:
         # Its worker may have deleted it meanwhile, by the policy.
         _find(source, run_id, root, manifest.timesteps)

@@ -195,7 +195,6 @@ class _Session:
         self.episode, self.stalled = self._artifacts.episode, functools.partial(self._artifacts.measured, "stall_ms")
         self._line = Line()
         self._head_began = 0.0
-        self._head_delayed = 0.0
         self._received_bytes = 0
         self._machine: dict[str, Any] = {}
         self._exact: tuple[bool, str] = (True, "")
@@ -325,6 +324,7 @@ class _Session:
             self._manifest,
             policy=self._config.preservation,
             hold=self._evaluations.pending if self._evaluations is not None else tuple,
+            along=lambda: {layout.LOGGED: self._artifacts.logged()},
             before_head=self._before_head,
             on_commit=self._on_commit,
             hurry=lambda: self._stop.deadline() is not None,
@@ -434,7 +434,6 @@ class _Session:
     def _interrupted(self) -> NoReturn:
         assert self._session is not None
         try:
-            self._artifacts.ahead()
             self._end(self._stop.reason or "signal")
             self._send_all(last=True)
         except StoreUnavailable as error:  # the commit is what counts
@@ -592,15 +591,11 @@ class _Session:
         return machine.lock()
 
     def _before_head(self) -> None:
-        began = time.monotonic()
-        if self._stop.deadline() is None:
-            self._artifacts.ahead()  # so that a head never stands without its scalars; at a notice the head goes first
         self._head_began = time.monotonic()
-        self._head_delayed = self._head_began - began
 
     def _on_commit(self, committed: Committed) -> None:
         swap = time.monotonic() - self._head_began
-        self._line.note(committed.sent_bytes, committed.seconds - self._head_delayed - swap, swap)
+        self._line.note(committed.sent_bytes, committed.seconds - swap, swap)
         self._artifacts.committed(committed.head.timesteps, committed.head.manifest)
         self._artifacts.measured("commit_seconds", committed.seconds)
         self._last_commit = {"commit_seconds": committed.seconds, "sent_bytes": committed.sent_bytes}
@@ -657,8 +652,12 @@ class _Session:
             log.warning("the files of the experiment %s are not up to date: %s", experiment, error)
 
     def _begin_artifacts(self) -> None:
+        if self._artifacts.begun:
+            return
         self._enter(None)
-        self._artifacts.begin(self._lease.head.token, self._lease.head.manifest, self._resumed_at, self._machine)
+        head, manifest = self._lease.head, self._manifest
+        there = restore(self._store, manifest, parts={layout.LOGGED}).parts if manifest is not None else {}
+        self._artifacts.begin(head.token, head.manifest, self._resumed_at, self._machine, there.get(layout.LOGGED))
 
     def _send_all(self, *, last: bool = False, yielding: bool = False) -> bool:
         """Artifacts, all of them; when somebody waits for this machine, as many as there is time for.

@@ -1,0 +1,54 @@
+"""What was logged and may not have reached the store yet: a checkpoint takes it along, so that no head stands without
+its scalars, and nothing that was sent before has to be sent again with each.
+
+A session on a new disk fetches the files as they lie in the store, in whatever state its predecessors left them there,
+cuts them at the head (``tables``, ``tensorboard``), and adds what they lack of this. Lines and records are told apart
+by their content, which has a time in it: what is there already is not added twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from train_cloud.artifacts import tables, tensorboard
+from train_cloud.snapshot import Part
+
+
+class Logged:
+    """:param folder: of the artifacts
+    :param sent: how many bytes of a file, by its name, are in the store; files only grow from there on
+    """
+
+    def __init__(self, folder: Path, sent: Callable[[str], int]) -> None:
+        self._folder, self._sent = folder, sent
+        self._ends: dict[str, int] = {}
+
+    def take(self, paths: Iterable[Path]) -> Part:
+        """The ends of these files that are not in the store for certain."""
+        ends = {}
+        for path in paths:
+            name = path.relative_to(self._folder).as_posix()
+            sent = self._sent(name)
+            if path.stat().st_size == sent:
+                continue
+            if path.suffix == ".csv":
+                ends[name] = tables.end(path, sent)
+            else:
+                self._ends[name] = tensorboard.whole_records(path, sent, self._ends.get(name, 0))
+                ends[name] = tensorboard.end(path, self._ends[name])
+        return Part({name: np.frombuffer(body, np.uint8) for name, body in ends.items()})
+
+    def add(self, part: Part, timesteps: int) -> None:
+        """Complete the files, which are cut at ``timesteps``, by what :meth:`take` returned there or a little later."""
+        for name, body in part.arrays.items():
+            path = self._folder / name
+            if path.suffix == ".csv":
+                tables.extend(path, body.tobytes())
+                tables.cut(path, timesteps)
+            else:
+                tensorboard.extend(path, body.tobytes())
+        if part.arrays:
+            tensorboard.cut(self._folder / "tensorboard", timesteps)
