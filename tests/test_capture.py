@@ -17,7 +17,8 @@ from stable_baselines3.common.callbacks import CallbackList
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecNormalize
 
-from train_cloud.learn.capture import Capture
+from train_cloud.learn.capture import Capture, get_generators, set_generators
+from train_cloud.learn.compare import differences
 from train_cloud.snapshot import Rows, Snapshot
 
 torch.set_num_threads(1)
@@ -156,3 +157,31 @@ def test_an_environment_that_begins_anew_is_seen(kind: Any, shown: str, wrapping
     for name, value in seen.items() if isinstance(seen, dict) else [(shown, seen)]:
         np.testing.assert_array_equal(value, expected[name])
     other.learn(8, reset_num_timesteps=False)
+
+
+def test_a_console_goes_on_with_the_action_that_it_repeats() -> None:
+    """Of an environment of somebody else's making, which nothing follows but the capture."""
+    gymnasium.register_envs(pytest.importorskip("ale_py"))
+
+    def made() -> tuple[BaseAlgorithm, Capture]:
+        env = DummyVecEnv(
+            [lambda: Monitor(gymnasium.make("ALE/Pong-v5", obs_type="ram", repeat_action_probability=0.9))]
+        )
+        model = PPO("MlpPolicy", env, n_steps=8, batch_size=8, seed=1, device="cpu", policy_kwargs={"net_arch": [4]})
+        model.learn(8)
+        return model, capture_of(model, "ale")
+
+    model, capture = made()
+    for _ in range(3):
+        model.learn(24, reset_num_timesteps=False)
+        taken = capture.snapshot(0)
+        other, others = made()
+        others.restore(taken)
+        generators = get_generators()
+        model.learn(24, reset_num_timesteps=False)
+        expected = capture.snapshot(0)
+        set_generators(generators)
+        other.learn(24, reset_num_timesteps=False)
+        assert differences(others.snapshot(0), expected) == []
+        told = differences(taken, expected)
+        assert any("another state" in text for text in told), told

@@ -518,6 +518,49 @@ def test_ale() -> None:
     assert choose(lambda: gym.make("ALE/Breakout-v5")).provider == "ale"
 
 
+@pytest.mark.parametrize(
+    ("game", "repeats"), [("Breakout", 0.0), ("Breakout", 0.25), ("Breakout", 0.9), ("Pong", 0.9), ("Breakout", 1.0)]
+)
+def test_ale_repeats_what_it_would_have_repeated(game: str, repeats: float) -> None:
+    """Its own clone has the generator, but not the action in force: at 0.9 nearly every state went on otherwise."""
+    gym.register_envs(pytest.importorskip("ale_py"))
+
+    def make() -> StatefulEnv:
+        sticky = gym.make(f"ALE/{game}-v5", obs_type="ram", repeat_action_probability=repeats)
+        return StatefulEnv(wrappers.TimeLimit(sticky, 300), "ale")
+
+    def noted(env: StatefulEnv) -> Any:
+        machine, _, windows = get_state(env).base
+        return machine.serialize(), [(state.serialize(), calls) for state, calls in windows]
+
+    env, other = make(), make()
+    env.reset(seed=5)
+    other.reset(seed=99)
+    for steps in (0, 1, 2, 5, 100, *[17] * 15):  # into windows of calls, across their ends and the episode's
+        play(env, actions(env, steps, seed=steps))
+        blob = dumps(get_state(env), [env])
+        coming = actions(env, 12, seed=steps + 1)
+        expected = play(env, coming)
+        set_state(other, loads(blob, [other]))
+        assert play(other, coming) == expected
+        assert noted(other) == noted(env)
+
+
+def test_ale_goes_on_from_a_state_without_its_past() -> None:
+    """As it was saved before the action in force was."""
+    gym.register_envs(pytest.importorskip("ale_py"))
+    env, other = (StatefulEnv(gym.make("ALE/Pong-v5", repeat_action_probability=0.0), "ale") for _ in range(2))
+    env.reset(seed=5)
+    other.reset(seed=99)
+    play(env, actions(env, 30, seed=6))
+    state = get_state(env)
+    state.base = state.base[:2]
+    blob, coming = dumps(state, [env]), actions(env, 30, seed=7)
+    expected = play(env, coming)
+    set_state(other, loads(blob, [other]))
+    assert play(other, coming) == expected
+
+
 class Sized(Walk):
     def __init__(self, size: int) -> None:
         super().__init__()

@@ -6,7 +6,7 @@ the base's is what one of these state providers makes of it:
 ========  ==============================================================================================
 own       the environment's own ``get_state()`` and ``set_state(state)``
 mujoco    MuJoCo's integration state and what the last step derived from it
-ale       the Arcade Learning Environment's ``cloneState``, with its generator
+ale       the Arcade Learning Environment's ``cloneState``, with its generator and the action that it may repeat
 pickle    the base's ``__dict__``, or its own ``__getstate__`` and ``__setstate__``
 replay    the generators before the last reset, the reset's arguments and the actions since
 episode   the generators alone: the next session begins a new episode, which is recorded as not exact
@@ -39,6 +39,7 @@ import gymnasium
 import numpy as np
 
 from train_cloud.envs.parallel import Together, inside
+from train_cloud.envs.sticky import StickyALE
 from train_cloud.errors import InputError, TrainCloudError
 
 Env: TypeAlias = gymnasium.Env[Any, Any]
@@ -127,6 +128,7 @@ class StatefulEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def __init__(self, env: Env, provider: str, *, replay_max_steps: int = REPLAY_MAX_STEPS) -> None:
         super().__init__(env)
+        follow(env)
         self.train_cloud_provider = provider
         self.replay_max_steps = replay_max_steps
         self.record: Record | None = None
@@ -431,20 +433,32 @@ class _MuJoCo(_Layered):
 
 
 class _ALE(_Layered):
-    """ALE's documentation, "Python interface": ``cloneState(include_rng=True)``, ``restoreState``."""
+    """ALE's documentation, "Python interface": ``cloneState(include_rng=True)``, ``restoreState``; what these leave out
+    is in :class:`StickyALE`.
+    """
 
     name = "ale"
 
     def refuses(self, env: Env) -> str | None:
+        ale_py = sys.modules.get("ale_py")  # never imported here, as with MuJoCo
         ale = getattr(env.unwrapped, "ale", None)
-        return None if hasattr(ale, "cloneState") else "not an environment of the Arcade Learning Environment"
+        if ale_py is not None and isinstance(ale, StickyALE | ale_py.ALEInterface):
+            return None
+        return "not an environment of the Arcade Learning Environment"
+
+    def follow(self, base: Any) -> StickyALE:
+        if not isinstance(base.ale, StickyALE):
+            base.ale = StickyALE(base.ale)
+        sticky: StickyALE = base.ale
+        return sticky
 
     def _get(self, base: Any) -> Any:
-        return base.ale.cloneState(include_rng=True), _attributes(base, without=("ale",))
+        ale = self.follow(base)
+        return ale.cloneState(include_rng=True), _attributes(base, without=("ale",)), ale.windows()
 
     def _set(self, base: Any, content: Any) -> None:
-        machine, attributes = content
-        base.ale.restoreState(machine)
+        machine, attributes, *windows = content  # the windows came later
+        self.follow(base).go_on(machine, *windows or ([],))
         _set_attributes(base, attributes, without=("ale",))
 
 
@@ -591,6 +605,13 @@ class _Episode:
 PROVIDERS: dict[str, StateProvider] = {
     provider.name: provider for provider in (_Own(), _MuJoCo(), _ALE(), _Pickle(), _Replay(), _Episode())
 }
+
+
+def follow(env: Env) -> None:
+    """Begin to note what the environment itself does not tell when its state is taken; best before its first reset."""
+    ale = _ALE()
+    if ale.refuses(env) is None:
+        ale.follow(env.unwrapped)
 
 
 def get_state(env: Env, provider: str | None = None) -> EnvState:

@@ -36,7 +36,7 @@ from stable_baselines3.common.vec_env import (
     VecTransposeImage,
 )
 
-from train_cloud.envs.state import FAILURES, dumps, get_state, loads, set_state
+from train_cloud.envs.state import FAILURES, dumps, follow, get_state, loads, set_state
 from train_cloud.errors import InputError, TrainCloudError
 from train_cloud.learn.replay import Ring
 from train_cloud.snapshot import Array, Part, Rows, Snapshot
@@ -89,6 +89,8 @@ class Capture:
         assert env is not None
         self._env: VecEnv = env
         self._singles = [single for venv in (env, *_venvs(self._callbacks)) for single in _singles(venv)]
+        for single in self._singles:
+            follow(single)  # of somebody else's making
 
     @property
     def capacity(self) -> int:

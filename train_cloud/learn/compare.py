@@ -128,5 +128,7 @@ def _walk(where: str, left: Any, right: Any, seen: set[tuple[int, int]]) -> Iter
             yield f"{where}: {len(left)} and {len(right)} items"
         for index, (one, other) in enumerate(zip(left, right, strict=False)):
             yield from _walk(f"{where}[{index}]", one, other, seen)
+    elif not hasattr(left, "__dict__") and pickle.dumps(left) != pickle.dumps(right):
+        yield f"{where}: the {type(left).__name__} of an extension has another state"
     if hasattr(left, "__dict__") and not callable(left):
         yield from _walk(where, vars(left), vars(right), seen)
