@@ -133,3 +133,18 @@ def test_a_record_in_the_making_stays_out(original: Path, tmp_path: Path) -> Non
     cut(there, 1000)
     assert contents(fresh) == contents(there)
     assert "98" in (fresh / "monitor.csv").read_text()
+
+
+@pytest.mark.parametrize("rows", [0, 3, 40])
+def test_the_end_of_a_table_begins_with_a_row(tmp_path: Path, rows: int) -> None:
+    """Wherever it is cut; also where a row is longer than what is read at first."""
+    path = tmp_path / "progress.csv"
+    lines = [b"timesteps,text\n", *(b"%d,%s\n" % (number, b"x" * 9000 * (number % 20)) for number in range(rows))]
+    whole = b"".join(lines)
+    path.write_bytes(whole + b"99,unfin")
+    at = 0
+    for number, line in enumerate(lines):
+        for start in {at, at + len(line) // 2, at + len(line) - 1}:
+            assert tables.end(path, start) == lines[0] + b"".join(lines[max(1, number) :])
+        at += len(line)
+    assert tables.end(path, len(whole)) == lines[0]

@@ -24,7 +24,8 @@ class Logged:
 
     def __init__(self, folder: Path, sent: Callable[[str], int]) -> None:
         self._folder, self._sent = folder, sent
-        self._ends: dict[str, int] = {}
+        self._begin: dict[str, int] = {}
+        """Of event files, which are not lines: where a record begins, at the end of what was sent or before."""
 
     def take(self, paths: Iterable[Path]) -> Part:
         """The ends of these files that are not in the store for certain."""
@@ -37,8 +38,9 @@ class Logged:
             if path.suffix == ".csv":
                 ends[name] = tables.end(path, sent)
             else:
-                self._ends[name] = tensorboard.whole_records(path, sent, self._ends.get(name, 0))
-                ends[name] = tensorboard.end(path, self._ends[name])
+                self._begin[name] = begin = self._begin.get(name, 0)
+                self._begin[name] += len(tensorboard.whole_records(path, begin, sent))
+                ends[name] = tensorboard.whole_records(path, self._begin[name])
         return Part({name: np.frombuffer(body, np.uint8) for name, body in ends.items()})
 
     def add(self, part: Part, timesteps: int) -> None:

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from train_cloud.artifacts.sync import write_whole
+
+_LINE = 1 << 16
+"""Bytes. Few lines are longer; of one that is, the whole table is an end."""
 
 
 def cut(path: Path, timesteps: int) -> bool:
@@ -34,11 +38,15 @@ def cut(path: Path, timesteps: int) -> bool:
 
 def end(path: Path, start: int) -> bytes:
     """The table's head, and its rows from the one on that byte ``start`` is in. A row that has begun stays out."""
-    body = path.read_bytes()
-    body = body[: body.rfind(b"\n") + 1]
-    first = body.rfind(b"\n", 0, start) + 1
-    top = b"".join(_head(body.splitlines(keepends=True)))
-    return top + body[max(first, len(top)) :]
+    with path.open("rb") as file:
+        top = b"".join(_head(iter(file.readline, b"")))
+        for at in (max(len(top), start - _LINE), len(top)):
+            file.seek(at)
+            body = file.read()
+            first = body.rfind(b"\n", 0, max(0, start - at)) + 1
+            if first > 0 or at == len(top):  # a row begins there
+                break
+    return top + body[first : body.rfind(b"\n") + 1]
 
 
 def extend(path: Path, more: bytes) -> None:
@@ -63,10 +71,12 @@ def extend(path: Path, more: bytes) -> None:
     write_whole(path, top + text.getvalue().encode())
 
 
-def _head(lines: list[bytes]) -> list[bytes]:
+def _head(lines: Iterable[bytes]) -> Iterator[bytes]:
     """Comments, and the names of the columns."""
-    count = next((at for at, line in enumerate(lines) if not line.startswith(b"#")), len(lines))
-    return lines[: count + 1]
+    for line in lines:
+        yield line
+        if not line.startswith(b"#"):
+            return
 
 
 def _parsed(body: bytes) -> tuple[bytes, list[str], list[list[str]]]:

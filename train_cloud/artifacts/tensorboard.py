@@ -53,27 +53,17 @@ def cut(folder: Path, timesteps: int) -> bool:
     return changed
 
 
-def whole_records(path: Path, limit: int, start: int = 0) -> int:
-    """Where the last whole record of the first ``limit`` bytes ends.
-
-    :param start: where a record begins
-    """
-    with path.open("rb") as file:
-        while True:
-            file.seek(start)
-            length = file.read(8)
-            end = start + int.from_bytes(length, "little") + _FRAME
-            if len(length) < 8 or end > limit:
-                return start
-            start = end
-
-
-def end(path: Path, start: int) -> bytes:
-    """The records from byte ``start`` on, which one begins at. One that is being written stays out."""
-    stop = whole_records(path, path.stat().st_size, start)
+def whole_records(path: Path, start: int, stop: int | None = None) -> bytes:
+    """Those from byte ``start`` on, which one begins at, as far as they end before ``stop`` or the file's end."""
     with path.open("rb") as file:
         file.seek(start)
-        return file.read(stop - start)
+        body = file.read() if stop is None else file.read(max(0, stop - start))
+    end = 0
+    while True:
+        after = end + int.from_bytes(body[end : end + 8], "little") + _FRAME
+        if after > len(body):
+            return body[:end]
+        end = after
 
 
 def extend(path: Path, more: bytes) -> None:

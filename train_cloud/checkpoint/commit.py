@@ -82,6 +82,7 @@ class Committer:
         self._store = store
         self._lease = lease
         self._newest = manifest
+        self._keys = frozenset(manifest.keys() if manifest else ())
         self._policy = policy or Preservation()
         self._hold = hold
         self._along = along
@@ -92,7 +93,7 @@ class Committer:
         self._over.set()
         self._error: BaseException | None = None
         self._deadline = float("inf")
-        self._needs: dict[Kept, set[str]] = {}
+        self._needs: dict[Kept, frozenset[str]] = {}
         self._unreadable: set[Kept] = set()
         self._written: set[str] = set()
         self._swept = False
@@ -179,7 +180,6 @@ class Committer:
             for name, rows in snapshot.streams.items()
             for first, columns in _split(rows)
         ]
-        known = (before.keys() if before else set()) | {merged.key for _, merged in self._merged.values()}
         with _Writes(self._store, lambda: self._hurry() or len(segments) > _FEW) as writes:
             references = {
                 name: _part(writes, folder + name, part, before.parts.get(name) if before else None)
@@ -208,14 +208,11 @@ class Committer:
         self._before_head()
         self._lease.commit(reference, snapshot.timesteps, outcome=outcome, reason=reason)
         if before is not None:
-            self._needs[earlier[0]] = before.keys()
-        self._newest = manifest
+            self._needs[earlier[0]] = self._keys
+        self._newest, self._keys = manifest, frozenset(manifest.keys())
         self._merged.clear()
-        self._written |= manifest.keys() | {reference.key}
-        sizes = {part.key: part.size for part in references.values()} | {
-            segment.key: segment.size for stream in manifest.streams.values() for segment in stream.segments
-        }
-        return reference.size + sum(size for key, size in sizes.items() if key not in known)
+        self._written |= self._keys | {reference.key}
+        return writes.bytes
 
     def _reference(self) -> Reference:
         assert self._lease.head.manifest is not None
@@ -248,16 +245,17 @@ class Committer:
             if self._in_a_hurry():
                 return  # there may be hundreds
             try:
-                self._needs[kept] = read_manifest(self._store, kept.manifest).keys(rows=kept.rows)
+                self._needs[kept] = frozenset(read_manifest(self._store, kept.manifest).keys(rows=kept.rows))
             except CorruptCheckpoint as error:
                 log.error("the checkpoint at %d is lost, and named no longer: %s", kept.timesteps, error)
                 self._unreadable.add(kept)
         if not self._unreadable.isdisjoint(self._newest.kept):
             return  # what it needs may be needed by no other, and the head names it until the next commit
         self._needs = {kept: self._needs[kept] for kept in self._newest.kept}
-        needed = self._newest.keys() | {self._reference().key}
+        needed = {*self._keys, self._reference().key}
         for kept, keys in self._needs.items():
-            needed |= keys | {kept.manifest.key}
+            needed |= keys
+            needed.add(kept.manifest.key)
         if self._swept:
             garbage = self._written - needed
         else:
@@ -319,8 +317,10 @@ class _Writes:
         self._at_once = at_once
         self._pool: ThreadPoolExecutor | None = None
         self._under_way: deque[Future[str]] = deque()
+        self.bytes = 0
 
     def put(self, key: str, body: memoryview) -> Reference:
+        self.bytes += len(body)
         if self._pool is None and _PARALLEL > 1 and self._at_once():
             self._pool = ThreadPoolExecutor(_PARALLEL)
         if self._pool is None:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
+from pydantic_core import to_json
 
 from train_cloud.errors import ConditionFailed, CorruptCheckpoint, Fenced, ObjectMissing, StoreUnavailable
 from train_cloud.run import layout
@@ -106,7 +107,7 @@ def parse_head(body: bytes) -> Head:
 def pack_head(head: Head) -> bytes:
     """JSON with a checksum of its own: no manifest vouches for the head, and a flipped digit is a head like another."""
     fields = head.model_dump(mode="json")
-    return json.dumps({**fields, _CHECKSUM: _crc32(fields)}, indent=1).encode()
+    return to_json({**fields, _CHECKSUM: _crc32(fields)}, indent=1)
 
 
 def _crc32(fields: dict[str, object]) -> int:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import to_json
 
 from train_cloud.errors import ConditionFailed, ObjectMissing
 from train_cloud.run import layout
@@ -123,8 +124,9 @@ def end_session(store: ObjectStore, session: Session, **facts: Any) -> None:
 
 def write_progress(store: ObjectStore, session: Session, **facts: Any) -> None:
     """Overwrite the session's progress: the only one of its records that changes."""
-    body = json.dumps({"session": session.number, "at": now(), "seconds": session.seconds, **facts}, indent=1)
-    store.put(layout.progress_key(session.number), body.encode())
+    # Beside the training, which waits while Python writes JSON with indents.
+    body = to_json({"session": session.number, "at": now(), "seconds": session.seconds, **facts}, indent=1)
+    store.put(layout.progress_key(session.number), body)
 
 
 def read_progress(store: ObjectStore, session: Session) -> dict[str, Any] | None:
