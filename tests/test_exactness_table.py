@@ -17,8 +17,6 @@ from exactness import ALGORITHMS, DOCUMENT, EXTRAS, WORLDS, Case, cases, differe
 #: The same in all of pytest's processes, of which each tries one part.
 SEED = int(os.environ.get("EXACTNESS_SEED") or datetime.now(timezone.utc).strftime("%Y%m%d"))
 PARTS = 4
-#: Found by a full run and not explained yet: equal over the first update after the stop, then another policy.
-OPEN = {("trpo", "ale_py:ALE/Breakout-v5", "dummy")}
 
 
 @pytest.mark.slow
@@ -36,8 +34,7 @@ def test_a_stop_at_an_awkward_step_changes_nothing(warm: Any, tmp_path: Path, pa
             folder = tmp_path / str(number)
             folder.mkdir()
             found[str(case)] = differences(warm, case, folder)
-    known = {str(case) for case in chosen if (case.algorithm, case.world, case.vectorization) in OPEN}
-    told = {case: text for case, text in found.items() if text and case not in known}
+    told = {case: text for case, text in found.items() if text}
     assert not told, f"EXACTNESS_SEED={SEED}: {told}"
     assert found
 
@@ -96,6 +93,4 @@ def test_the_document_is_of_this_table() -> None:
         line.split("|")[1:3] for line in written if " gSDE" in line
     ]
     assert len(lines) == len(written)
-    different = [line for line in written if "**different**" in line]
-    assert len(different) == len(OPEN)
-    assert all(any(line.startswith(f"| {name} | {world} (") for name, world, _ in OPEN) for line in different)
+    assert not [line for line in written if "**different**" in line]
