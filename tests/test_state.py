@@ -519,7 +519,7 @@ def test_ale() -> None:
 
 
 @pytest.mark.parametrize(
-    ("game", "repeats"), [("Breakout", 0.0), ("Breakout", 0.25), ("Breakout", 0.9), ("Pong", 0.9), ("Breakout", 1.0)]
+    ("game", "repeats"), [("Breakout", 0.0), ("Breakout", 0.9), ("Breakout", 1.0), ("Pong", 0.9), ("Qbert", 0.25)]
 )
 def test_ale_repeats_what_it_would_have_repeated(game: str, repeats: float) -> None:
     """Its own clone has the generator, but not the action in force: at 0.9 nearly every state went on otherwise."""

@@ -26,6 +26,9 @@ class StickyALE:
     there on it follows from the generator and the actions given, of which only the last few matter. So this keeps a
     state from some frames ago with the calls since, and repeats these in the console that is to go on.
 
+    Repeating them also brings back what else a clone lacks of the last frames: the screen, and up to ALE 0.12.1 whether
+    the last one was cut short, without which Qbert and Tetris went on otherwise (ALE's pull request 732).
+
     :param ale: an ``ALEInterface``; best before its first reset, as what was in force before is not known
     """
 
