@@ -252,6 +252,29 @@ def test_a_group_keeps_its_policy_replaces_its_worker_and_leaves_no_volume(aws: 
     assert not [entry for entry in aws.resources_left() if entry.startswith(("volume", "instance i-"))]
 
 
+def test_scheduled_actions_of_one_name_belong_to_their_groups(aws: EmbeddedAws) -> None:
+    scaling = aws.client("autoscaling")
+
+    def there() -> list[str]:
+        found = scaling.describe_scheduled_actions(ScheduledActionNames=["stop"])["ScheduledUpdateGroupActions"]
+        return [action["AutoScalingGroupName"] for action in found]
+
+    for name in ("one", "other"):
+        group(aws, name, template(aws, name))
+        for desired in (1, 0):
+            scaling.put_scheduled_update_group_action(
+                AutoScalingGroupName=name, ScheduledActionName="stop", DesiredCapacity=desired, Recurrence="5 * * * *"
+            )
+    assert there() == ["one", "other"]
+    scaling.delete_scheduled_action(AutoScalingGroupName="one", ScheduledActionName="stop")
+    assert there() == ["other"]
+    with pytest.raises(ClientError, match="not found"):
+        scaling.delete_scheduled_action(AutoScalingGroupName="one", ScheduledActionName="stop")
+    scaling.delete_scheduled_action(AutoScalingGroupName="other", ScheduledActionName="stop")
+    for name in ("one", "other"):
+        scaling.delete_auto_scaling_group(AutoScalingGroupName=name, ForceDelete=True)
+
+
 def test_tags_of_a_template_are_not_tags_of_its_machines(aws: EmbeddedAws) -> None:
     specifications = [{"ResourceType": "instance", "Tags": [{"Key": "Name", "Value": "worker"}]}]
     aws.client("ec2").create_launch_template(
@@ -309,5 +332,9 @@ def test_a_listing_of_versions_leaves_the_bytes(aws: EmbeddedAws) -> None:
     for _ in range(2):
         listed = s3.list_object_versions(Bucket="versions")["Versions"]
         assert [(version["Size"], version["IsLatest"]) for version in listed] == [(3, True), (5, False)]
+    s3.put_object(Bucket="versions", Key="kept/k", Body=b"")
+    s3.delete_object(Bucket="versions", Key="kept/k")
+    below = s3.list_object_versions(Bucket="versions", Prefix="kept/")
+    assert [found["Key"] for kind in ("Versions", "DeleteMarkers") for found in below[kind]] == ["kept/k", "kept/k"]
     bodies = [s3.get_object(Bucket="versions", Key="k", VersionId=v["VersionId"])["Body"].read() for v in listed]
     assert bodies == [b"new", b"older"]

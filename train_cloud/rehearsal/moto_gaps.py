@@ -23,7 +23,8 @@ from xml.etree import ElementTree
 os.environ["MOTO_IAM_LOAD_MANAGED_POLICIES"] = "true"
 os.environ["MOTO_ENABLE_AMI_VALIDATION"] = "true"
 
-from moto.autoscaling.models import FakeAutoScalingGroup
+from moto import backends
+from moto.autoscaling.models import AutoScalingBackend, FakeAutoScalingGroup
 from moto.autoscaling.responses import AutoScalingResponse
 from moto.core.responses import EmptyResult
 from moto.ec2.models import ec2_backends
@@ -32,7 +33,7 @@ from moto.ec2.models.launch_templates import LaunchTemplateBackend
 from moto.iam.access_control import IAMPolicyStatement, IAMRequestBase, PermissionResult
 from moto.logs.responses import LogsResponse
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
-from moto.s3.models import FakeBucket, FakeDeleteMarker, FakeKey
+from moto.s3.models import FakeBucket, FakeDeleteMarker, FakeKey, S3Backend
 from moto.s3.responses import S3Response
 from moto.sns.responses import SNSResponse
 from moto.ssm.models import Parameter, SimpleSystemManagerBackend
@@ -86,6 +87,21 @@ def _group(original: Answer, self: Any, *args: Any, **kwargs: Any) -> None:
     original(self, *args, **kwargs)
     if not (kwargs.get("mixed_instances_policy") or kwargs.get("launch_template") or kwargs.get("launch_config_name")):
         self.mixed_instances_policy = policy
+
+
+@fills(AutoScalingBackend, "put_scheduled_update_group_action")
+def _schedule(original: Answer, self: Any, name: str, *args: Any, scheduled_action_name: str, **kwargs: Any) -> Any:
+    """One group's scheduled action takes the place of another group's of the same name."""
+    action = original(self, name, *args, scheduled_action_name=scheduled_action_name, **kwargs)
+    self.scheduled_actions[f"{name}/{scheduled_action_name}"] = self.scheduled_actions.pop(scheduled_action_name)
+    return action
+
+
+@fills(AutoScalingBackend, "delete_scheduled_action")
+def _unschedule(original: Answer, self: Any, auto_scaling_group_name: str, scheduled_action_name: str) -> None:
+    """As above."""
+    original(self, auto_scaling_group_name, scheduled_action_name)  # an error where there is none
+    del self.scheduled_actions[f"{auto_scaling_group_name}/{scheduled_action_name}"]
 
 
 @fills(AutoScalingResponse, "complete_lifecycle_action")
@@ -159,6 +175,22 @@ def _copied(_: Answer | None, self: Any, memo: object) -> Any:
     return twin
 
 
+@fills(S3Backend, "list_object_versions")
+def _versions(original: Answer, self: Any, bucket_name: str, *args: Any, prefix: str = "", **kwargs: Any) -> Any:
+    """Copies and sorts the versions of all keys, whatever the prefix. Terraform asks twice for each of its objects, so
+    that the stack of many runs took minutes to destroy."""
+    bucket = self.get_bucket(bucket_name)
+    whole = bucket.keys
+    bucket.keys = type(whole)()
+    try:
+        for key, versions in whole.lists():
+            if key.startswith(prefix):
+                bucket.keys.setlist(key, versions)
+        return original(self, bucket_name, *args, prefix=prefix, **kwargs)
+    finally:
+        bucket.keys = whole
+
+
 @fills(FakeDeleteMarker, "dispose")
 def _dispose(_: Answer | None, self: Any, *args: Any, **kwargs: Any) -> None:
     """Deleting a delete marker fails with a server error, so that emptying a versioned bucket never ends."""
@@ -199,6 +231,11 @@ def _principal(original: Answer, self: Any, principal: Any) -> Any:
 @fills(IAMRequestBase, "check_signature")
 def _signature(_: Answer, self: Any) -> None:
     """Some S3 signatures are recomputed wrongly. It is the permissions that are rehearsed, not the signatures."""
+
+
+# Twice with each request moto lists its own folder on the disk, which takes it a millisecond.
+_MODULES = frozenset(backends.list_of_moto_modules())
+backends.list_of_moto_modules = lambda: _MODULES
 
 
 class _Application:
