@@ -24,8 +24,8 @@ class Logged:
 
     def __init__(self, folder: Path, sent: Callable[[str], int]) -> None:
         self._folder, self._sent = folder, sent
-        self._begin: dict[str, int] = {}
-        """Of event files, which are not lines: where a record begins, at the end of what was sent or before."""
+        self._between: dict[str, list[int]] = {}
+        """Of event files, in ascending order: bytes that a record begins at, found at the end of each take."""
 
     def take(self, paths: Iterable[Path]) -> Part:
         """The ends of these files that are not in the store for certain."""
@@ -38,10 +38,18 @@ class Logged:
             if path.suffix == ".csv":
                 ends[name] = tables.end(path, sent)
             else:
-                self._begin[name] = begin = self._begin.get(name, 0)
-                self._begin[name] += len(tensorboard.whole_records(path, begin, sent))
-                ends[name] = tensorboard.whole_records(path, self._begin[name])
+                ends[name] = self._records(name, path, sent)
         return Part({name: np.frombuffer(body, np.uint8) for name, body in ends.items()})
+
+    def _records(self, name: str, path: Path, sent: int) -> bytes:
+        """From some take's end on that was sent; only what came since the last one is looked at record by record."""
+        known = self._between.get(name, [0])
+        new = tensorboard.whole_records(path, known[-1])
+        begin = max(at for at in known if at <= sent)
+        self._between[name] = [at for at in (*known, known[-1] + len(new)) if at >= begin]
+        with path.open("rb") as file:
+            file.seek(begin)
+            return file.read(known[-1] - begin) + new
 
     def add(self, part: Part, timesteps: int) -> None:
         """Complete the files, which are cut at ``timesteps``, by what :meth:`take` returned there or a little later."""

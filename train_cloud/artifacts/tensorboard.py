@@ -53,11 +53,11 @@ def cut(folder: Path, timesteps: int) -> bool:
     return changed
 
 
-def whole_records(path: Path, start: int, stop: int | None = None) -> bytes:
-    """Those from byte ``start`` on, which one begins at, as far as they end before ``stop`` or the file's end."""
+def whole_records(path: Path, start: int) -> bytes:
+    """Those from byte ``start`` on, which one begins at. One that is being written stays out."""
     with path.open("rb") as file:
         file.seek(start)
-        body = file.read() if stop is None else file.read(max(0, stop - start))
+        body = file.read()
     end = 0
     while True:
         after = end + int.from_bytes(body[end : end + 8], "little") + _FRAME
