@@ -1,88 +1,183 @@
-"""The examples: accepted as they are, rehearsed on the embedded AWS with an interruption each, and exact when they are
-cut by a notice and by a kill.
-"""
+"""The examples: accepted as they are, and all launched by one Terraform stack, interrupted, resumed and finished."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import boto3
 import pytest
-from sessions import Rehearsed
 
-from train_cloud.checkpoint import read_manifest, restore
-from train_cloud.config import load_run_file
+from train_cloud.config import RunFile, load_run_file
 from train_cloud.learn.check import check
-from train_cloud.learn.compare import differences
+from train_cloud.rehearsal.aws import EmbeddedAws
+from train_cloud.rehearsal.instance import Instance
+from train_cloud.rehearsal.life import Life
+from train_cloud.rehearsal.rehearse import as_launched
+from train_cloud.rehearsal.terraform import Terraform
+from train_cloud.rehearsal.timeline import Timeline
 from train_cloud.run import layout
 from train_cloud.run.head import Head, read_head
-from train_cloud.snapshot import Snapshot
+from train_cloud.run.session import SessionRecord, read_sessions
 from train_cloud.store import open_store
+from train_cloud.worker.units import TRAIN
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-TOTAL = 2000
+F1TENTH = importlib.util.find_spec("f1tenth_gym") is not None
 
-
-#: What makes each example short: it is rehearsed, not trained.
-SHORT = [
-    "save_frequency=60",
+#: What makes each example short: it is rehearsed, not trained. A script decides on its model itself.
+SMALL = [
     "hyperparameters.learning_starts=40",
-    "hyperparameters.train_freq=4",
+    "hyperparameters.buffer_size=4000",
     "hyperparameters.batch_size=32",
     "hyperparameters.policy_kwargs={net_arch: [32, 32]}",
 ]
+#: Timesteps of each, at the speed of its environment two seconds or more: so a third of them is in mid-run.
+TOTAL, TOTALS = (
+    2400,
+    {"pendulum_sac": 1000, "racetrack_sac": 160, "racetrack_multiagent": 160, "spread_multiagent": 800},
+)
 
 
 def _example(path: Path) -> Any:
     if not path.stem.startswith("f1tenth"):
         return pytest.param(path, id=path.stem)
-    there = importlib.util.find_spec("f1tenth_gym") is not None
-    marks = [pytest.mark.f1tenth, pytest.mark.skipif(not there, reason="f1tenth_gym is not installed")]
+    marks = [pytest.mark.f1tenth, pytest.mark.skipif(not F1TENTH, reason="f1tenth_gym is not installed")]
     return pytest.param(path, id=path.stem, marks=marks)
 
 
 ALL = [_example(path) for path in sorted(EXAMPLES.glob("*.yaml"))]
 
 
-class Example(Rehearsed):
-    """A run of an example as it stands, with some fields changed."""
+class Lived(NamedTuple):
+    """What came of one example."""
 
-    def __init__(self, context: Any, folder: Path, path: Path, root: str) -> None:
-        self.context, self.folder, self.run_file, self.root = context, folder, path, root
-        self.store = open_store(layout.run_url(root, load_run_file(path).run_id))
-
-
-@pytest.fixture(scope="module")
-def on_aws(aws_endpoint: str) -> str:
-    """One bucket of the embedded AWS for all examples."""
-    boto3.client("s3", endpoint_url=aws_endpoint).create_bucket(Bucket="examples")
-    return "s3://examples/runs"
+    error: BaseException | None
+    reached: list[int]
+    """The last step that each of its machines took."""
+    head: Head
+    sessions: list[SessionRecord]
+    capacity: int
+    models: list[str]
 
 
-@pytest.mark.slow
+class Rehearsed(NamedTuple):
+    lived: dict[str, Lived]
+    """By run id."""
+    left: list[str]
+    """What was there after the destroy."""
+
+
+def live(life: Life) -> None:
+    """A notice in mid-run, and the end."""
+    first = life.boot()
+    life.reach(first, life.config.total_timesteps // 3)
+    assert isinstance(first, Instance)
+    trainer = first.machine.pid(TRAIN)
+    assert trainer is not None
+    # It stands still while the notice is on its way, which takes seconds: so the examples can be this short.
+    os.kill(trainer, signal.SIGSTOP)
+    try:
+        life.announce(first)
+        life.until(first, "the trainer is told to stop", lambda: first.state(TRAIN).active == "deactivating")
+    finally:
+        os.kill(trainer, signal.SIGCONT)
+    life.interrupt(first)
+    life.complete(life.boot())
+
+
+def shortened(path: Path, code: Path | None, folder: Path) -> tuple[Path, RunFile]:
+    """The example as it is launched."""
+    total = TOTALS.get(path.stem, TOTAL)
+    changes = [f"total_timesteps={total}", f"save_frequency={total // 4}"]
+    if load_run_file(path).entry_point is None:
+        changes += SMALL
+    if code is not None:
+        changes.append(f"code.folder={code}")
+    folder.mkdir()
+    return as_launched(path, config := load_run_file(path, changes), changes, folder), config
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(True, id="with_one_code", marks=pytest.mark.slow),
+        pytest.param(False, id="each_with_its_own", marks=pytest.mark.full),
+    ],
+)
+def rehearsed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Rehearsed:
+    """All examples from one apply, two at a time, with a notice each; then one destroy.
+
+    Terraform takes a second for six files, and uploads the package with each code folder: where all have one, with
+    everybody's code in it, there is a fifth as much to wait for.
+    """
+    folder = tmp_path_factory.mktemp("examples")
+    paths = [path for path in sorted(EXAMPLES.glob("*.yaml")) if F1TENTH or not path.stem.startswith("f1tenth")]
+    code = folder / "code" if request.param else None
+    if code is not None:
+        for path in paths:
+            if (own := load_run_file(path).code.folder) is not None:
+                shutil.copytree(path.parent / own, code, dirs_exist_ok=True)
+    runs = [shortened(path, code, folder / path.stem) for path in paths]
+    with EmbeddedAws(log=folder / "aws.log") as aws, contextlib.ExitStack() as machines:
+        terraform = Terraform(folder / "stack", aws)
+        variables = {"run_files": [run_file for run_file, _ in runs], "delete_artifacts_on_destroy": True}
+        outputs = terraform.apply(variables)
+        lives = {}
+        for run_file, config in runs:
+            group, timeline = outputs["runs"][config.run_id]["autoscaling_group_name"], Timeline(config.run_id)
+            lives[config.run_id] = Life(aws, group, config, run_file.parent, timeline, limit=300)
+            machines.callback(lives[config.run_id].close)
+        with aws.permissions_enforced(), ThreadPoolExecutor(2) as pool:
+            ends = {run_id: pool.submit(live, life) for run_id, life in lives.items()}
+        lived = {}
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in aws.environment().items():
+                patch.setenv(name, value)
+            for run_id, life in lives.items():
+                store = open_store(layout.run_url(outputs["s3_bucket_url"], run_id))
+                head = read_head(store)
+                assert head is not None
+                lived[run_id] = Lived(
+                    ends[run_id].exception(),
+                    list(life.reached.values()),
+                    head[0],
+                    read_sessions(store),
+                    life.desired_capacity(),
+                    [info.key for info in store.list("artifacts/final/") if info.key.endswith("model.zip")],
+                )
+        machines.close()
+        terraform.destroy()
+        return Rehearsed(lived, aws.resources_left())
+
+
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("path", ALL)
-def test_rehearsed_with_an_interruption(warm: Any, on_aws: str, path: Path, tmp_path: Path) -> None:
-    run = Example(warm, tmp_path, path, on_aws)
-    script = (
-        load_run_file(path).entry_point is not None
-    )  # which has callbacks of its own: the signal comes from outside
-    total, at = (2400, 500) if script else (160, 70)
-    short = ["save_frequency=300"] if script else [*SHORT, 'callbacks=["interrupting:InterruptAt"]']
-    options = tuple(part for change in (f"total_timesteps={total}", *short) for part in ("--set", change))
-    assert run.session(f"SIGTERM@{at}", outside=script, options=options) == 75, run.log()
-    stopped = run.head()
-    assert stopped.outcome is None and at <= stopped.timesteps < total
-    assert run.session(options=options) == 0, run.log()
-    assert run.head().outcome == "completed" and run.head().timesteps == total, run.log()
-    assert f"goes on at {stopped.timesteps} timesteps" in run.log()
-    assert any(info.key.endswith("model.zip") for info in run.store.list("artifacts/final/"))
+def test_launched_interrupted_resumed_and_finished(rehearsed: Rehearsed, path: Path) -> None:
+    total = TOTALS.get(path.stem, TOTAL)
+    lived = rehearsed.lived[path.stem.replace("_", "-")]
+    if lived.error is not None:
+        raise lived.error
+    assert (lived.head.outcome, lived.head.timesteps, lived.capacity) == ("completed", total, 0)
+    before, after = lived.sessions
+    assert before.notices and before.end is not None and after.end is not None
+    committed = before.end["committed_timesteps"]
+    assert lived.reached == [committed, total] and total // 3 <= committed < total
+    assert after.end["first_timestep"] == committed
+    assert before.start["instance_id"] != after.start["instance_id"]
+    assert lived.models
+
+
+@pytest.mark.timeout(1800)
+def test_nothing_is_left(rehearsed: Rehearsed) -> None:
+    assert rehearsed.left == []
 
 
 @pytest.mark.slow
@@ -108,54 +203,3 @@ def test_accepted(path: Path) -> None:
     report = check(load_run_file(path))
     if path.stem != "own_script":
         assert report.choice is not None and report.choice.exact
-
-
-def start(name: str, folder: Path, store: str) -> subprocess.Popen[bytes]:
-    command = ["train", str(EXAMPLES / f"{name}.yaml"), "--store", store, "--set", f"total_timesteps={TOTAL}"]
-    with (folder / "log.txt").open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "train_cloud", *command, "--state-dir", str(folder / f"state-{Path(store).name}")],
-            env={**os.environ, "TRAIN_CLOUD_THREADS": "1"},
-            stdout=log,
-            stderr=log,
-        )
-
-
-def head_of(name: str, store: str) -> Head | None:
-    read = read_head(open_store(layout.run_url(store, name.replace("_", "-"))))
-    return read[0] if read else None
-
-
-def final(name: str, store: str) -> Snapshot:
-    head = head_of(name, store)
-    assert head is not None and head.outcome == "completed" and head.manifest is not None
-    opened = open_store(layout.run_url(store, name.replace("_", "-")))
-    return restore(opened, read_manifest(opened, head.manifest))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["own_environment", "own_script"])
-def test_cut_twice_and_equal_bit_for_bit(name: str, tmp_path: Path) -> None:
-    log = tmp_path / "log.txt"
-    stores = {}
-    for kind in ("twin", "cut"):
-        (tmp_path / kind).mkdir()
-        stores[kind] = str(tmp_path / kind)
-    assert start(name, tmp_path, stores["twin"]).wait(100) == 0, log.read_text()
-    for number, at, expected in ((signal.SIGTERM, 500, 75), (signal.SIGKILL, 1200, -signal.SIGKILL)):
-        session = start(name, tmp_path, stores["cut"])
-        try:
-            deadline = time.monotonic() + 100
-            while True:
-                head = head_of(name, stores["cut"])
-                if head is not None and head.timesteps >= at:
-                    break
-                assert session.poll() is None and time.monotonic() < deadline, log.read_text()
-                time.sleep(0.02)
-            session.send_signal(number)
-            assert session.wait(60) == expected, log.read_text()
-        finally:
-            session.kill()
-            session.wait()
-    assert start(name, tmp_path, stores["cut"]).wait(100) == 0, log.read_text()
-    assert differences(final(name, stores["cut"]), final(name, stores["twin"])) == []

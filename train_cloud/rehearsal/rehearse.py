@@ -18,13 +18,10 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime, timezone
+from datetime import datetime
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from train_cloud.artifacts import tensorboard
 from train_cloud.checkpoint import read_manifest, restore
@@ -33,7 +30,7 @@ from train_cloud.errors import InputError, TrainCloudError
 from train_cloud.rehearsal.aws import EmbeddedAws
 from train_cloud.rehearsal.instance import Instance, Vehicle
 from train_cloud.rehearsal.learning_curve import draw
-from train_cloud.rehearsal.systemd import Line
+from train_cloud.rehearsal.life import LIMIT, Life, threads
 from train_cloud.rehearsal.terraform import Terraform
 from train_cloud.rehearsal.timeline import Timeline
 from train_cloud.run import layout
@@ -41,13 +38,11 @@ from train_cloud.run.head import Head, read_head
 from train_cloud.run.session import SessionRecord, read_sessions
 from train_cloud.snapshot import Snapshot
 from train_cloud.store import ObjectStore, open_store
-from train_cloud.worker.units import FINISH, TRAIN, UnitState
 
 #: Shares of the run at which it is interrupted and killed, and the share of a save interval beyond, so that neither
 #: falls on a checkpoint.
 _NOTICE_AT, _KILL_AT, _BEYOND = 0.3, 0.65, 0.6
 _PROJECT = "rehearsal"
-_STEP_LIMIT = 1200.0
 _CURVES = ("rollout/ep_rew_mean", "eval/mean_reward", "train/loss", "train/critic_loss")
 
 
@@ -70,7 +65,7 @@ def rehearse(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     timeline.title(f"Rehearsal of {config.run_id}: {config.total_timesteps:,} timesteps, two interruptions, no AWS")
-    launched = _as_launched(run_file, config, overrides, folder)
+    launched = as_launched(run_file, config, overrides, folder)
     with (
         _ended_as_by_ctrl_c(),
         EmbeddedAws(log=folder / "aws.log") as aws,
@@ -80,10 +75,10 @@ def rehearse(
         terraform = Terraform(folder / "stack", aws, on_event=tally)
         outputs = terraform.apply({"run_file": launched, "project_name": _PROJECT, "delete_artifacts_on_destroy": True})
         tally.tell("created")
-        life = _Life(aws, outputs["autoscaling_group_name"], config, folder, timeline, vehicle)
+        life = Life(aws, outputs["autoscaling_group_name"], config, folder, timeline, vehicle)
         try:
             with aws.permissions_enforced():  # the worker may do what its role says, and nothing else
-                life.live()
+                _live(life, config, timeline)
             report = _Report(life, twin, config, folder, timeline)
             report.collect()
         finally:
@@ -102,7 +97,7 @@ def _machines(config: RunFile, timeline: Timeline) -> Callable[..., Vehicle]:
     return functools.partial(MachineInstance, image=image)
 
 
-def _as_launched(run_file: Path, config: RunFile, overrides: Sequence[str], folder: Path) -> Path:
+def as_launched(run_file: Path, config: RunFile, overrides: Sequence[str], folder: Path) -> Path:
     """The file itself; with ``--set``, one with what was set, since Terraform knows only three of the fields."""
     if not overrides:
         return run_file.absolute()
@@ -153,7 +148,7 @@ class _Twin:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**environment, **_threads()},
+                env={**environment, **threads()},
             )
         self._timeline.add("twin", "starts: the same run file, never interrupted")
         return self
@@ -167,155 +162,34 @@ class _Twin:
     def wait(self) -> None:
         """:raises TrainCloudError: it did not complete"""
         assert self._process is not None
-        if self._process.wait(_STEP_LIMIT) != 0:
+        if self._process.wait(LIMIT) != 0:
             log = (self._folder / "log.txt").read_text()[-2000:]
             raise TrainCloudError(f"the uninterrupted twin ended with {self._process.returncode}: {log}")
 
 
-class _Life:
-    """Plays EC2 and Auto Scaling: an instance for each that the group wants, and what befalls it."""
-
-    def __init__(
-        self,
-        aws: EmbeddedAws,
-        group: str,
-        config: RunFile,
-        folder: Path,
-        timeline: Timeline,
-        vehicle: Callable[..., Vehicle],
-    ) -> None:
-        self.aws, self.group, self.config = aws, group, config
-        self._folder, self._timeline, self._vehicle = folder, timeline, vehicle
-        self._instance: Vehicle | None = None
-        self.reached: dict[str, int] = {}
-        """Instance id → the last step that its process took."""
-        self.ended_by: dict[str, str] = {}
-        self.noticed: dict[str, datetime] = {}
-        """Instance id → when its interruption was announced."""
-        self.shown_scalars: list[str] | None = None
-        """By TensorBoard on the last machine; None where there is none."""
-        self.seconds: dict[str, dict[str, float]] = {}
-        """Instance id → how long things took on it."""
-
-    def live(self) -> None:
-        save = _interval(self.config)
-        notice, kill = (
-            int(share * self.config.total_timesteps) // save * save + int(_BEYOND * save)
-            for share in (_NOTICE_AT, _KILL_AT)
-        )
-        first = self._boot("The first machine")
-        self._until(first, f"{notice:,} timesteps", lambda: first.timesteps >= notice)
-        self.noticed[first.instance_id] = datetime.now(timezone.utc)
-        first.metadata.interrupt(seconds=120)
-        self._timeline.add("aws", f"spot interruption notice for {first.instance_id}: two minutes left")
-        self._until(first, "the trainer has left", lambda: all(first.state(u).over for u in (TRAIN, FINISH)))
-        self._gone(first, "notice", lambda: first.power_off(30), "the announced time has come; powered off")
-
-        second = self._boot("The second machine")
-        self._until(second, f"{kill:,} timesteps", lambda: second.timesteps >= kill)
-        self._gone(second, "kill", second.plug_pulled, "gone without a notice")
-
-        third = self._boot("The third machine")
-        self._until(third, "capacity 0", lambda: self.desired_capacity() == 0)
-        self._timeline.add("group", "desired capacity is 0")
-        self._until(third, "instance terminated", lambda: self._state(third) in ("terminated", "shutting-down"))
-        self._until(third, "finish is over", lambda: third.state(FINISH).over)
-        self._until(None, "TensorBoard's answer", lambda: third.shown_scalars() != [])
-        self.shown_scalars = third.shown_scalars()
-        self._gone(third, "completed", lambda: third.power_off(30), "terminated, powered off")
-
-    def close(self) -> None:
-        if self._instance is not None:
-            self._instance.close()
-
-    def desired_capacity(self) -> int:
-        return int(self._group()["DesiredCapacity"])
-
-    def _boot(self, title: str) -> Vehicle:
-        """Wait for the group to launch an instance that is not there yet, and boot it."""
-        instance_id = ""
-
-        def launched() -> bool:
-            nonlocal instance_id
-            found = [
-                item["InstanceId"] for item in self._group()["Instances"] if item["InstanceId"] not in self.reached
-            ]
-            instance_id = found[0] if found else ""
-            return bool(found)
-
-        self._until(None, "an instance", launched)
-        self._timeline.title(title)
-        self._timeline.add("group", f"launched {instance_id}")
-        self._launched = time.monotonic()
-        self._instance = self._vehicle(
-            self.aws,
-            self.group,
-            instance_id,
-            self._folder / "machines" / instance_id,
-            environment=_threads(),
-            on_line=self._on_line,
-        )
-        self.seconds[instance_id] = {}
-        self._until(self._instance, "the trainer is started", lambda: "boot_seconds" in self.seconds[instance_id])
-        took = self.seconds[instance_id]["boot_seconds"]
-        self._timeline.add("aws", f"{instance_id}: run file and code fetched and verified, trainer started, {took} s")
-        return self._instance
-
-    def _gone(self, instance: Vehicle, ended_by: str, end: Callable[[], None], what: str) -> None:
-        end()
-        self.reached[instance.instance_id] = instance.timesteps
-        self.ended_by[instance.instance_id] = ended_by
-        self._timeline.add("aws", f"{instance.instance_id} at {instance.timesteps:,} timesteps: {what}")
-        self.aws.client("ec2").terminate_instances(InstanceIds=[instance.instance_id])
-
-    def _until(self, instance: Vehicle | None, what: str, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + _STEP_LIMIT
-        shown = 0
-        while not condition():
-            if time.monotonic() > deadline:
-                raise TrainCloudError(f"waited {_STEP_LIMIT:.0f} s for: {what}")
-            if instance is not None:
-                state = instance.state(TRAIN)
-                self._time(instance, state)
-                if state.active == "failed" and what != "capacity 0":
-                    raise TrainCloudError(f"the training failed: {self._last_words(instance)}")
-                tenth = 10 * instance.timesteps // self.config.total_timesteps
-                if tenth > shown:
-                    shown = tenth
-                    self._timeline.add("train", f"at {instance.timesteps:,} timesteps")
-            time.sleep(0.1)
-
-    def _time(self, instance: Vehicle, train: UnitState) -> None:
-        """How long a boot took, and from there to the first new step. Both as seen from here, by looking often."""
-        seconds, since_launch = self.seconds[instance.instance_id], time.monotonic() - self._launched
-        if train.active != "inactive":
-            seconds.setdefault("boot_seconds", round(since_launch, 1))
-        if instance.timesteps > 0 and "boot_seconds" in seconds:
-            seconds.setdefault("resume_seconds", round(since_launch - seconds["boot_seconds"], 1))
-
-    def _last_words(self, instance: Vehicle) -> str:
-        return " / ".join(line.text for line in instance.journal(TRAIN)[-15:])
-
-    def _group(self) -> dict[str, Any]:
-        client = self.aws.client("autoscaling")
-        group: dict[str, Any] = client.describe_auto_scaling_groups(AutoScalingGroupNames=[self.group])[
-            "AutoScalingGroups"
-        ][0]
-        return group
-
-    def _state(self, instance: Vehicle) -> str:
-        found = self.aws.client("ec2").describe_instances(InstanceIds=[instance.instance_id])
-        return str(found["Reservations"][0]["Instances"][0]["State"]["Name"])
-
-    def _on_line(self, line: Line) -> None:
-        unit = line.unit.removeprefix("train-cloud-").removesuffix(".service")
-        self._timeline.add({"cloud-final": "user-data"}.get(unit, unit), line.text, at=line.at)
+def _live(life: Life, config: RunFile, timeline: Timeline) -> None:
+    """A notice, a kill, and the end."""
+    save = _interval(config)
+    notice, kill = (
+        int(share * config.total_timesteps) // save * save + int(_BEYOND * save) for share in (_NOTICE_AT, _KILL_AT)
+    )
+    timeline.title("The first machine")
+    first = life.boot()
+    life.reach(first, notice)
+    life.announce(first)
+    life.interrupt(first)
+    timeline.title("The second machine")
+    second = life.boot()
+    life.reach(second, kill)
+    life.kill(second)
+    timeline.title("The third machine")
+    life.complete(life.boot())
 
 
 class _Report:
     """Compares what came of the run with its twin, and writes it down."""
 
-    def __init__(self, life: _Life, twin: _Twin, config: RunFile, folder: Path, timeline: Timeline) -> None:
+    def __init__(self, life: Life, twin: _Twin, config: RunFile, folder: Path, timeline: Timeline) -> None:
         self._life, self._twin, self._config = life, twin, config
         self._folder, self._timeline = folder, timeline
         self._content: dict[str, Any] = {}
@@ -495,12 +369,6 @@ class _environment:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-def _threads() -> dict[str, str]:
-    """Run and twin share this machine: half of its cores each. The same number for both, since results depend on it."""
-    threads = str(max(1, (psutil.cpu_count() or 2) // 2))
-    return {"TRAIN_CLOUD_THREADS": threads, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
 
 
 def _head(store: ObjectStore) -> Head:

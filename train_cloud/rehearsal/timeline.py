@@ -22,9 +22,13 @@ _COLOURS = {
 
 
 class Timeline:
-    """Prints a line per event, with the seconds since the start and who did it. Safe from any thread."""
+    """Prints a line per event, with the seconds since the start and who did it. Safe from any thread.
 
-    def __init__(self) -> None:
+    :param of: what stands before each line, where several timelines are told at once
+    """
+
+    def __init__(self, of: str = "") -> None:
+        self._of = f"[bold]{escape(of)}[/bold]  " if of else ""
         self._began = time.time()
         self._lock = threading.Lock()
         self._console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
@@ -37,7 +41,7 @@ class Timeline:
         colour = _COLOURS.get(who, "white")
         with self._lock:
             self.events.append((seconds, who, what))
-            self._console.print(f"[dim]{seconds:7.1f} s[/dim]  [{colour}]{who:<9}[/{colour}]  {escape(what)}")
+            self._console.print(f"{self._of}[dim]{seconds:7.1f} s[/dim]  [{colour}]{who:<9}[/{colour}]  {escape(what)}")
 
     def title(self, text: str) -> None:
         with self._lock:
