@@ -17,9 +17,13 @@ from xdist.scheduler.loadscope import LoadScopeScheduling
 pytest_plugins = ("sessions",)
 
 # Ends with its standard input, so that no server outlives a test session that was killed. The lock makes check and
-# write one step, as they are in S3: moto looks at If-Match and stores the object in two.
+# write one step, as they are in S3: moto looks at If-Match and stores the object in two. It also lists its own folder
+# on the disk twice with each request, which takes a millisecond.
 SERVER = """
 import logging, sys, threading
+import moto.backends
+modules = frozenset(moto.backends.list_of_moto_modules())
+moto.backends.list_of_moto_modules = lambda: modules
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from werkzeug.serving import make_server
 logging.getLogger("werkzeug").setLevel(logging.ERROR)
