@@ -324,7 +324,7 @@ class _Session:
             self._manifest,
             policy=self._config.preservation,
             hold=self._evaluations.pending if self._evaluations is not None else tuple,
-            along=lambda: {layout.LOGGED: self._artifacts.logged()},
+            along=self._along,
             before_head=self._before_head,
             on_commit=self._on_commit,
             hurry=lambda: self._stop.deadline() is not None,
@@ -579,8 +579,15 @@ class _Session:
             facts[_BEGUN_WITH] = self._begun_with
         if self._manifest and "forked_from" in self._manifest.facts:
             facts["forked_from"] = self._manifest.facts["forked_from"]
-        parts = {**snapshot.parts, "lock": Part(blob=self._lock().encode()), "run": Part(blob=self._run_yaml.encode())}
-        return replace(snapshot, parts=parts, facts=facts)
+        return replace(snapshot, facts=facts)
+
+    def _along(self) -> dict[str, Part]:
+        """Parts that are made beside the training. Listing what is installed takes half a second, once."""
+        return {
+            layout.LOGGED: self._artifacts.logged(),
+            "lock": Part(blob=self._lock().encode()),
+            "run": Part(blob=self._run_yaml.encode()),
+        }
 
     @functools.cache  # noqa: B019 - one session a process
     def _identity(self) -> dict[str, Any]:
