@@ -133,7 +133,7 @@ class Capture:
             if learner.ring is not None and not learner.ring.at(counts[name]):
                 kind = type(learner.ring.buffer).__name__
                 raise InputError("replay_buffer", kind, "rows were added outside of collect_rollouts; train without")
-            tensors, rests[name] = _tensors(learner.model)
+            tensors, rests[name] = _tensors(learner.model, learner.noise)
             parts[learner.part("model")] = Part(_copied(tensors))
             parts[learner.part("skeleton")] = Part(blob=learner.skeleton)
             facts[name] = {"algorithm": _description(learner.model), "optimizers": rests[name]}
@@ -270,6 +270,7 @@ class _Learner:
     def __init__(self, name: str, model: BaseAlgorithm) -> None:
         self.name, self.model = name, model
         self.ring = _ring(model)
+        self.noise = list(_noise_distributions(model))
         self.skeleton = _skeleton(model)
 
     def part(self, kind: str) -> str:
@@ -284,7 +285,8 @@ class _Learner:
         """:return: number of rows that were ever added to its buffer"""
         last = 0 if self.ring is None else self.ring.load(snapshot.streams[self.part(REPLAY)], state["replay"])
         arrays = snapshot.parts[self.part("model")].arrays
-        _set_tensors(self.model, {name: torch.from_numpy(a.copy()) for name, a in arrays.items()}, state["rest"])
+        tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+        _set_tensors(self.model, self.noise, tensors, state["rest"])
         restore_attributes(self.model, state["algorithm"], set_anew)
         return last
 
@@ -381,6 +383,8 @@ def _copied(tensors: Mapping[str, torch.Tensor]) -> Mapping[str, Array]:
     for name, tensor in tensors.items():
         if tensor.is_cuda:
             on_gpu[name] = tensor.detach()
+        elif tensor.is_cpu and not tensor.requires_grad:  # nearly all: there are a hundred, and the training waits
+            arrays[name] = tensor.numpy().copy()
         else:
             arrays[name] = tensor.detach().cpu().numpy().copy()
     return _Arriving(on_gpu, arrays) if on_gpu else arrays
@@ -433,7 +437,9 @@ class _Arriving(Mapping[str, Array]):
         return len(self._arrays)
 
 
-def _tensors(model: BaseAlgorithm) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def _tensors(
+    model: BaseAlgorithm, noise: Sequence[StateDependentNoiseDistribution]
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """References to every tensor of the model, and what else its state_dicts hold."""
     tensors: dict[str, torch.Tensor] = {}
     rest: dict[str, Any] = {}
@@ -450,7 +456,7 @@ def _tensors(model: BaseAlgorithm) -> tuple[dict[str, torch.Tensor], dict[str, A
         value = _attribute(model, name)
         if isinstance(value, torch.Tensor):
             tensors[f"variable|{name}"] = value
-    for index, distribution in enumerate(_noise_distributions(model)):
+    for index, distribution in enumerate(noise):
         tensors[f"sde|{index}|mat"] = distribution.exploration_mat
         tensors[f"sde|{index}|mats"] = distribution.exploration_matrices
     return tensors, rest
@@ -478,12 +484,17 @@ def parameters_of(
     return parameters, variables
 
 
-def _set_tensors(model: BaseAlgorithm, tensors: Mapping[str, torch.Tensor], rest: Mapping[str, Any]) -> None:
+def _set_tensors(
+    model: BaseAlgorithm,
+    noise: Sequence[StateDependentNoiseDistribution],
+    tensors: Mapping[str, torch.Tensor],
+    rest: Mapping[str, Any],
+) -> None:
     parameters, variables = parameters_of(tensors, rest)
     model.set_parameters(parameters, exact_match=True, device=model.device)
     for name, value in variables.items():
         _attribute(model, name).data.copy_(value)
-    for index, distribution in enumerate(_noise_distributions(model)):
+    for index, distribution in enumerate(noise):
         distribution.exploration_mat = tensors[f"sde|{index}|mat"].to(model.device)
         distribution.exploration_matrices = tensors[f"sde|{index}|mats"].to(model.device)
 
