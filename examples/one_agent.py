@@ -13,7 +13,7 @@ import gymnasium
 from stable_baselines3 import SAC
 
 from train_cloud.config import load_run_file
-from train_cloud.errors import InputError
+from train_cloud.errors import InputError, Interrupted
 from train_cloud.learn.check import check
 from train_cloud.worker.export import export
 from train_cloud.worker.train import train
@@ -32,14 +32,17 @@ def main(timesteps: int = 2000) -> None:
     assert report.choice is not None
     print(f"an interruption is exact: {report.choice.exact} ({report.choice.because})")
 
-    # One session: until the total, or until SIGTERM or Ctrl-C, which raise train_cloud.errors.Interrupted.
+    # One session: until the total, or until SIGTERM or Ctrl-C.
     try:
         train(path, store=STORE, overrides=changes)
+    except Interrupted as stop:
+        print(stop)  # everything is committed
+        return
     except InputError as error:
         print(error)  # the run is completed: its model is only played
 
     # A folder that plain Stable-Baselines3 reads, made from the newest checkpoint.
-    out = Path("one_agent")
+    out = Path(f"one_agent-{timesteps}")
     folder = out if (out / "model.zip").exists() else export(STORE, run_file.run_id, out=out)
     model = SAC.load(folder / "model.zip", device="cpu")
     env = gymnasium.make("Pendulum-v1")

@@ -16,7 +16,7 @@ from gymnasium import spaces
 from ruamel.yaml import YAML
 from stable_baselines3 import SAC
 
-from train_cloud.errors import InputError
+from train_cloud.errors import InputError, Interrupted
 from train_cloud.worker.export import export
 from train_cloud.worker.train import train
 
@@ -85,11 +85,14 @@ def main(timesteps: int = 1500) -> None:
     }
     YAML().dump(run, Path("carts.yaml"))
     try:
-        train(Path("carts.yaml"), store=STORE)  # stopped with Ctrl-C, the next call goes on
+        train(Path("carts.yaml"), store=STORE)
+    except Interrupted as stop:
+        print(stop)  # by Ctrl-C, with everything committed: the next call goes on
+        return
     except InputError as error:
         print(error)  # the run is completed: its models are only played
 
-    out = Path("carts")
+    out = Path(f"carts-{timesteps}")
     folder = out if out.exists() else export(STORE, "carts", out=out)
     models = {name: SAC.load(folder / name / "model.zip", device="cpu") for name in CARTS}  # one for each agent
     env = Carts()

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ from train_cloud.run import layout
 from train_cloud.run.head import Head, read_head
 from train_cloud.run.session import SessionRecord, read_sessions
 from train_cloud.store import open_store
+from train_cloud.worker.pulse import read_timesteps
 from train_cloud.worker.units import TRAIN
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -181,16 +183,46 @@ def test_nothing_is_left(rehearsed: Rehearsed) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["one_agent", "several_agents"])
-def test_the_package_as_a_library(name: str, tmp_path: Path) -> None:
-    code = f"import sys; sys.path.insert(0, {str(EXAMPLES)!r}); import {name}; {name}.main(500)"
-    env = {**os.environ, "TRAIN_CLOUD_THREADS": "1"}
-    for _ in range(2):  # the second time the run is over, and its model is played once more
-        done = subprocess.run(
-            [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=250
+@pytest.mark.parametrize(("name", "run_id"), [("one_agent", "pendulum-sac"), ("several_agents", "carts")])
+def test_the_package_as_a_library(name: str, run_id: str, tmp_path: Path) -> None:
+    code = f"import sys; sys.path.insert(0, {str(EXAMPLES)!r}); import {name}; {name}.main(1000)"
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            env={**os.environ, "TRAIN_CLOUD_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
-        assert done.returncode == 0, done.stderr
-        assert "return of one episode" in done.stdout
+
+    stopped = start()
+    try:
+        deadline = time.monotonic() + 100
+        while (at := reached(tmp_path / ".train-cloud" / run_id)) < 300:
+            assert stopped.poll() is None and time.monotonic() < deadline, (at, stopped.poll())
+            time.sleep(0.02)
+        stopped.send_signal(signal.SIGINT)
+        out, error = stopped.communicate(timeout=100)
+    finally:
+        stopped.kill()
+    assert stopped.returncode == 0 and "the same command goes on from there" in out and "Traceback" not in error, error
+    for _ in range(2):  # the second time the run is over, and its model is played once more
+        again = start()
+        try:
+            out, error = again.communicate(timeout=250)
+        finally:
+            again.kill()
+        assert again.returncode == 0, error
+        assert "return of one episode" in out
+
+
+def reached(state_dir: Path) -> int:
+    try:
+        return read_timesteps(state_dir)
+    except FileNotFoundError:
+        return 0
 
 
 @pytest.mark.parametrize("path", ALL)
