@@ -42,10 +42,8 @@ SMALL = [
     "hyperparameters.policy_kwargs={net_arch: [32, 32]}",
 ]
 #: Timesteps of each, at the speed of its environment two seconds or more: so a third of them is in mid-run.
-TOTAL, TOTALS = (
-    2400,
-    {"pendulum_sac": 1000, "racetrack_sac": 160, "racetrack_multiagent": 160, "spread_multiagent": 800},
-)
+TOTAL = 3600
+TOTALS = {"pendulum_sac": 1000, "racetrack_sac": 160, "racetrack_multiagent": 160, "spread_multiagent": 800}
 
 
 def _example(path: Path) -> Any:

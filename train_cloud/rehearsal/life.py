@@ -85,8 +85,20 @@ class Life:
         return self._instance
 
     def reach(self, instance: Vehicle, timesteps: int) -> None:
-        """Let it train until it has taken so many steps."""
-        self.until(instance, f"{timesteps:,} timesteps", lambda: instance.timesteps >= timesteps)
+        """Let it train until it has taken so many steps.
+
+        :raises TrainCloudError: the training ended before
+        """
+
+        def there() -> bool:
+            over = instance.state(TRAIN).over
+            if over and instance.timesteps < timesteps:
+                raise TrainCloudError(
+                    f"the training ended before {timesteps:,} timesteps: {self._last_words(instance)}"
+                )
+            return instance.timesteps >= timesteps
+
+        self.until(instance, f"{timesteps:,} timesteps", there)
 
     def announce(self, instance: Vehicle) -> None:
         """Post a spot interruption notice."""
