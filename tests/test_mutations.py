@@ -101,7 +101,7 @@ MUTATIONS = {
         f"{CHECKPOINT} -k tried_again",
     ),
     "kept checkpoints' objects are collected": Mutation(
-        COMMIT, "            needed |= keys | {kept.manifest.key}\n", "            needed |= {kept.manifest.key}\n"
+        COMMIT, "            needed |= keys\n", "            needed |= {kept.manifest.key}\n"
     ),
     "a merge forgets a row": Mutation(COMMIT, "merged = Segment(first=first,", "merged = Segment(first=first + 1,"),
     "a fork refers to its parent's segments": Mutation(

@@ -132,12 +132,16 @@ class Life:
         """
         deadline = time.monotonic() + self._limit
         shown = 0
-        while not condition():
+        while True:
+            over = condition()
+            if instance is not None:
+                state = instance.state(TRAIN)
+                self._time(instance, state)  # also where it was quicker than the first look
+            if over:
+                return
             if time.monotonic() > deadline:
                 raise TrainCloudError(f"waited {self._limit:.0f} s for: {what}")
             if instance is not None:
-                state = instance.state(TRAIN)
-                self._time(instance, state)
                 if state.active == "failed" and what != "capacity 0":
                     raise TrainCloudError(f"the training failed: {self._last_words(instance)}")
                 tenth = 10 * instance.timesteps // self.config.total_timesteps
