@@ -81,14 +81,14 @@ def _section(command: str, result: dict[str, Any]) -> str:
         )
     for number in sorted({figure["number"] for figure in figures}):
         of_it = [figure for figure in figures if figure["number"] == number]
-        names = list(of_it[0]["detail"])
+        names = list(dict.fromkeys(name for figure in of_it for name in figure["detail"]))
         whence = dict.fromkeys(f"{figure['date']}, commit `{figure['commit']}`" for figure in of_it)
         load = max(figure["load"] for figure in of_it)
         measured = f"Measured {'; '.join(whence)}; load average up to {load:.1f}, its own processes included."
         lines += ["", f"### {number}. {_TITLES[number]}", "", _HOW[number], "", measured, ""]
         lines += ["| setting | " + " | ".join(names) + " | n |", "|---" * (len(names) + 2) + "|"]
         for figure in of_it:
-            cells = [_number(figure["detail"][name]) for name in names]
+            cells = [_number(figure["detail"][name]) if name in figure["detail"] else "–" for name in names]
             lines.append(f"| {figure['setting']} | " + " | ".join(cells) + f" | {figure['measured']['count']} |")
     return "\n".join(lines) + "\n"
 
