@@ -232,6 +232,7 @@ class Artifacts:
             limit = until()
             try:
                 if self._sync.everything(urgent=not yielding, until=float("inf") if limit is None else limit):
+                    self._forget_videos(self._sync)
                     return not self._sync.check() or self._sync.everything(urgent=not yielding)
                 if limit is not None or (yielding and self._hurry()):
                     log.warning("not all artifacts are sent: the next session goes on with that")
