@@ -88,14 +88,15 @@ def test_a_new_disk_has_all_up_to_the_head(original: Path, tmp_path: Path, seed:
     for number, stored in enumerate((sizes, later)):  # right after the commit, or after another sync
         there = copy_of(original, tmp_path / str(number), stored)
         there.mkdir(exist_ok=True)
+        Logged(there, lambda name: 0).add(part)
         cut(there, HEAD)
-        Logged(there, lambda name: 0).add(part, HEAD)
         expected = tmp_path / f"{number}-expected"
         copy_of(original, expected, dict.fromkeys(sizes, 1 << 30))
         cut(expected, HEAD)
         assert contents(there) == contents(expected)
         before = contents(there)
-        Logged(there, lambda name: 0).add(part, HEAD)  # a second session from the same head
+        Logged(there, lambda name: 0).add(part)  # a second session from the same head
+        cut(there, HEAD)
         assert contents(there) == before
 
 
@@ -104,12 +105,12 @@ def test_files_that_a_session_without_a_commit_left(original: Path, tmp_path: Pa
     sizes = {path.relative_to(original).as_posix(): path.stat().st_size // 3 for path in growing(original)}
     part = Logged(original, lambda name: sizes[name]).take(growing(original))
     there = copy_of(original, tmp_path / "there", sizes)
+    Logged(there, lambda name: 0).add(part)
     cut(there, HEAD)
-    Logged(there, lambda name: 0).add(part, HEAD)
     expected = contents(there)
     log(there, HEAD + 1, 80, session=2)
+    Logged(there, lambda name: 0).add(part)
     cut(there, HEAD)
-    Logged(there, lambda name: 0).add(part, HEAD)
     assert contents(there) == expected
 
 
@@ -132,7 +133,7 @@ def test_a_record_in_the_making_stays_out(original: Path, tmp_path: Path) -> Non
     part = Logged(there, lambda name: 0).take(growing(there))
     fresh = tmp_path / "fresh"
     fresh.mkdir()
-    Logged(fresh, lambda name: 0).add(part, 1000)
+    Logged(fresh, lambda name: 0).add(part)
     cut(there, 1000)
     assert contents(fresh) == contents(there)
     assert "98" in (fresh / "monitor.csv").read_text()
@@ -151,3 +152,13 @@ def test_the_end_of_a_table_begins_with_a_row(tmp_path: Path, rows: int) -> None
             assert tables.end(path, start) == lines[0] + b"".join(lines[max(1, number) :])
         at += len(line)
     assert tables.end(path, len(whole)) == lines[0]
+
+
+@pytest.mark.parametrize(
+    "there", [b"", b"#{", b"#{}\n", b"#{}\ntimest", b"#{}\ntimesteps,r\n", b"#{}\ntimesteps,r\n1,2"]
+)
+def test_a_table_whose_head_is_torn(tmp_path: Path, there: bytes) -> None:
+    path, whole = tmp_path / "monitor.csv", b"#{}\ntimesteps,r\n1,2.5\n3,4\n"
+    path.write_bytes(there)
+    tables.extend(path, whole)
+    assert path.read_bytes() == whole

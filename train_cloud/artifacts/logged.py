@@ -2,7 +2,7 @@
 its scalars, and nothing that was sent before has to be sent again with each.
 
 A session on a new disk fetches the files as they lie in the store, in whatever state its predecessors left them there,
-cuts them at the head (``tables``, ``tensorboard``), and adds what they lack of this. Lines and records are told apart
+adds what they lack of this, and cuts them at the head (``tables``, ``tensorboard``). Lines and records are told apart
 by their content, which has a time in it: what is there already is not added twice.
 """
 
@@ -51,14 +51,11 @@ class Logged:
             file.seek(begin)
             return file.read(known[-1] - begin) + new
 
-    def add(self, part: Part, timesteps: int) -> None:
-        """Complete the files, which are cut at ``timesteps``, by what :meth:`take` returned there or a little later."""
+    def add(self, part: Part) -> None:
+        """Complete the files by what :meth:`take` returned; what goes beyond the head is still to be cut."""
         for name, body in part.arrays.items():
             path = self._folder / name
             if path.suffix == ".csv":
                 tables.extend(path, body.tobytes())
-                tables.cut(path, timesteps)
             else:
                 tensorboard.extend(path, body.tobytes())
-        if part.arrays:
-            tensorboard.cut(self._folder / "tensorboard", timesteps)

@@ -50,11 +50,13 @@ def end(path: Path, start: int) -> bytes:
 
 
 def extend(path: Path, more: bytes) -> None:
-    """Append the rows of another table that this one lacks, columns by their names; new ones go to the right."""
-    if not path.exists():
+    """Append the rows of another table that this one lacks, columns by their names; new ones go to the right. A torn
+    last row goes.
+    """
+    top, columns, rows = _parsed(path.read_bytes() if path.exists() else b"")
+    if not columns:  # nor a row
         write_whole(path, more)
         return
-    top, columns, rows = _parsed(path.read_bytes())
     _, others, candidates = _parsed(more)
     known = {_content(columns, row) for row in rows}
     missing = [row for row in candidates if _content(others, row) not in known]
@@ -81,7 +83,7 @@ def _head(lines: Iterable[bytes]) -> Iterator[bytes]:
 
 def _parsed(body: bytes) -> tuple[bytes, list[str], list[list[str]]]:
     """Comments, columns, rows."""
-    lines = body.splitlines(keepends=True)
+    lines = body[: body.rfind(b"\n") + 1].splitlines(keepends=True)
     comments = [line for line in _head(lines) if line.startswith(b"#")]
     cells = list(csv.reader(line.decode() for line in lines[len(comments) :]))
     return b"".join(comments), cells[0] if cells else [], cells[1:]

@@ -123,12 +123,12 @@ class Artifacts:
         self._sync.begin()
         self._sync.restore(lambda name: _NEEDED.fullmatch(name) is not None)
         self._mark(token)
+        self._logged = Logged(self.folder, self._sync.sent)
+        if logged is not None:
+            self._logged.add(logged)
         tensorboard.cut(self.events, resumed_at)
         for name in TABLES:
             tables.cut(self.folder / name, resumed_at)
-        self._logged = Logged(self.folder, self._sync.sent)
-        if logged is not None:
-            self._logged.add(logged, resumed_at)
         self._sync.now(self._growing())  # from here on what lies there is what these begin with
         self._log = Tee(self.folder / "logs" / f"session-{token.session:06d}.log")
         self._write_config(versions)
