@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from train_cloud import hash_seed
 from train_cloud.artifacts import tensorboard
 from train_cloud.artifacts.tensorboard import read_scalars
 from train_cloud.checkpoint import read_manifest, restore
@@ -73,6 +74,7 @@ def forking() -> Iterator[Any]:
             patch.setenv(name, "")  # so that it is as it was afterwards
             patch.delenv(name)
         pin_instructions()
+        patch.setenv(hash_seed.VARIABLE, hash_seed.SEED)  # as the command sees to
         patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(WARM)

@@ -13,12 +13,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "train_cloud"
-BASE = {"errors", "generators", "snapshot"}
+BASE = {"errors", "generators", "hash_seed", "snapshot"}
 STORED = BASE | {"config", "store", "run", "checkpoint"}
 ALLOWED = {
     "errors": set(),
     "snapshot": set(),
     "generators": set(),
+    "hash_seed": set(),
     "config": BASE,
     "store": BASE | {"config"},
     "run": BASE | {"config", "store"},

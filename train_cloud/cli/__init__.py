@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from train_cloud import hash_seed
 from train_cloud.cli import account, artifacts, evaluate, files, rehearse, report, runs, train, worker
 from train_cloud.errors import Interrupted, TrainCloudError
 
@@ -20,6 +21,9 @@ EXIT_CODES = {
     73: "fenced: a newer worker has the run",
     1: "failed",
 }
+
+#: What they do depends on the hash seed, and must be the same each time.
+_REPEATABLE = ("train", "evaluate")
 
 app = typer.Typer(
     name="train-cloud",
@@ -67,8 +71,13 @@ for module in (train, files, rehearse, report, artifacts, evaluate, runs, accoun
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code. Every error raised on purpose becomes one line on stderr, here only."""
+    """Run one command and return its exit code. Every error raised on purpose becomes one line on stderr, here only.
+
+    :param arguments: by default this process's own; then it may be started again with a fixed hash seed
+    """
     try:
+        if arguments is None and next((word for word in sys.argv[1:] if word[:1] != "-"), None) in _REPEATABLE:
+            hash_seed.fix()
         app(args=arguments, prog_name="train-cloud")
     except TrainCloudError as error:
         print(f"train-cloud: {' '.join(str(error).split())}", file=sys.stderr)

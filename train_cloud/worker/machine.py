@@ -9,6 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from train_cloud import hash_seed
+
 #: Instruction sets are fixed below what the newest machines offer, because a spot group mixes machine types and each
 #: set adds up in another order. Sources: PyTorch, "Threading Environment Variables"; Intel oneMKL, "Conditional
 #: Numerical Reproducibility"; oneDNN, "CPU Dispatcher Control". A value that the user sets stands.
@@ -52,17 +54,21 @@ def describe() -> dict[str, Any]:
         "architecture": platform.machine(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         **{name: os.environ.get(name) for name in PINNED},
+        hash_seed.VARIABLE: hash_seed.effective(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
 
 
 def differences(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """What differs between two descriptions, each in words; empty where a result must be equal."""
-    return [
+    found = [
         f"{name} was {recorded.get(name)}, is {here.get(name)}"
         for name in sorted({*recorded, *here})
         if recorded.get(name) != here.get(name)
     ]
+    if recorded.get(hash_seed.VARIABLE) == here.get(hash_seed.VARIABLE) == hash_seed.RANDOM:
+        found.append(f"{hash_seed.VARIABLE} is not fixed: the order of sets is another one in each session")
+    return found
 
 
 def lock() -> str:

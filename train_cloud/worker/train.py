@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from filelock import FileLock, Timeout
 
+from train_cloud import hash_seed
 from train_cloud.artifacts import wandb
 from train_cloud.artifacts.experiment import enter_config, enter_result
 from train_cloud.checkpoint import Committer, read_manifest, restore
@@ -117,6 +118,8 @@ def train(run_file: Path, *, store: str, state_dir: Path | None = None, override
         if state_dir is not None:
             _fail_unread(open_store(layout.run_url(store, config.run_id)), state_dir, boot_id, f"seeds: {fix}")
         raise InputError("seeds", list(config.seeds), fix)
+    if hash_seed.VARIABLE in config.env:
+        hash_seed.fix(config.env[hash_seed.VARIABLE])
     os.environ.update(config.env)
     state_dir = (state_dir or Path(".train-cloud") / config.run_id).absolute()
     state_dir.mkdir(parents=True, exist_ok=True)
