@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ import requests
 from botocore.exceptions import ClientError
 
 from train_cloud.errors import TrainCloudError
+from train_cloud.instance.price import read_price
 from train_cloud.rehearsal.aws import EmbeddedAws
 
 OWNER = """
@@ -161,8 +163,17 @@ def test_the_image_parameter_names_an_image_that_is_there(aws: EmbeddedAws) -> N
     assert refused(aws.client("ssm").get_parameter, Name="/aws/service/no-such") == "ParameterNotFound"
 
 
-def test_the_price_list_answers_and_has_no_price(aws: EmbeddedAws) -> None:
-    assert aws.client("pricing").get_products(ServiceCode="AmazonEC2")["PriceList"] == []
+def test_it_has_prices_and_only_for_what_is_asked(aws: EmbeddedAws, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in aws.environment().items():
+        monkeypatch.setenv(name, value)
+    now = datetime.now(timezone.utc)
+    for life_cycle in ("spot", "on-demand"):
+        price = read_price("g6.xlarge", "us-east-1b", now, life_cycle=life_cycle)
+        assert price.because is None and price.on_demand == 0.8048
+        assert price.spot == (0.3316 if life_cycle == "spot" else None)
+    unknown = read_price("x1e.32xlarge", "us-east-1b", now)
+    assert (unknown.spot, unknown.on_demand) == (None, None)
+    assert "the price list has 0 prices for x1e.32xlarge" in (unknown.because or "")
 
 
 def test_a_tls_only_policy_leaves_loopback_alone_and_other_denials_stand(aws: EmbeddedAws) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import struct
+import threading
 import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
@@ -210,3 +212,24 @@ def test_serves_on_a_socket_that_was_bound_before() -> None:
         assert Metadata(service.endpoint).read("user-data") == "#!/bin/sh"
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", port), timeout=1)
+
+
+def test_a_machine_that_is_killed_leaves_no_traceback(
+    service: MetadataService, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its connection is reset, in the middle of a request or between two."""
+    address = service.endpoint.removeprefix("http://").split(":")
+    threads = threading.active_count()
+    for sent in (b"", b"GET /latest/meta-data/instance-id HTTP/1.1\r\n"):
+        with socket.create_connection((address[0], int(address[1]))) as client:
+            client.sendall(b"GET /latest/meta-data/ HTTP/1.1\r\n\r\n")
+            assert b"401" in client.recv(1000)
+            client.sendall(sent)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    before = len(service.requests)
+    deadline = time.monotonic() + 30
+    while threading.active_count() > threads and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert requests.get(f"{service.endpoint}/latest/meta-data/", timeout=10).status_code == 401
+    assert len(service.requests) == before + 1
+    assert capfd.readouterr().err == ""

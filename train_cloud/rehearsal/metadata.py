@@ -10,6 +10,7 @@ import json
 import re
 import secrets
 import socket
+import sys
 import threading
 import time
 from collections import deque
@@ -17,7 +18,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta, timezone
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 _TOKEN = "X-aws-ec2-metadata-token"
@@ -194,6 +195,11 @@ class _Server(ThreadingHTTPServer):
         self.socket.close()
         self.socket = listener
         self.service = service
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A machine that is killed or powered off leaves its connections as they are: that is played on purpose."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Exchange(BaseHTTPRequestHandler):

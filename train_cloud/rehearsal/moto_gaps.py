@@ -14,7 +14,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any
 from xml.etree import ElementTree
 
@@ -26,10 +26,11 @@ os.environ["MOTO_ENABLE_AMI_VALIDATION"] = "true"
 from moto import backends
 from moto.autoscaling.models import AutoScalingBackend, FakeAutoScalingGroup
 from moto.autoscaling.responses import AutoScalingResponse
-from moto.core.responses import EmptyResult
+from moto.core.responses import ActionResult, EmptyResult
 from moto.ec2.models import ec2_backends
 from moto.ec2.models.instances import Instance
 from moto.ec2.models.launch_templates import LaunchTemplateBackend
+from moto.ec2.responses.spot_instances import SpotInstances
 from moto.iam.access_control import IAMPolicyStatement, IAMRequestBase, PermissionResult
 from moto.logs.responses import LogsResponse
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
@@ -38,6 +39,8 @@ from moto.s3.responses import S3Response
 from moto.sns.responses import SNSResponse
 from moto.ssm.models import Parameter, SimpleSystemManagerBackend
 from werkzeug.serving import make_server
+
+from train_cloud.rehearsal.price_list import get_products, spot_price
 
 Answer = Callable[..., Any]
 IMAGE_PARAMETERS = ("/aws/service/deeplearning/ami/", "/aws/service/canonical/")
@@ -219,6 +222,26 @@ def _parameter(original: Answer, self: Any, name: str) -> Any:
     )
 
 
+@fills(SpotInstances, "describe_spot_price_history")
+def _spot_prices(_: Answer | None, self: Any) -> Any:
+    """Everything costs 0.00001 dollars, since 2006, in every zone, whatever was asked for."""
+    zone = self._get_param("AvailabilityZone")
+    offers = self.ec2_backend.describe_spot_price_history(self._get_param("InstanceTypes", []), {})
+    changed = datetime.now(timezone.utc) - timedelta(hours=3)
+    history = [
+        {
+            "InstanceType": offer["InstanceType"],
+            "ProductDescription": "Linux/UNIX",
+            "SpotPrice": f"{price:.6f}",
+            "AvailabilityZone": offer["Location"],
+            "Timestamp": changed.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        }
+        for offer in offers
+        if zone in (None, offer["Location"]) and (price := spot_price(offer["InstanceType"], offer["Location"]))
+    ]
+    return ActionResult({"SpotPriceHistory": history})
+
+
 @fills(IAMPolicyStatement, "_check_principal")
 def _principal(original: Answer, self: Any, principal: Any) -> Any:
     """Assuming a role that trusts a service is a server error; the rehearsal assumes it in EC2's place."""
@@ -251,10 +274,10 @@ class _Application:
         """On a busy machine a reply is lost now and then. The SDK repeats the request under the same id, and "add this
         role" would be answered with "there is one": a repetition gets the first answer. S3's writes are PUTs and left
         alone: what a repeated conditional write is answered is what the store has to live with."""
-        if environ.get("HTTP_X_AMZ_TARGET", "").startswith("AWSPriceListService."):
-            # A server error in moto; here a list without a price, for none would be true.
+        if environ.get("HTTP_X_AMZ_TARGET", "") == "AWSPriceListService.GetProducts":  # a server error in moto
+            asked = json.loads(environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0)))
             start_response("200 OK", [("Content-Type", "application/x-amz-json-1.1")])
-            return [b'{"FormatVersion": "aws_v1", "PriceList": []}']
+            return [json.dumps(get_products(asked)).encode()]
         invocation = environ.get("HTTP_AMZ_SDK_INVOCATION_ID") if environ["REQUEST_METHOD"] == "POST" else None
         with self._one_at_a_time:
             if invocation in self._answered:

@@ -38,6 +38,7 @@ from train_cloud.run.head import Head, read_head
 from train_cloud.run.session import SessionRecord, read_sessions
 from train_cloud.snapshot import Snapshot
 from train_cloud.store import ObjectStore, open_store
+from train_cloud.worker.requirements import packages
 
 #: Shares of the run at which it is interrupted and killed, and the share of a save interval beyond, so that neither
 #: falls on a checkpoint.
@@ -93,7 +94,7 @@ def _machines(config: RunFile, timeline: Timeline) -> Callable[..., Vehicle]:
     """What makes a real machine for each instance, from an image that is here once this returns."""
     from train_cloud.rehearsal.machine import MachineInstance, prepare
 
-    image = prepare(config.requirements, config.extras, say=lambda text: timeline.add("image", text))
+    image = prepare(config.requirements, packages(config), say=lambda text: timeline.add("image", text))
     return functools.partial(MachineInstance, image=image)
 
 

@@ -111,11 +111,11 @@ def missing() -> list[str]:
     return lacking
 
 
-def prepare(requirements: Path | None = None, extras: Sequence[str] = (), *, say: Callable[[str], None]) -> Image:
+def prepare(requirements: Path | None = None, packages: Sequence[str] = (), *, say: Callable[[str], None]) -> Image:
     """The image and the wheels, from the cache where they are there.
 
     :param requirements: the user's own, beside the package's
-    :param extras: of the package
+    :param packages: what the run needs of others' (``worker.requirements.packages``)
     :param say: told what is being made, since that takes a while
     :raises InputError: this computer lacks something
     :raises TrainCloudError: a download or an installation failed
@@ -123,7 +123,7 @@ def prepare(requirements: Path | None = None, extras: Sequence[str] = (), *, say
     lacking = missing()
     if lacking:
         raise InputError("--machine", "this computer", "it needs " + "; ".join(lacking))
-    return Image(_base(say), _wheelhouse(requirements, extras, say))
+    return Image(_base(say), _wheelhouse(requirements, packages, say))
 
 
 def cache() -> Path:
@@ -169,9 +169,9 @@ def _base(say: Callable[[str], None]) -> Path:
     return _kept("image", inputs, make)
 
 
-def _wheelhouse(requirements: Path | None, extras: Sequence[str], say: Callable[[str], None]) -> Path:
+def _wheelhouse(requirements: Path | None, packages: Sequence[str], say: Callable[[str], None]) -> Path:
     """Wheels of the package's dependencies in the versions of this very environment, so that a twin computes alike."""
-    wanted = _wanted(extras)
+    wanted = [*_wanted(), *packages]
     pins = _installed(wanted)
     pins["torch"] = f"{pins['torch'].partition('+')[0]}+cpu"  # PyPI's build brings gigabytes of CUDA
     constraints = "".join(sorted(f"{name}=={version}\n" for name, version in pins.items()))
@@ -193,33 +193,32 @@ def _wheelhouse(requirements: Path | None, extras: Sequence[str], say: Callable[
     return _kept("wheels", inputs, make)
 
 
-def _wanted(extras: Sequence[str]) -> list[str]:
-    """What a worker installs, and what building the package takes."""
+def _wanted() -> list[str]:
+    """What every worker installs, and what building the package takes."""
     project = (repository_root() / "pyproject.toml").read_text()
     content = importlib.import_module("tomllib").loads(project)  # Python 3.11's; nobody older gets here
-    optional = content["project"]["optional-dependencies"]
-    chosen = [requirement for extra in extras for requirement in optional[extra]]
-    return [*content["project"]["dependencies"], *chosen, *content["build-system"]["requires"]]
+    return [*content["project"]["dependencies"], *content["build-system"]["requires"]]
 
 
 def _installed(wanted: Sequence[str]) -> dict[str, str]:
     """The versions here of these requirements and all that they require."""
     found: dict[str, str] = {}
+    seen: set[tuple[str, frozenset[str]]] = set()
     due = [Requirement(text) for text in wanted]
     while due:
         requirement = due.pop()
         name = canonicalize_name(requirement.name)
-        if name in found or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+        asked = (name, frozenset(requirement.extras))
+        if asked in seen or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
             continue
+        seen.add(asked)
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # pip takes what it likes
             found[name] = importlib.metadata.version(name)
             due += [Requirement(text) for text in importlib.metadata.requires(name) or ()]
-            for extra in requirement.extras:
-                due += [
-                    nested
-                    for text in importlib.metadata.requires(name) or ()
-                    if (nested := Requirement(text)).marker and nested.marker.evaluate({"extra": extra})
-                ]
+            for nested in map(Requirement, importlib.metadata.requires(name) or ()):
+                if nested.marker and any(nested.marker.evaluate({"extra": extra}) for extra in requirement.extras):
+                    nested.marker = None  # it has been asked
+                    due.append(nested)
     return found
 
 

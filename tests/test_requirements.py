@@ -1,0 +1,34 @@
+"""What is installed on a worker besides the package, so that the run's environment can be made and drawn there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from train_cloud.config import parse_run_file
+from train_cloud.worker.requirements import packages, pip_arguments
+
+RUN = {"run_id": "r", "algorithm": "sac", "total_timesteps": 10, "save_frequency": 5}
+
+
+@pytest.mark.parametrize(
+    ("environment", "evaluation", "wanted"),
+    [
+        ("Pendulum-v1", None, []),
+        ("Pendulum-v1", {"episodes": 2}, []),
+        ("Pendulum-v1", {"video": {}}, ["gymnasium[classic-control]"]),
+        ("FrozenLake-v1", {"video": {}}, ["gymnasium[toy-text]"]),
+        ("HalfCheetah-v5", None, ["gymnasium[mujoco]"]),
+        ("LunarLander-v3", None, ["gymnasium[box2d]"]),
+        ("LunarLander-v3", {"video": {}}, ["gymnasium[box2d]"]),
+        ("phys2d/CartPole-v1", None, ["gymnasium[jax]"]),
+        ("Pendulum-v1", {"environment": {"id": "HalfCheetah-v5"}}, ["gymnasium[mujoco]"]),
+        ("somebody/Elses-v0", {"video": {}}, []),  # its package says what it needs
+    ],
+)
+def test_gymnasiums_own_environments_bring_what_they_need(
+    environment: str, evaluation: dict[str, Any] | None, wanted: list[str]
+) -> None:
+    run_file = parse_run_file({**RUN, "environment": {"id": environment}, "evaluation": evaluation})
+    assert pip_arguments(run_file) == packages(run_file) == wanted
