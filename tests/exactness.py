@@ -262,8 +262,11 @@ class _Memory:
     def __init__(self, restored: Any, stop_at: int | None) -> None:
         from stable_baselines3.common.logger import KVWriter
 
+        from train_cloud.learn.digest import Digests
+
         self.save_frequency = 10**9
         self.restored = restored
+        self.digests = Digests()
         self.timesteps = 0
         self.stop_at = stop_at
         self.kept: bytes | None = None
@@ -368,7 +371,7 @@ def _stretch(run: Values, choice: Any, stop_at: int | None, begin: str | None) -
     )
     digest = hashlib.sha256(b"".join(value.tobytes() for value in arrays.values())).hexdigest()
     built.close()
-    return {"state": host.kept, "scalars": host.scalars, "buffer": digest}
+    return {"state": host.kept, "scalars": host.scalars, "buffer": digest, "digests": host.digests.now()}
 
 
 @contextlib.contextmanager
@@ -446,6 +449,8 @@ def differences(context: Any, case: Case, folder: Path) -> list[str]:
     told = compare(replace(one, streams={}), replace(other, streams={}))
     if whole["buffer"] != second["buffer"]:
         told.append("the replay buffers differ")
+    if whole["digests"] != second["digests"]:
+        told.append(f"what the environments gave: {second['digests']}, uninterrupted {whole['digests']}")
     if first["scalars"] + second["scalars"] != whole["scalars"]:
         told.append(f"logged {first['scalars'] + second['scalars']}, uninterrupted {whole['scalars']}")
     return told

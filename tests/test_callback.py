@@ -19,6 +19,7 @@ from train_cloud.checkpoint.format import pack, unpack
 from train_cloud.envs.state import Choice
 from train_cloud.learn import callback
 from train_cloud.learn.callback import Checkpoints, TrainingStopped
+from train_cloud.learn.digest import Digests
 from train_cloud.snapshot import Array, Part, Rows, Snapshot
 
 torch.set_num_threads(1)
@@ -41,6 +42,7 @@ class Late:
         self.waiting: Snapshot | None = None
         self.written: dict[int, Snapshot] = {}
         self.timesteps = 0
+        self.digests = Digests()
 
     def stop_deadline(self) -> float | None:
         return time.monotonic() if self.stop_at is not None and self.timesteps >= self.stop_at else None

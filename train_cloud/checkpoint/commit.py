@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 from train_cloud.checkpoint import merge
 from train_cloud.checkpoint.format import crc64nvme, drop_successors, join, pack, unpack
@@ -61,6 +62,7 @@ class Committer:
     :param policy: which of the earlier checkpoints are preserved
     :param hold: timesteps of checkpoints that stay besides, as long as they are named
     :param along: called in the thread at a commit's beginning: parts that come from beside the training
+    :param facts: the same: the checkpoint's facts, where they are more than the snapshot's own
     :param before_head: called in the thread when all is written, right before the head is swapped
     :param on_commit: called in the thread after the swap
     :param hurry: whether somebody waits for the store: all is written at once then, and nothing is merged
@@ -75,6 +77,7 @@ class Committer:
         policy: Preservation | None = None,
         hold: Callable[[], Collection[int]] = tuple,
         along: Callable[[], Mapping[str, Part]] = dict,
+        facts: Callable[[Snapshot], Mapping[str, Any]] = lambda snapshot: snapshot.facts,
         before_head: Callable[[], None] = lambda: None,
         on_commit: Callable[[Committed], None] = lambda committed: None,
         hurry: Callable[[], bool] = lambda: False,
@@ -86,6 +89,7 @@ class Committer:
         self._policy = policy or Preservation()
         self._hold = hold
         self._along = along
+        self._facts = facts
         self._before_head = before_head
         self._on_commit = on_commit
         self._hurry = hurry
@@ -140,7 +144,8 @@ class Committer:
         began, created, held = time.monotonic(), now(), frozenset(self._hold())
         pause = 1.0
         try:
-            snapshot = replace(snapshot, parts={**snapshot.parts, **self._along()})
+            facts = self._facts(snapshot)
+            snapshot = replace(snapshot, parts={**snapshot.parts, **self._along()}, facts=facts)
             while True:
                 try:
                     sent = self._commit(snapshot, created, held, outcome, reason)

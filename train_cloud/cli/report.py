@@ -261,14 +261,12 @@ def _time(text: str | None) -> str:
     return "?" if text is None else text[:19].replace("T", " ") + " UTC"
 
 
-def _exact(exact: bool | None, because: str | None) -> str:
-    return {None: "not known yet", True: "yes", False: f"no, because {because}"}[exact]
-
-
 def _run_view(found: RunStatus) -> RenderableType:
     from rich.console import Group
     from rich.markup import escape
     from rich.table import Table
+
+    from train_cloud.report.status import exactness_in_words
 
     lines = [f"[bold]{found.run_id}[/bold]  {_state(found)}  {_progress(found)} timesteps"]
     if found.reason:
@@ -286,7 +284,7 @@ def _run_view(found: RunStatus) -> RenderableType:
         )
     if found.attempts:
         lines.append(f"  failures in a row without a new commit: {found.attempts}")
-    lines.append(f"  exact: {escape(_exact(found.exact, found.because))}")
+    lines.append(f"  exact: {escape(exactness_in_words(found))}")
     if not found.sessions:
         return "\n".join(lines)
     if found.interruptions:
@@ -327,7 +325,7 @@ def _run_view(found: RunStatus) -> RenderableType:
             ", ".join(str(notice.get("kind", "?")) for notice in session.notices) or "-",
             session.ended_by or "[cyan]at work[/cyan]",
             *(["unknown" if spent.dollars is None else f"{spent.dollars:.2f}"] if on_aws else []),
-            escape(_exact(session.exact, session.because)),
+            escape(exactness_in_words(session)),
         )
     return Group("\n".join(lines), "", table)
 
@@ -372,7 +370,7 @@ def _table_of_runs(everything: list[RunStatus]) -> RenderableType:
             f"{found.repeated_timesteps:,}",
             "?" if found.cost.dollars is None else f"{found.cost.dollars:.2f}",
             f"{found.evaluation['mean_return']:,.1f}" if found.evaluation and "mean_return" in found.evaluation else "",
-            {None: "?", True: "yes", False: "no"}[found.exact],
+            found.exact_evidence or "?",
             _time(found.since),
         )
     return table

@@ -28,6 +28,7 @@ from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 from train_cloud.envs.state import Choice, Env, StatefulEnv, choose_for
 from train_cloud.errors import InputError
 from train_cloud.learn.capture import Capture, learners_of
+from train_cloud.learn.digest import Digests, Reader
 from train_cloud.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,8 @@ class Host(Protocol):
     """Timesteps between checkpoints that are evaluated, over and above the others; their facts say ``evaluate``."""
     restored: Snapshot | None
     """The checkpoint to go on from; None for a new run."""
+    digests: Digests
+    """Checksums of what this session computes."""
 
     def stop_deadline(self) -> float | None:
         """By when all must be committed, on ``time.monotonic()``; None where nobody asked to stop."""
@@ -113,6 +116,7 @@ class Checkpoints(BaseCallback):
         self._schedules: list[str] = []
         self._choices: dict[str, Choice] = {}
         self._capture: Capture | None = None
+        self._reader: Reader
         self._capacity = 0
         self._rows_per_step = 1
         self._rows = 0
@@ -146,6 +150,8 @@ class Checkpoints(BaseCallback):
         self._capacity = self._capture.capacity
         self._rows = self._capture.rows_there
         self._rows_per_step = self._capture.rows_per_step
+        self._reader = Reader(self._host.digests, self.model, self._capture.rings)
+        self._reader.begin(self._capture.counts(self._rows))
         self._steer()
         self._schedules = schedules(self.model)
         restored = self._host.restored
@@ -196,18 +202,24 @@ class Checkpoints(BaseCallback):
             if "episode" in info:
                 self._host.episode(self.num_timesteps, env, info["episode"])
         if self._capacity:
+            if self.num_timesteps >= self._reader.due:  # this step is not stored yet
+                self._reader.read(self._stored_timesteps(), self._capture_of().counts(self._rows))
             self._rows += self._rows_per_step
             self._keep_rows(self._capacity)
         deadline = self._host.stop_deadline()
         if deadline is not None and self._held is not None and time.monotonic() + self._until_committed() > deadline:
+            self._reader.rollout(self._stored_timesteps())
             self._stop(*self._held)
         return True
 
     def _on_rollout_end(self) -> None:
         self._host.phase("update")
+        if not self._capacity:
+            self._reader.rollout(self.model.num_timesteps)
 
     def _on_training_end(self) -> None:
         assert self._capture is not None
+        self._reader.rollout(self._stored_timesteps())  # where a callback ended the training in the middle of one
         self._settle()
         self._host.phase("store")
         self._rollouts += 1  # the one that has ended, as the next one's start would count it
@@ -218,6 +230,8 @@ class Checkpoints(BaseCallback):
     def _restore(self, capture: Capture, snapshot: Snapshot) -> None:
         self._host.phase("restore")
         self._rows = self._submitted_rows = capture.restore(snapshot)
+        self._host.digests.resume(snapshot.timesteps, snapshot.facts.get("digests"))
+        self._reader.begin(capture.counts(self._rows))
         self._submitted_timesteps = snapshot.timesteps
         self._first_rollout = snapshot.facts["rollouts"]
         self._between_logs = isinstance(self.model, OnPolicyAlgorithm) and self._first_rollout % self._log_every() != 0
@@ -242,6 +256,7 @@ class Checkpoints(BaseCallback):
         :param rollout_begun: False at the end of a training, which SB3 leaves before it begins another rollout
         """
         snapshot = self._capture_of().snapshot(self._rows)
+        self._reader.read(snapshot.timesteps, self._capture_of().counts(self._rows))
         returns = [float(episode["r"]) for episode in self.model.ep_info_buffer or ()]
         mean = float(np.mean(returns)) if returns else float("nan")
         facts = {
@@ -251,6 +266,7 @@ class Checkpoints(BaseCallback):
             "rollout_begun": rollout_begun,
             "episode_return": mean if np.isfinite(mean) else None,  # rollout/ep_rew_mean
             "evaluate": self.model.num_timesteps >= self._next_evaluation,
+            "digests": self._host.digests.now(),
             "schedules": {"names": self._schedules, "timesteps": self._host.schedule_timesteps},
         }
         return replace(snapshot, facts=facts)
@@ -325,6 +341,10 @@ class Checkpoints(BaseCallback):
 
     def _commit_seconds(self) -> float:
         return self._host.commit_seconds(self._capture_of().sent_bytes(self._rows - self._submitted_rows))
+
+    def _stored_timesteps(self) -> int:
+        """While a step is under way, which the buffers do not have yet."""
+        return self.num_timesteps - self.model.n_envs
 
     def _capture_of(self) -> Capture:
         assert self._capture is not None

@@ -110,6 +110,11 @@ class Capture:
         """That a step adds to a learner's buffer at most."""
         return int(getattr(self.model, "rows_per_step", 1))
 
+    @property
+    def rings(self) -> dict[str, Ring]:
+        """The replay buffers by learner, without learners that have none."""
+        return {name: learner.ring for name, learner in self._learners.items() if learner.ring is not None}
+
     def sent_bytes(self, new_rows: int) -> int:
         """About what a checkpoint sends.
 
@@ -124,7 +129,7 @@ class Capture:
         :param last: number of rows that were ever added to the replay buffer; of several learners, who count theirs,
             as many as each may have added
         """
-        self._at[last] = counts = self._counts(last)
+        self._at[last] = counts = self.counts(last)
         parts: dict[str, Part] = {}
         rests: dict[str, Any] = {}
         facts: dict[str, Any] = {}
@@ -157,7 +162,7 @@ class Capture:
         :param last: as it was given to :meth:`snapshot`
         :param first: the same, of an earlier one
         """
-        counts, before = self._at.get(last) or self._counts(last), self._at.get(first, {})
+        counts, before = self._at.get(last) or self.counts(last), self._at.get(first, {})
         self._at = {at: known for at, known in self._at.items() if at >= last}
         return {
             learner.part(REPLAY): learner.ring.rows(before.get(name, first), counts[name])
@@ -165,8 +170,11 @@ class Capture:
             if learner.ring is not None
         }
 
-    def _counts(self, last: int) -> dict[str, int]:
-        """Rows that were ever added, by learner."""
+    def counts(self, last: int) -> dict[str, int]:
+        """Rows that were ever added, by learner.
+
+        :param last: as for :meth:`snapshot`
+        """
         own: Mapping[str, int] = getattr(self.model, "rows", {})
         return {name: own.get(name, last) for name in self._learners}
 

@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 from matplotlib.ticker import MaxNLocator
 
-from train_cloud.report.status import RunStatus, SessionStatus
+from train_cloud.report.status import RunStatus, SessionStatus, exactness_in_words
 
 Points = Sequence[tuple[int, float]]
 
@@ -78,7 +78,7 @@ def page(
         facts=_facts(run),
         bars=_bars(run.sessions),
         span=_span(run.sessions),
-        sessions=list(zip(run.sessions, run.cost.sessions, strict=True)),
+        sessions=list(zip(run.sessions, run.cost.sessions, map(exactness_in_words, run.sessions), strict=True)),
         cost_line=_cost_line(run),
         main_plots=[*_evaluated(evaluations, marks), *plots],
         marked=bool(marks),
@@ -115,7 +115,7 @@ def _facts(run: RunStatus) -> list[tuple[str, str]]:
     total = f" of {run.total_timesteps:,}" if run.total_timesteps else ""
     facts = [(f"timesteps{total}", f"{run.timesteps:,}"), ("sessions", str(len(run.sessions)))]
     facts += [("interruptions", str(run.interruptions)), ("timesteps done again", f"{run.repeated_timesteps:,}")]
-    facts.append(("interrupted exactly", {None: "not known", True: "yes", False: "no"}[run.exact]))
+    facts.append(("exact", run.exact_evidence or "not known yet"))
     if run.evaluation and "mean_return" in run.evaluation:
         facts.append(("mean return, evaluated", f"{run.evaluation['mean_return']:,.2f}"))
         if run.evaluation.get("success_rate") is not None:

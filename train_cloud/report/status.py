@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from typing import Any, Literal
@@ -32,6 +32,8 @@ SILENCE = timedelta(minutes=5)
 SETTING_UP = timedelta(minutes=30)
 
 State = Literal["completed", "stopped", "failed", "running", "starting", "interrupted", "waiting"]
+
+Evidence = Literal["proved", "not contradicted", "no"]
 
 #: How a session ends that the next one goes on from, though nobody wanted it to.
 _INTERRUPTED = {"notice", "lost"}
@@ -60,6 +62,8 @@ class SessionStatus(BaseModel):
     notices: list[dict[str, Any]]
     exact: bool | None
     """Whether it went on, and can be gone on from, bit for bit; None before it knows."""
+    exact_evidence: Evidence | None
+    """What that rests on; see docs/exactness.md."""
     because: str | None
 
 
@@ -100,6 +104,8 @@ class RunStatus(BaseModel):
     """Failures in a row without a new commit."""
     exact: bool | None
     """False as soon as one session was not; None before any knows."""
+    exact_evidence: Evidence | None
+    """What that rests on, in the newest session that knows; see docs/exactness.md."""
     because: str | None
     closed: str | None
     """Since when the group of a run without an outcome has been taken to 0 from outside, hour by hour, because its
@@ -197,6 +203,7 @@ def _status(
         episode_return=newest.episode_return if newest is not None else None,
         attempts=head.attempts if head else 0,
         exact=inexact is None if known_exact else None,
+        exact_evidence="no" if inexact else known_exact[-1].exact_evidence if known_exact else None,
         because=f"session {inexact.session}: {inexact.because}" if inexact else None,
         closed=_closed(store, head, at),
         sessions=sessions,
@@ -310,8 +317,26 @@ def _session(record: SessionRecord, *, last: bool, state: State) -> SessionStatu
         ended_by=ended_by,
         notices=record.notices,
         exact=told.get("exact"),
+        exact_evidence=_evidence(told),
         because=told.get("exact_because") or None,
     )
+
+
+def _evidence(told: Mapping[str, Any]) -> Evidence | None:
+    """Of a record that may have been written before evidence was kept."""
+    exact = told.get("exact")
+    if exact is None:
+        return None
+    if not exact:
+        return "no"
+    return "proved" if told.get("exact_evidence") == "proved" else "not contradicted"
+
+
+def exactness_in_words(found: RunStatus | SessionStatus) -> str:
+    """``proved``, ``not contradicted``, or ``no, because …``."""
+    if found.exact_evidence is None:
+        return "not known yet"
+    return f"no, because {found.because}" if found.exact_evidence == "no" else found.exact_evidence
 
 
 def _total(store: ObjectStore, records: Sequence[SessionRecord]) -> int | None:

@@ -65,6 +65,7 @@ from train_cloud.store import PATIENCE, ObjectStore, open_store
 from train_cloud.worker import endings, machine, units
 from train_cloud.worker.artifacts import EVENTS, FOLDER, Artifacts
 from train_cloud.worker.evaluations import DUE, RESULTS, Evaluations, command
+from train_cloud.worker.evidence import Evidence
 from train_cloud.worker.initial import begin_with
 from train_cloud.worker.limits import Limits, begin_limits, describe_machine
 from train_cloud.worker.line import Line
@@ -200,7 +201,8 @@ class _Session:
         self._head_began = 0.0
         self._received_bytes = 0
         self._machine: dict[str, Any] = {}
-        self._exact: tuple[bool, str] = (True, "")
+        self._evidence = Evidence()
+        self._committing: Mapping[str, Any] = {}
         self._trial: Mapping[str, Any] | None = None
         self._begun_with: Mapping[str, Any] | None = None
         self._finished = False
@@ -328,6 +330,7 @@ class _Session:
             policy=self._config.preservation,
             hold=self._evaluations.pending if self._evaluations is not None else tuple,
             along=self._along,
+            facts=self._facts,
             before_head=self._before_head,
             on_commit=self._on_commit,
             hurry=lambda: self._stop.deadline() is not None,
@@ -376,6 +379,11 @@ class _Session:
 
     def _restore(self) -> None:
         """Begin to read the checkpoint; its rows are read when the callback asks for them."""
+        self._records = read_sessions(self._store)
+        known = self._manifest.facts if self._manifest is not None else None
+        self.digests = self._evidence.begin(
+            self._state_dir, {"run_id": self._config.run_id, **self._identity()}, known, self._records
+        )
         if self._manifest is None:
             log.info("session %d begins the run", self.number)
             return
@@ -383,8 +391,7 @@ class _Session:
         differing = machine.differences(self._manifest.facts["machine"], self._machine)
         differing += filter(None, [schedule_change(self._manifest.facts, self._config)])
         if differing:
-            self._exact = (False, "; ".join(differing))
-            log.warning("not exact from here on: %s", self._exact[1])
+            self._evidence.object("; ".join(differing))
         if self._evaluations is not None:
             self._evaluations.resume(self._manifest)
         self.restored = restore(self._store, self._manifest, received=self._received)
@@ -551,15 +558,14 @@ class _Session:
     def outputs(self) -> Sequence[KVWriter]:
         assert self._session is not None
         environment = self._config.environment
-        before = [record for record in read_sessions(self._store) if record.number < self._session.number]
+        before = [record for record in self._records if record.number < self._session.number]
         return self._artifacts.outputs(environment.id if environment else "", _interruptions(before))
 
     def exactness(self, exact: bool, because: str) -> None:
         if exact and self._inline():
             exact, because = False, "evaluation.mode is inline"
-        if not exact and self._exact[0]:
-            self._exact = (exact, because)
-            log.warning("an interruption of this run is not exact: %s", because)
+        if not exact:
+            self._evidence.object(because)
         self._write_progress()
 
     # --------------------------------------------------------------------------------------------------- what is stored
@@ -592,6 +598,10 @@ class _Session:
             "run": Part(blob=self._run_yaml.encode()),
         }
 
+    def _facts(self, snapshot: Snapshot) -> Mapping[str, Any]:
+        self._committing = self._evidence.facts(snapshot)
+        return self._committing
+
     @functools.cache  # noqa: B019 - one session a process
     def _identity(self) -> dict[str, Any]:
         return self._config.identity()
@@ -606,6 +616,7 @@ class _Session:
     def _on_commit(self, committed: Committed) -> None:
         swap = time.monotonic() - self._head_began
         self._line.note(committed.sent_bytes, committed.seconds - swap, swap)
+        self._evidence.committed(self._committing)
         self._artifacts.committed(committed.head.timesteps, committed.head.manifest)
         self._artifacts.measured("commit_seconds", committed.seconds)
         self._last_commit = {"commit_seconds": committed.seconds, "sent_bytes": committed.sent_bytes}
@@ -616,7 +627,6 @@ class _Session:
     def _write_progress(self) -> None:
         self._reported = time.monotonic()
         assert self._session is not None
-        exact, because = self._exact
         try:
             write_progress(
                 self._store,
@@ -625,8 +635,7 @@ class _Session:
                 timesteps=self._pulse.timesteps,
                 committed_timesteps=self._lease.head.timesteps,
                 steps_per_second=self._pulse.steps_per_second(),
-                exact=exact,
-                exact_because=because,
+                **self._evidence.progress(),
                 **self._last_commit,
                 **self._evaluated(),
                 **self._priced(),
