@@ -28,27 +28,6 @@ retry() {
 	done
 }
 
-# fetch URL SHA256 FILE
-fetch() {
-	curl -fsSL --retry 5 --retry-connrefused -o "$3" "$1" &&
-		printf '%s  %s\n' "$2" "$3" | sha256sum --check --strict --quiet
-}
-
-# An AWS CLI that knows conditional writes; the Deep Learning images have one.
-ensure_aws_cli() {
-	local found
-	found=$(aws --version 2>/dev/null | sed -nE 's#^aws-cli/([0-9.]+).*#\1#p') || true
-	if [ -n "$found" ] && printf '%s\n' "$AWS_CLI_MINIMUM" "$found" | sort -VC; then return; fi
-	say "installing AWS CLI $AWS_CLI_VERSION${found:+ in the place of $found}"
-	command -v unzip >/dev/null || { apt-get update -q && apt-get install -qy unzip; }
-	local into
-	into=$(mktemp -d)
-	retry 120 fetch "https://awscli.amazonaws.com/awscli-exe-linux-x86_64-$AWS_CLI_VERSION.zip" "$AWS_CLI_SHA256" "$into/cli.zip"
-	unzip -q "$into/cli.zip" -d "$into"
-	"$into/aws/install" --update
-	rm -rf "$into"
-}
-
 # imds PATH: one entry of the instance's metadata
 imds() {
 	local at=${AWS_EC2_METADATA_SERVICE_ENDPOINT:-http://169.254.169.254}/latest token

@@ -6,6 +6,8 @@ trap 'echo "${0##*/}, line $LINENO: $BASH_COMMAND" >&2' ERR
 here=$(dirname "$0")
 # shellcheck source=bootstrap/lib.sh
 . "$here/lib.sh"
+# shellcheck source=bootstrap/tools.sh
+. "$here/tools.sh"
 # shellcheck source=bootstrap/versions.env
 . "$here/versions.env"
 
@@ -45,6 +47,7 @@ known=$(retry 60 keys "$lock")
 if [ -n "$known" ]; then
 	retry 60 aws s3 cp --only-show-errors "s3://$bucket/$run/$lock" "$constraints"
 	found=$(digest)
+	[ "$device" = cpu ] || bash "$here/driver.sh" cuda <"$constraints"
 	if ! bash "$here/environment.sh" restore "$found"; then
 		say "what was kept cannot be restored: installing again"
 		rm -rf "$venv"
@@ -67,11 +70,19 @@ rm -rf "$venv"
 "$python" -m venv "$venv"
 
 pip_install() { retry 60 "$venv/bin/pip" install --no-input --disable-pip-version-check -q -c "$constraints" "$@"; }
+wanted=$(bash "$here/torch.sh" "$source/pyproject.toml")
+mapfile -t torch <<<"$wanted"
 if [ "$device" = cpu ]; then
 	# PyPI's build brings gigabytes of CUDA.
-	pip_install --index-url "$TORCH_CPU_INDEX" "$(sed -nE 's/^ *"(torch[^"]*)",?$/\1/p' "$source/pyproject.toml")"
+	pip_install --index-url "$TORCH_CPU_INDEX" "${torch[@]}"
+elif [ -z "$known" ]; then
+	# What pip would install, from the index's descriptions alone.
+	pip_install --dry-run --report "$source/report.json" "${torch[@]}"
+	python3 -c 'import json, sys
+for each in json.load(open(sys.argv[1]))["install"]:
+    print("{name}=={version}".format(**each["metadata"]))' "$source/report.json" | bash "$here/driver.sh" cuda
 fi
-pip_install "$source"
+pip_install "$source" "${torch[@]}"
 # What the run file asks for: extras of the package, and the user's own requirements. Where it is not in order (64), train
 # says so in the run's outcome.
 wanted=$("$venv/bin/train-cloud" requirements "$root$TRAIN_CLOUD_RUN_FILE") || [ $? = 64 ]

@@ -13,11 +13,6 @@ state=$root$TRAIN_CLOUD_STATE_DIR
 mkdir -p "$state/artifacts/tensorboard"
 chown train-cloud:train-cloud "$state" "$state/artifacts" "$state/artifacts/tensorboard"
 
-# An upgrade in mid-run may restart services or take the driver away from under the training.
-upgrades=(apt-daily.timer apt-daily-upgrade.timer apt-daily.service apt-daily-upgrade.service unattended-upgrades.service)
-systemctl mask "${upgrades[@]}"
-systemctl stop "${upgrades[@]}" || say "some of the upgrade units are not there"
-
 install -d "$root/etc/systemd/system"
 install -m 644 "$here"/../systemd/*.service "$root/etc/systemd/system/"
 systemctl daemon-reload

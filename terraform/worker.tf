@@ -32,6 +32,7 @@ locals {
       environment = environment
       versions    = file("${path.module}/../bootstrap/versions.env")
       library     = file("${path.module}/../bootstrap/lib.sh")
+      tools       = file("${path.module}/../bootstrap/tools.sh")
       ending      = file("${path.module}/../bootstrap/ending.sh")
     })
   }

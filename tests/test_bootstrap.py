@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -19,8 +20,9 @@ import sys
 import textwrap
 import threading
 import time
+import zipfile
 from collections.abc import Iterator, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,11 @@ REPOSITORY = Path(__file__).parents[1]
 BOOTSTRAP, UNITS = REPOSITORY / "bootstrap", REPOSITORY / "systemd"
 SCRIPTS = sorted(BOOTSTRAP.glob("*.sh"))
 GROUP, BUCKET = "train-cloud-boots", "boots"
+#: Masked before anything else: they hold apt's locks, and may take the driver away from under a training.
+UPGRADES = [
+    *("apt-daily.timer", "apt-daily-upgrade.timer", "apt-daily.service", "apt-daily-upgrade.service"),
+    "unattended-upgrades.service",
+]
 INSTALL = ["bash", "opt/train-cloud/code/package/bootstrap/install.sh"]
 NVIDIA = "sys/bus/pci/devices/0000:00:1e.0/vendor"
 needs_cli = pytest.mark.skipif(shutil.which("aws") is None, reason="needs the AWS CLI")
@@ -338,7 +345,12 @@ def render(variables: Mapping[str, str]) -> str:
         + "}",
         **{
             name: f'file("{BOOTSTRAP / file}")'
-            for name, file in {"versions": "versions.env", "library": "lib.sh", "ending": "ending.sh"}.items()
+            for name, file in {
+                "versions": "versions.env",
+                "library": "lib.sh",
+                "tools": "tools.sh",
+                "ending": "ending.sh",
+            }.items()
         },
     }
     template = REPOSITORY / "terraform" / "user_data.sh.tftpl"
@@ -358,12 +370,12 @@ def render(variables: Mapping[str, str]) -> str:
 
 def test_scripts_are_short_and_give_up_on_the_first_error() -> None:
     names = {path.name for path in SCRIPTS}
-    assert {"install.sh", "python.sh", "driver.sh", "units.sh", "lib.sh"} <= names
+    assert {"install.sh", "python.sh", "driver.sh", "units.sh", "lib.sh", "tools.sh"} <= names
     for path in SCRIPTS:
         text = path.read_text()
         assert len(text.splitlines()) < 100, path.name
         assert b"\r" not in path.read_bytes(), path.name
-        if path.name not in ("lib.sh", "ending.sh"):
+        if path.name not in ("lib.sh", "tools.sh", "ending.sh"):
             assert "\nset -Eeuo pipefail\n" in text, path.name
             assert "\nguard\n" in text or re.search(r"^trap '.*' ERR$", text, re.MULTILINE), path.name
 
@@ -396,7 +408,7 @@ def test_everything_fetched_is_pinned() -> None:
 
 def test_user_data_is_the_same_code_as_the_bootstrap_scripts() -> None:
     text = render({"A": "1"})
-    for name in ("versions.env", "lib.sh", "ending.sh"):
+    for name in ("versions.env", "lib.sh", "tools.sh", "ending.sh"):
         assert (BOOTSTRAP / name).read_text() in text
     assert len(text.encode()) < 12_000  # leaves room for variables below the limit of 16384
 
@@ -504,7 +516,9 @@ def test_user_data_fetches_verifies_and_starts_the_bootstrap(boot: Boot) -> None
         if [ "$(wc -l <{tries})" -le 3 ]; then echo "An error occurred (AccessDenied)" >&2; exit 254; fi""")
     done = boot.user_data()
     assert done.returncode == 0, boot.log()
-    assert boot.requests() == [
+    mask, stop, *requests = boot.requests()
+    assert mask.split()[1:] == ["mask", *UPGRADES] and stop.split()[1:] == ["stop", *UPGRADES]
+    assert requests == [
         "systemctl daemon-reload",
         "systemctl enable train-cloud-bootstrap.service",
         "systemctl start --no-block train-cloud-bootstrap.service",
@@ -542,7 +556,7 @@ def test_code_that_is_not_what_its_digest_names_is_refused(boot: Boot, how: str)
         boot.s3.put_object(Bucket=BUCKET, Key=sums, Body=body.replace(b"user/mine.py", b"user/yours.py"))
     done = boot.user_data()
     assert done.returncode != 0
-    assert boot.requests() == [], "nothing of it was started"
+    assert [line.split()[1] for line in boot.requests()] == ["mask", "stop"], "nothing of it was started"
     marker = boot_key(1, boot.instance)
     assert boot.keys("boots/") == [marker, f"{marker}-failed"]
     assert b"this boot failed" in boot.get(f"logs/boot-{marker.removeprefix('boots/')}.log")
@@ -635,8 +649,6 @@ def test_a_boot_ends_with_the_units_started_the_watch_first(boot: Boot) -> None:
         f"systemctl start --no-block train-cloud-{unit}.service" for unit in ("watch", "train", "tensorboard")
     ]
     assert requests.index("systemctl daemon-reload") < requests.index(started[0])
-    (masked,) = (line for line in requests if line.startswith("systemctl mask"))
-    assert {"apt-daily.timer", "apt-daily-upgrade.timer", "unattended-upgrades.service"} <= set(masked.split())
     assert {path.name for path in (boot.root / "etc/systemd/system").iterdir()} == {
         path.name for path in UNITS.iterdir()
     }
@@ -749,7 +761,7 @@ def step(boot: Boot, name: str, *arguments: str) -> subprocess.CompletedProcess[
     return boot.call("bash", str(BOOTSTRAP / name), *arguments)
 
 
-@pytest.mark.parametrize("verb", ["kernel", "torch"])
+@pytest.mark.parametrize("verb", ["kernel", "cuda", "torch"])
 def test_without_an_nvidia_device_it_is_the_cpu_and_says_so(boot: Boot, verb: str) -> None:
     (boot.root / NVIDIA).parent.mkdir(parents=True)
     (boot.root / NVIDIA).write_text("0x1d0f\n")
@@ -768,6 +780,61 @@ def test_an_nvidia_device_without_a_driver_fails_loudly(boot: Boot, tmp_path: Pa
     done = boot.call("bash", str(quick), "kernel")
     assert done.returncode == 1
     assert "no driver that answers: use an image with NVIDIA's driver (ami_id)" in done.stdout
+
+
+OLD_BANNER = "| NVIDIA-SMI 550.144.03   Driver Version: 550.144.03   CUDA Version: 12.4     |"
+NEW_BANNER = "| NVIDIA-SMI 610.57.04    KMD Version: 610.57.04    CUDA UMD Version: 13.3     |"
+
+
+@pytest.mark.parametrize(
+    ("banner", "package", "said"),
+    [
+        (OLD_BANNER, "nvidia-cuda-runtime==13.0.96", "the driver knows CUDA 12.4 and torch needs 13.0: use an image"),
+        (OLD_BANNER, "nvidia-cuda-runtime-cu12==12.8.90", ""),
+        (NEW_BANNER, "nvidia-cuda-runtime==13.0.96", ""),
+        (NEW_BANNER, "nvidia-cuda-runtime-cu12==12.8.90", ""),
+        ("no banner", "nvidia-cuda-runtime==13.0.96", ""),
+        (OLD_BANNER, "nvidia-cudnn-cu13==9.24.0.43", ""),
+    ],
+)
+def test_a_driver_that_is_too_old_is_seen_before_gigabytes_of_torch(
+    boot: Boot, tmp_path: Path, banner: str, package: str, said: str
+) -> None:
+    (boot.root / NVIDIA).parent.mkdir(parents=True)
+    (boot.root / NVIDIA).write_text("0x10de\n")
+    boot.stand_in("nvidia-smi", f"echo '{banner}'")
+    (tmp_path / "packages").write_text(f"torch==2.14.1\n{package}\nnvidia-cuda-nvrtc==1.0.0\n")
+    done = boot.call("bash", "-c", f"bash {BOOTSTRAP}/driver.sh cuda <{tmp_path}/packages")
+    assert (done.returncode, said in done.stdout) == (1 if said else 0, True), done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("boot_number", ["first", "later"])
+def test_with_a_driver_that_is_too_old_nothing_is_downloaded(boot: Boot, boot_number: str) -> None:
+    boot.installed()
+    (boot.root / NVIDIA).parent.mkdir(parents=True)
+    (boot.root / NVIDIA).write_text("0x10de\n")
+    boot.stand_in("nvidia-smi", f"echo '{OLD_BANNER}'")
+    resolved = {"name": "nvidia-cuda-runtime", "version": "13.0.96"}
+    (boot.root / "report.json").write_text(json.dumps({"install": [{"metadata": resolved}]}))
+    pip = f"""echo "$*" >>{boot.asked}
+        while [ $# -gt 0 ]; do [ "$1" != --report ] || cp {boot.root}/report.json "$2"; shift; done"""
+    (boot.root / "pip").write_text(f"#!/bin/bash\n{pip}\n")
+    boot.stand_in(
+        "python3.11",
+        f"""case "$1" in
+        -V*) echo Python 3.11.99 ;;
+        -m) mkdir -p "$3/bin" && install -m 755 {boot.root}/pip "$3/bin" ;;
+        esac""",
+    )
+    if boot_number == "later":
+        lock = f"env/{boot.variables['TRAIN_CLOUD_CODE_DIGEST']}-cuda.txt"
+        boot.put(lock, b"torch==2.14.1\nnvidia-cuda-runtime==13.0.96\n")
+    done = step(boot, "python.sh")
+    assert done.returncode != 0
+    assert "the driver knows CUDA 12.4 and torch needs 13.0: use an image with a newer driver (ami_id)" in done.stdout
+    asked = [line for line in boot.requests() if line.startswith("install")]
+    assert len(asked) == (1 if boot_number == "first" else 0) and all(" --dry-run " in line for line in asked)
 
 
 @pytest.mark.parametrize("works", [True, False])
@@ -842,18 +909,23 @@ def test_the_second_boot_of_a_run_installs_the_versions_of_the_first(boot: Boot,
         (boot.root / NVIDIA).parent.mkdir(parents=True)
         (boot.root / NVIDIA).write_text("0x10de\n")
     boot.installed()
-    (boot.root / "opt/train-cloud/code/user/requirements.txt").write_text("highway-env==1.10\n")
+    own = "highway-env==1.10\ntorch==2.9.0  # as at home\ntorchvision==0.24\n"
+    (boot.root / "opt/train-cloud/code/user/requirements.txt").write_text(own)
+    boot.stand_in("nvidia-smi", f"echo '{OLD_BANNER}'")
     # A Python whose virtual environments have a pip that writes down what it was asked and by which constraints.
     pip = f"""#!/bin/bash
 if [ "$1" = freeze ]; then printf 'torch==2.9.0\\nnumpy==2.1.0\\n'; exit; fi
 words=
 while [ $# -gt 0 ]; do
     if [ "$1" = -c ]; then echo "constraints: $(tr '\\n' ' ' <"$2")" >>{boot.asked}; shift 2; continue; fi
+    if [ "$1" = --report ]; then cp {boot.root}/report.json "$2"; shift 2; continue; fi
     words="$words$1 "; shift
 done
 echo "$words" >>{boot.asked}
 """
     (boot.root / "pip").write_text(pip)
+    resolved = {"name": "nvidia-cuda-runtime-cu12", "version": "12.8.90"}
+    (boot.root / "report.json").write_text(json.dumps({"install": [{"metadata": resolved}]}))
     # What the package's own command would say; the test of train_cloud.worker.requirements has it for real.
     program = f"""#!/bin/bash
 [ "$*" = "requirements {boot.root}/etc/train-cloud/run.yaml" ] || exit 1
@@ -874,7 +946,10 @@ printf 'sb3-contrib>=2.7,<3\\n-r\\n{boot.root}/opt/train-cloud/code/user/require
     asked = boot.requests()
     installs = [line for line in asked if line.startswith("install ")]
     assert ("--index-url https://download.pytorch.org/whl/cpu torch>=" in installs[0]) == (device == "cpu")
-    assert len(installs) == (3 if device == "cpu" else 2)
+    if device == "cuda":
+        assert " --dry-run torch>=" in installs[0] and "the driver knows CUDA 12.4, torch needs 12.8" in done.stdout
+    assert len(installs) == 3
+    assert all("torch==2.9.0 " in line for line in installs[:2]), "the user's word on torch counts at once"
     assert installs[-1].endswith(f" sb3-contrib>=2.7,<3 -r {boot.root}/opt/train-cloud/code/user/requirements.txt ")
     assert {line for line in asked if line.startswith("constraints")} == {"constraints: "}
 
@@ -890,23 +965,109 @@ printf 'sb3-contrib>=2.7,<3\\n-r\\n{boot.root}/opt/train-cloud/code/user/require
     assert boot.get(lock) == b"torch==2.9.0\nnumpy==2.1.0\n"
 
 
-def test_an_old_aws_cli_is_replaced_and_only_by_the_pinned_file(boot: Boot) -> None:
-    boot.stand_in("aws", "echo aws-cli/2.9.99 Python/3.9")
+ENSURE_AWS_CLI = f"""
+    set -Eeuo pipefail
+    . {BOOTSTRAP}/versions.env
+    . {BOOTSTRAP}/lib.sh
+    . {BOOTSTRAP}/tools.sh
+    retry() {{ "${{@:2}}"; }}
+    ensure_aws_cli
+    echo installed
+"""
+
+
+@pytest.mark.parametrize("found", ["1.44.35", "2.9.99", "2.22.4"])
+def test_an_old_aws_cli_is_replaced_and_only_by_the_pinned_file(boot: Boot, found: str) -> None:
+    boot.stand_in("aws", f"echo aws-cli/{found} Python/3.9")
     boot.stand_in("curl", f'echo "curl $*" >>{boot.asked}; while [ "$1" != -o ]; do shift; done; echo wrong >"$2"')
-    script = f"""
-        set -Eeuo pipefail
-        . {BOOTSTRAP}/versions.env
-        . {BOOTSTRAP}/lib.sh
-        retry() {{ "${{@:2}}"; }}
-        ensure_aws_cli
-        echo installed
-    """
-    done = boot.call("bash", "-c", script)
+    done = boot.call("bash", "-c", ENSURE_AWS_CLI)
     assert done.returncode != 0
     assert "installed" not in done.stdout
     assert "FAILED" in done.stdout + done.stderr
     (request,) = boot.requests()
     assert re.search(r"https://awscli\.amazonaws\.com/awscli-exe-linux-x86_64-2\.\d+\.\d+\.zip$", request)
-    for good in ("2.22.3", "2.36.7", "3.0.0"):
-        boot.stand_in("aws", f"echo aws-cli/{good} Python/3.9")
-        assert boot.call("bash", "-c", script).stdout.endswith("installed\n"), good
+
+
+@pytest.mark.parametrize("good", ["2.22.5", "2.36.7", "3.0.0"])
+def test_an_aws_cli_that_knows_conditional_writes_is_left_alone(boot: Boot, good: str) -> None:
+    boot.stand_in("aws", f"echo aws-cli/{good} Python/3.9")
+    boot.stand_in("curl", "exit 1")
+    assert boot.call("bash", "-c", ENSURE_AWS_CLI).stdout == "installed\n"
+
+
+@pytest.fixture
+def cli_archive(boot: Boot, tmp_path: Path) -> Iterator[Path]:
+    """AWS's archive of the CLI in small, served in the place of AWS's own: an installer, and the program that it puts
+    where the file ``target`` says. The versions' file beside it pins it.
+    """
+    source, web = tmp_path / "source/aws", tmp_path / "web"
+    (source / "dist").mkdir(parents=True)
+    web.mkdir()
+    (tmp_path / "target").write_text(str(boot.bin))
+    for name, script in {
+        "install": f'[ "$*" = --update ] && install -m 755 "$(dirname "$0")/dist/aws" "$(cat {tmp_path}/target)/aws"',
+        "dist/aws": "echo aws-cli/2.36.7 Python/3.14 Linux/6 exe/x86_64",
+    }.items():
+        (source / name).write_text(f"#!/bin/bash\n{script}\n")
+        (source / name).chmod(0o755)
+    versions = (BOOTSTRAP / "versions.env").read_text()
+    number = re.search(r"^AWS_CLI_VERSION=(.*)$", versions, re.MULTILINE)
+    assert number is not None
+    archive = web / f"awscli-exe-linux-x86_64-{number[1]}.zip"
+    with zipfile.ZipFile(archive, "w") as packed:
+        for path in source.rglob("*"):
+            packed.write(path, path.relative_to(source.parent))
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    pinned = tmp_path / "versions.env"
+    pinned.write_text(re.sub(r"^AWS_CLI_SHA256=.*$", f"AWS_CLI_SHA256={digest}", versions, flags=re.MULTILINE))
+    serve = functools.partial(SimpleHTTPRequestHandler, directory=str(web))
+    with ThreadingHTTPServer(("127.0.0.1", 0), serve) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+        thread.start()
+        here = f"http://127.0.0.1:{server.server_port}"
+        curl = shutil.which("curl")
+        boot.stand_in("curl", f'exec {curl} "${{@/#https:\\/\\/awscli.amazonaws.com/{here}}}"')
+        yield pinned
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.skipif(shutil.which("unzip") is None, reason="needs unzip")
+@pytest.mark.parametrize("found", ["1.44.35", None])
+def test_with_the_first_aws_cli_or_none_the_pinned_one_is_fetched_and_used(
+    boot: Boot, cli_archive: Path, found: str | None
+) -> None:
+    """The usual way: images often have version 1 of the CLI."""
+    if found is None:
+        (boot.bin / "aws").unlink()
+        boot.environment["PATH"] = f"{boot.bin}:/usr/bin:/bin"
+    else:
+        boot.stand_in("aws", f"echo aws-cli/{found} Python/3.10")
+    script = ENSURE_AWS_CLI.replace(f"{BOOTSTRAP}/versions.env", str(cli_archive))
+    done = boot.call("bash", "-c", f"{script}\naws --version")
+    assert done.returncode == 0, done.stderr
+    said = "train-cloud: installing AWS CLI 2.36.7" + (f" in the place of {found}" if found else "")
+    assert done.stdout.splitlines() == [said, "installed", "aws-cli/2.36.7 Python/3.14 Linux/6 exe/x86_64"]
+
+
+@pytest.mark.skipif(shutil.which("unzip") is None, reason="needs unzip")
+def test_an_old_aws_cli_that_stays_in_front_is_named(boot: Boot, cli_archive: Path, tmp_path: Path) -> None:
+    boot.stand_in("aws", "echo aws-cli/1.44.35 Python/3.10")
+    (tmp_path / "aside").mkdir()
+    (tmp_path / "target").write_text(str(tmp_path / "aside"))
+    done = boot.call("bash", "-c", ENSURE_AWS_CLI.replace(f"{BOOTSTRAP}/versions.env", str(cli_archive)))
+    assert done.returncode != 0 and "installed\n" not in done.stdout
+    assert f"AWS CLI 2.36.7 is installed, but {boot.bin}/aws is 1.44.35: use another image (ami_id)" in done.stdout
+
+
+def test_apt_waits_for_whoever_holds_its_locks(boot: Boot) -> None:
+    tries = boot.root / "tries"
+    boot.stand_in(
+        "apt-get",
+        f"""echo "$*" >>{tries}
+        [[ $* != "update -q" ]] || (( $(wc -l <{tries}) > 2 ))  # somebody updates the lists""",
+    )
+    script = f". {BOOTSTRAP}/lib.sh; . {BOOTSTRAP}/tools.sh; apt_install unzip"
+    assert boot.call("bash", "-Eeuo", "pipefail", "-c", script).returncode == 0
+    update = "update -q"
+    assert tries.read_text().splitlines() == [update, update, update, "-o DPkg::Lock::Timeout=300 install -qy unzip"]

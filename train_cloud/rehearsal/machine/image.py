@@ -53,7 +53,8 @@ _PACKAGES = (
     *("python3-jmespath", "python3-prompt-toolkit", "python3-ruamel.yaml", "python3-urllib3"),
 )
 #: AWS's own archive of the CLI is out of reach of a machine without internet. This is the same program as Debian 13
-#: packages it, put into the image beforehand, as the Deep Learning images have it; user-data finds it new enough.
+#: packages it, put into the image beforehand; user-data finds it new enough. How it fetches one where an image has only
+#: version 1: tests/test_bootstrap.py.
 _CLI = f"{_MIRROR}/pool/main/a/awscli/awscli_2.23.6-1_all.deb"
 _CLI_SHA256 = "09645cccbeece0553786ea7532d28901a9e7375d761fe5676490dbb4e7180569"
 _CRT = "awscrt==0.38.0"
