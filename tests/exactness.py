@@ -338,6 +338,7 @@ def stretch(run: Values, choice: Any, stop_at: int | None, begin: str | None, ou
     """
     forkserver: Any = multiprocessing.forkserver._forkserver
     forkserver._forkserver_address, forkserver.ensure_running = server, lambda: None
+    multiprocessing.forkserver.ensure_running = forkserver.ensure_running
     from train_cloud.envs.state import FAILURES
 
     try:

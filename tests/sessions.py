@@ -57,6 +57,7 @@ def _train(arguments: list[str], environment: dict[str, str], log: str, server: 
     """
     forkserver: Any = multiprocessing.forkserver._forkserver
     forkserver._forkserver_address, forkserver.ensure_running = server, lambda: None
+    multiprocessing.forkserver.ensure_running = forkserver.ensure_running
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

@@ -1,4 +1,4 @@
-"""Weights & Biases, in a process of its own: ``python -m train_cloud.artifacts.wandb``, told by a line how far to go.
+"""Weights & Biases, in a process of its own, told by a line how far to go.
 
 It reads ``progress.csv``, and sends what is committed: a row beyond the head may yet be logged otherwise. The row's
 timesteps are its step there, and a step that the server has is not sent again; so one run of theirs grows over all
@@ -27,6 +27,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from train_cloud import child_process
 from train_cloud.config.artifacts import Wandb as Settings
 from train_cloud.errors import InputError
 
@@ -43,7 +44,9 @@ log = logging.getLogger(__name__)
 
 def check(settings: Settings, environment: Mapping[str, str]) -> None:
     """:raises InputError: the package or the key is not there"""
-    if find_spec("wandb") is None:
+    # A folder `wandb/` that the client has left here is a package too, of the kind without a file.
+    spec = find_spec("wandb")
+    if spec is None or spec.origin is None:
         raise InputError("wandb", settings.project, "its package is not here: pip install 'train-cloud[wandb]'")
     if settings.mode == "online" and not environment.get(KEY):
         raise InputError("wandb", settings.project, f"set {KEY}: name its SSM parameter under secrets, or set it here")
@@ -67,10 +70,14 @@ class Wandb:
         }
         scratch.mkdir(parents=True, exist_ok=True)
         (scratch / "wandb.json").write_text(json.dumps(told))
-        command = [sys.executable, "-m", "train_cloud.artifacts.wandb", str(scratch / "wandb.json")]
+        command = child_process.command("train_cloud.artifacts.wandb", str(scratch / "wandb.json"))
         # A session of its own: Ctrl-C is the trainer's affair.
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+            env=child_process.environment(),
         )
 
     def committed(self, timesteps: int) -> None:

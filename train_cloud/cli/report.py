@@ -291,6 +291,8 @@ def _run_view(found: RunStatus) -> RenderableType:
         lines.append(f"  interruptions: {found.interruptions}, steps done again: {found.repeated_timesteps:,}")
     if found.evaluation is not None:
         lines.append(f"  evaluation: {escape(_evaluation(found.evaluation))}")
+    if found.not_exported is not None:
+        lines.append(f"  [red]not exported: {escape(_not_exported(found))}[/red]")
     on_aws = any(session.instance_type for session in found.sessions)
     if on_aws:
         lines.append(f"  cost: {escape(_cost(found.cost))}")
@@ -328,6 +330,13 @@ def _run_view(found: RunStatus) -> RenderableType:
             escape(exactness_in_words(session)),
         )
     return Group("\n".join(lines), "", table)
+
+
+def _not_exported(found: RunStatus) -> str:
+    told = found.not_exported or {}
+    missing = ", ".join(f"{at:,}" for at in told.get("timesteps", ()))
+    because = told.get("because")
+    return f"the models of {missing} timesteps, because {because} (by hand: train-cloud export {found.run_id} --at …)"
 
 
 def _evaluation(found: dict[str, Any]) -> str:

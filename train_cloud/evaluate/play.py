@@ -24,6 +24,7 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecNormalize
 
+from train_cloud.child_process import WORKERS, restore_variables, starting_workers
 from train_cloud.config import Environment, RunFile
 from train_cloud.config.evaluation import Category, Evaluation, below, compare, level_paths
 from train_cloud.envs.state import FAILURES
@@ -81,10 +82,14 @@ def play(player: Player) -> tuple[dict[str, tuple[Episode, ...]], tuple[str, ...
 
 
 def _separately(player: Player, names: list[str]) -> Iterator[Played]:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context(WORKERS)
     for name in names:
-        with ProcessPoolExecutor(1, mp_context=context) as process:
-            yield process.submit(play_category, player, name).result()
+        # The fork server may be older than what was set since: what a renderer reads, for example.
+        settings = (dict(os.environ),)
+        with ProcessPoolExecutor(1, context, restore_variables, settings) as process:
+            with starting_workers():
+                playing = process.submit(play_category, player, name)
+            yield playing.result()
 
 
 def play_category(player: Player, name: str) -> Played:

@@ -7,7 +7,7 @@ import contextlib
 import copy
 import importlib.util
 import inspect
-import multiprocessing
+import os
 import re
 import signal
 import sys
@@ -33,6 +33,7 @@ from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.utils import LinearSchedule, set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack, VecNormalize
 
+from train_cloud import child_process
 from train_cloud.config import Environment, RunFile
 from train_cloud.config.run_file import ALGORITHMS, CONTRIB, ELSEWHERE, MULTIAGENT, SCHEDULED, suggestion
 from train_cloud.envs.known import recall, record
@@ -207,15 +208,18 @@ class MakeEnv:
 
     :ivar provider: the state provider; None leaves :class:`StatefulEnv` out
     :ivar worker_seed: for the global generators of a worker process of its own; None stays in this process
+    :ivar pythonpath: variable for what the environment starts in its turn, in such a process
     """
 
     environment: Environment
     provider: str | None = None
     worker_seed: int | None = None
+    pythonpath: str | None = None
 
     def __call__(self) -> Env:
         if self.worker_seed is not None:
             _enter_worker(self.worker_seed)
+            child_process.restore_variables({"PYTHONPATH": self.pythonpath})
         config = self.environment
         if config.module is not None:
             import_module(config.module, "environment.module", config.module)
@@ -271,10 +275,13 @@ def make_vec_env(environment: Environment, seed: int, provider: str) -> VecEnv:
     """The environments as SB3 wants them: stacked, then normalised, if the run file says so."""
     env: VecEnv
     if environment.vectorization == "subproc":
-        method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         seeds = [(seed + rank) % 2**32 for rank in range(environment.n_envs)]
         with refusing("environment.vectorization", "subproc", "a worker did not start, see its messages above;"):
-            workers = SubprocVecEnv([MakeEnv(environment, provider, seed) for seed in seeds], start_method=method)
+            makers: list[Callable[[], Env]] = [
+                MakeEnv(environment, provider, seed, os.environ.get("PYTHONPATH")) for seed in seeds
+            ]
+            with child_process.starting_workers():
+                workers = SubprocVecEnv(makers, start_method=child_process.WORKERS)
         atexit.register(_end_workers, workers.processes)
         env = workers
     else:

@@ -6,9 +6,11 @@ of the model (``skeleton``) and the tensors.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -166,11 +168,30 @@ def write_export(
         )
 
 
+@contextlib.contextmanager
+def _without_a_folder_named_gym() -> Iterator[None]:
+    """``save_to_zip_file`` notes OpenAI Gym's version where a module of that name can be imported. A user's folder
+    ``gym/`` can, as many have one, and has no version.
+    """
+    if hasattr(sys.modules.get("gym"), "__version__"):
+        yield
+        return
+    before = sys.modules.get("gym", ...)
+    sys.modules["gym"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["gym"]
+        if before is not ...:
+            sys.modules["gym"] = before
+
+
 def _write_model(snapshot: Snapshot, prefix: str, facts: Mapping[str, Any], path: Path) -> None:
     part = snapshot.parts[f"{prefix}model"]
     tensors = {name: torch.from_numpy(array.copy()) for name, array in part.arrays.items()}
     parameters, variables = parameters_of(tensors, facts["optimizers"])
-    save_to_zip_file(path, data=None, params=parameters, pytorch_variables=variables or None)
+    with _without_a_folder_named_gym():
+        save_to_zip_file(path, data=None, params=parameters, pytorch_variables=variables or None)
     data = json.loads(snapshot.parts[f"{prefix}skeleton"].blob)
     data.update({key: value for key, value in facts["algorithm"].items() if key != "class"})
     with zipfile.ZipFile(path, "a") as archive:

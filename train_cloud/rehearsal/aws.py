@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import threading
 import uuid
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import boto3
 import requests
 from botocore.config import Config
 
+from train_cloud import child_process
 from train_cloud.errors import TrainCloudError
 
 #: For whoever ends the server: it has nothing to save.
@@ -44,12 +44,11 @@ class EmbeddedAws:
         self._making = threading.Lock()
 
     def __enter__(self) -> EmbeddedAws:
-        # sys.path as it is here, and nothing of the caller's AWS settings.
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MOTO_"))}
-        environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+        variables = child_process.environment()  # without the caller's AWS settings
+        environment = {name: value for name, value in variables.items() if not name.startswith(("AWS_", "MOTO_"))}
         with self._log.open("ab") as log:
             self._server = subprocess.Popen(
-                [sys.executable, "-m", "train_cloud.rehearsal.moto_gaps"],
+                child_process.command("train_cloud.rehearsal.moto_gaps"),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

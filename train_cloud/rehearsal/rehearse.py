@@ -16,13 +16,13 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from train_cloud import child_process
 from train_cloud.artifacts import tensorboard
 from train_cloud.checkpoint import read_manifest, restore
 from train_cloud.config import RunFile, load_run_file
@@ -138,11 +138,12 @@ class _Twin:
 
     def __enter__(self) -> _Twin:
         self._folder.mkdir()
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("TRAIN_CLOUD_")}
+        variables = child_process.environment()
+        environment = {name: value for name, value in variables.items() if not name.startswith("TRAIN_CLOUD_")}
         with (self._folder / "log.txt").open("wb") as log:
             self._process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "train_cloud", "train", str(self._run_file)),
+                    *child_process.command("train_cloud", "train", str(self._run_file), user_code=True),
                     *("--store", self.root, "--state-dir", str(self._folder / "state")),
                     *("--set", "evaluation=null"),  # which must not make a difference
                 ],

@@ -6,12 +6,12 @@ import hashlib
 import logging
 import re
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from train_cloud import child_process
 from train_cloud.artifacts.sync import write_whole
 from train_cloud.artifacts.uploads import MANIFEST, digest, read_uploads
 from train_cloud.config.identity import glob_pattern
@@ -168,8 +168,12 @@ def tensorboard(
     """
     following, over = Following(runs, folder), threading.Event()
     following.update()
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", str(port)]
-    server = subprocess.Popen([*command, "--host", "127.0.0.1", "--reload_interval", "5"], stderr=subprocess.DEVNULL)
+    command = child_process.command("tensorboard.main", "--logdir", str(folder), "--port", str(port))
+    server = subprocess.Popen(
+        [*command, "--host", "127.0.0.1", "--reload_interval", "5"],
+        stderr=subprocess.DEVNULL,
+        env=child_process.environment(),
+    )
 
     def follow() -> None:
         while not over.wait(interval):

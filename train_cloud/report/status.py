@@ -118,6 +118,8 @@ class RunStatus(BaseModel):
     cost: Cost
     evaluation: dict[str, Any] | None
     """The last one: ``timesteps``, ``mean_return``, ``success_rate``; or ``failed`` and why."""
+    not_exported: dict[str, Any] | None
+    """Checkpoints whose models could not be written: ``timesteps`` and ``because``. The next session tries again."""
     checkpoints: list[CheckpointStatus] | None
     """The preserved ones, newest first; None where nobody asked for them."""
     damaged: str | None
@@ -211,6 +213,7 @@ def _status(
         repeated_timesteps=sum(session.repeated_timesteps for session in spent.sessions),
         cost=spent,
         evaluation=evaluations[-1] if evaluations else None,
+        not_exported=latest.get("not_exported"),
         checkpoints=_checkpoints(newest) if checkpoints else None,
         damaged=damaged,
     )

@@ -18,10 +18,12 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from train_cloud import child_process
 from train_cloud.artifacts import tables, tensorboard
 from train_cloud.artifacts.logged import Logged
 from train_cloud.artifacts.sync import FOLDER, Sync, run_sync, write_whole
@@ -30,6 +32,7 @@ from train_cloud.artifacts.uploads import read_uploads
 from train_cloud.artifacts.wandb import Wandb
 from train_cloud.checkpoint import read_manifest
 from train_cloud.config import RunFile
+from train_cloud.envs.state import FAILURES
 from train_cloud.errors import CorruptCheckpoint, Fenced, StoreError, StoreUnavailable
 from train_cloud.run import layout
 from train_cloud.run.head import Reference, Token
@@ -53,6 +56,10 @@ _NEEDED = re.compile(r"tensorboard/.*|wandb/.*|[^/]*\.(csv|json)")
 _VIDEO = re.compile(r"videos/([a-z0-9_-]+)/\1_\d{3}_(success|failure|episode)\.mp4")
 _PAUSES = (1.0, 2.0, 5.0, 10.0, 30.0)
 _KEEPING_SECONDS = 600.0
+_KEEPING_LOG = "keep.log"
+_KEEPING_ATTEMPTS = 2
+"""In a session; the next one tries again."""
+_REASON_CHARACTERS = 300
 _WANDB_SECONDS = 60.0
 _EXPORT_SECONDS = 20.0
 """What the export of a few models may take on a slow machine."""
@@ -87,6 +94,9 @@ class Artifacts:
         self._newest: Reference | None = None
         self._kept: tuple[Reference | None, set[int]] = (None, set())
         self._keeping: subprocess.Popen[bytes] | None = None
+        self._keeping_failures = 0
+        self.not_exported: dict[str, Any] | None = None
+        """``timesteps`` of kept checkpoints without a model, and ``because``; None while nothing is known to fail."""
         self._wandb: Wandb | None = None
         self._sampled: dict[str, list[float]] = {}
         self._pace = (0.0, 0)
@@ -269,7 +279,13 @@ class Artifacts:
             return False
         with contextlib.suppress(CorruptCheckpoint):  # what is lost was said when it was found
             self._wait_for_keeping()
-            keep(self._store, self._newest, self.folder, self._names())
+            try:
+                keep(self._store, self._newest, self.folder, self._names())
+                self.not_exported = None
+            except (StoreError, CorruptCheckpoint, Fenced):
+                raise
+            except FAILURES as error:  # the run is over all the same, and its checkpoints are there
+                self._could_not_export(f"{type(error).__name__}: {error}", traceback.format_exc())
             self._forget_superseded()
         return True
 
@@ -317,15 +333,40 @@ class Artifacts:
         if self._keeping is not None:
             if self._keeping.poll() is None:
                 return
-            self._keeping = None
+            self._note_keeping(self._keeping.returncode)
         wanted = self._wanted()
-        if wanted - {int(found[1]) for name in self._names() if (found := KEPT.fullmatch(name))}:
-            command = [sys.executable, "-m", "train_cloud.worker.keep", self._store.url, str(self.folder)]
-            environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-            self._keeping = subprocess.Popen(
-                [*command, *sorted(self._names())], env=environment, stdin=subprocess.DEVNULL, start_new_session=True
-            )
+        if self._keeping_failures < _KEEPING_ATTEMPTS and self._missing(wanted):
+            command = child_process.command("train_cloud.worker.keep", self._store.url, str(self.folder))
+            environment = child_process.environment(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
+            with (self._state_dir / _KEEPING_LOG).open("wb") as said:
+                self._keeping = subprocess.Popen(
+                    [*command, *sorted(self._names())],
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stderr=said,
+                    start_new_session=True,
+                )
         self._forget_superseded()
+
+    def _note_keeping(self, code: int) -> None:
+        """What the process that exported has left: nothing, or why it could not."""
+        self._keeping = None
+        if code == 0:
+            self._keeping_failures, self.not_exported = 0, None
+            return
+        self._keeping_failures += 1
+        said = (self._state_dir / _KEEPING_LOG).read_text(errors="replace").strip()
+        self._could_not_export(said.rpartition("\n")[2] or f"exit code {code}", said)
+
+    def _could_not_export(self, because: str, details: str) -> None:
+        missing = sorted(self._missing(self._wanted()))
+        self.not_exported = {"timesteps": missing, "because": because[:_REASON_CHARACTERS]}
+        log.error("the models of %s timesteps could not be exported: %s", ", ".join(map(str, missing)), because)
+        self.note(details)
+
+    def _missing(self, wanted: set[int]) -> set[int]:
+        """Timesteps whose models are not exported yet."""
+        return wanted - {int(found[1]) for name in self._names() if (found := KEPT.fullmatch(name))}
 
     def _forget_videos(self, sync: Sync) -> None:
         """A name says how its episode ended: what an earlier evaluation left may have no successor to replace it."""
@@ -349,7 +390,7 @@ class Artifacts:
         if self._keeping.poll() is None:
             self._keeping.kill()
             self._keeping.wait()
-        self._keeping = None
+        self._keeping = None  # what it could not do is tried here next
 
     def _wanted(self) -> set[int]:
         """Timesteps of the checkpoints that are preserved."""

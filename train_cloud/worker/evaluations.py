@@ -11,7 +11,6 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from train_cloud import child_process
 from train_cloud.checkpoint.format import crc64nvme
 from train_cloud.checkpoint.manifest import Manifest
 from train_cloud.errors import ObjectMissing
@@ -114,7 +114,7 @@ class Evaluations:
                     [*self._command, "--at", str(self._playing)],
                     stdin=subprocess.DEVNULL,
                     start_new_session=True,
-                    env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+                    env=child_process.environment(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1"),
                 )
 
     def wait(self, stopping: Callable[[], bool], alive: Callable[[], None]) -> None:
@@ -189,7 +189,7 @@ def is_recorded(store: ObjectStore, snapshot: Snapshot) -> bool:
 def command(run_file: Path, *, store: str, out: Path, events: Path, overrides: Sequence[str]) -> list[str]:
     """How the process is started."""
     return [
-        *(sys.executable, "-m", "train_cloud", "evaluate", str(run_file)),
+        *child_process.command("train_cloud", "evaluate", str(run_file), user_code=True),
         *("--store", store, "--out", str(out), "--events", str(events), "--record"),
         *(part for override in overrides for part in ("--set", override)),
     ]

@@ -9,13 +9,13 @@ import contextlib
 import logging
 import platform
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from train_cloud import child_process
 from train_cloud.artifacts.sync import FOLDER, run_sync
 from train_cloud.errors import (
     BucketMissing,
@@ -185,8 +185,14 @@ def send_artifacts(store: ObjectStore, state_dir: Path, session: Session, *, exp
     until = time.monotonic() + ARTIFACTS_PATIENCE_S
     try:
         if export:
-            command = [sys.executable, "-m", "train_cloud.worker.keep", "--final", store.url, str(folder)]
-            subprocess.run(command, check=False, timeout=ARTIFACTS_PATIENCE_S / 2, stdin=subprocess.DEVNULL)
+            command = child_process.command("train_cloud.worker.keep", "--final", store.url, str(folder))
+            subprocess.run(
+                command,
+                check=False,
+                timeout=ARTIFACTS_PATIENCE_S / 2,
+                stdin=subprocess.DEVNULL,
+                env=child_process.environment(),
+            )
         name = store.url.rsplit("/", 1)[-1]
         if not run_sync(store, state_dir, name, (session.number, session.restart)).everything(until=until):
             _log.error("not all artifacts could be sent")

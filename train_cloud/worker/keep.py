@@ -1,4 +1,4 @@
-"""The models of kept checkpoints as zips: ``python -m train_cloud.worker.keep [--final] RUN_URL FOLDER [NAME...]``.
+"""The models of kept checkpoints as zips: ``train_cloud.worker.keep [--final] RUN_URL FOLDER [NAME...]`` as a child.
 
 A process of its own, so that the training neither waits for torch to write them nor shares its interpreter lock with
 that. It reads what is committed, verified, and nothing else.
@@ -16,7 +16,7 @@ from pathlib import Path
 from train_cloud.artifacts.sync import write_whole
 from train_cloud.checkpoint import read_manifest, restore
 from train_cloud.checkpoint.manifest import Manifest
-from train_cloud.errors import CorruptCheckpoint
+from train_cloud.errors import CorruptCheckpoint, StoreError
 from train_cloud.run.head import Reference, read_head
 from train_cloud.store import ObjectStore, open_store
 
@@ -36,10 +36,11 @@ def keep(store: ObjectStore, newest: Reference | None, folder: Path, there: Coll
     :param newest: manifest of the newest checkpoint, which names those before it
     :param folder: artifact folder
     :param there: names that need not be made
+    :raises Exception: what the first raised that could not be exported, once all others are
     """
     if newest is None:
         return []
-    made = []
+    made, failures = [], list[Exception]()
     manifest = read_manifest(store, newest)
     for timesteps, reference in {
         **{kept.timesteps: kept.manifest for kept in manifest.kept},
@@ -52,6 +53,12 @@ def keep(store: ObjectStore, newest: Reference | None, folder: Path, there: Coll
             made += [name] if _export(store, read_manifest(store, reference), folder / name) else []
         except CorruptCheckpoint:  # deleted meanwhile: kept no longer
             continue
+        except StoreError:
+            raise
+        except Exception as error:  # noqa: BLE001 - raised below
+            failures.append(error)
+    if failures:
+        raise failures[0]
     return made
 
 

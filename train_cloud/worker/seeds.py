@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
 
+from train_cloud import child_process
 from train_cloud.config import RunFile, dump_run_file, expand
 from train_cloud.errors import EXIT_COMPLETED, InputError
 from train_cloud.run import layout
@@ -62,8 +61,9 @@ def train_each(run_file: RunFile, source: str, store: str, state_dir: Path | Non
 def _train(path: Path, store: str, state_dir: Path) -> int:
     arguments = ["train", str(path), "--store", store, "--state-dir", str(state_dir)]
     # What a launch sets has been put into the file.
-    environment = {name: value for name, value in os.environ.items() if name != "TRAIN_CLOUD_OVERRIDES"}
-    process = subprocess.Popen([sys.executable, "-m", "train_cloud", *arguments], env=environment)
+    environment = child_process.environment()
+    environment.pop("TRAIN_CLOUD_OVERRIDES", None)
+    process = subprocess.Popen(child_process.command("train_cloud", *arguments, user_code=True), env=environment)
 
     def pass_on(number: int, _: Any) -> None:
         if number != signal.SIGINT:  # which the terminal sends to both

@@ -15,7 +15,6 @@ import os
 import platform
 import shutil
 import socket
-import sys
 import threading
 import time
 import traceback
@@ -26,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from filelock import FileLock, Timeout
 
-from train_cloud import hash_seed
+from train_cloud import child_process, hash_seed
 from train_cloud.artifacts import wandb
 from train_cloud.artifacts.experiment import enter_config, enter_result
 from train_cloud.checkpoint import Committer, read_manifest, restore
@@ -434,6 +433,7 @@ class _Session:
         if self._lease.head.manifest is not None:
             self._upload_final(restore(self._store, read_manifest(self._store, self._lease.head.manifest)))
             self._artifacts.keep_all()
+            self._write_progress()
         self._send_all(last=True)
         self._lease.conclude("stopped", self._stop.limit)
         log.info("stopped at %d timesteps: %s", self._lease.head.timesteps, self._stop.limit)
@@ -520,6 +520,8 @@ class _Session:
         if evaluated:
             self._last_evaluations()
         kept = self._artifacts.keep_all(self._stop.deadline() if self._in_a_hurry() else None)
+        if self._artifacts.not_exported is not None:
+            self._write_progress()
         if not (kept and self._send_all()) and self._lease.head.outcome is None:
             from train_cloud.learn.callback import TrainingStopped
 
@@ -638,6 +640,7 @@ class _Session:
                 **self._evidence.progress(),
                 **self._last_commit,
                 **self._evaluated(),
+                **self._not_exported(),
                 **self._priced(),
             )
         except StoreUnavailable as error:
@@ -720,6 +723,11 @@ class _Session:
     def _evaluated(self) -> dict[str, Any]:
         latest = self._evaluations.latest if self._evaluations is not None else None
         return {"evaluation": latest} if latest is not None else {}
+
+    def _not_exported(self) -> dict[str, Any]:
+        """For the progress: which kept checkpoints have no model, and why."""
+        found = self._artifacts.not_exported
+        return {"not_exported": found} if found is not None else {}
 
     def _every_second(self) -> None:
         self._check_limits()
@@ -822,21 +830,6 @@ def _alone(state_dir: Path) -> Iterator[None]:
         ) from None
 
 
-@contextlib.contextmanager
-def import_path(config: RunFile) -> Iterator[None]:
+def import_path(config: RunFile) -> contextlib.AbstractContextManager[None]:
     """The user's code folder first on the module path, also in environments' processes."""
-    if config.code.folder is None:
-        yield
-        return
-    folder = str(config.code.folder)
-    before = os.environ.get("PYTHONPATH")
-    sys.path.insert(0, folder)
-    os.environ["PYTHONPATH"] = os.pathsep.join([folder, *([before] if before else [])])
-    try:
-        yield
-    finally:
-        sys.path.remove(folder)
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
+    return child_process.code_on_path(config.code.folder)
