@@ -904,6 +904,29 @@ def test_a_notice_that_is_withdrawn_costs_a_pause(boxes: Boxes, sac: Rehearsed) 
     assert exact(run, sac)
 
 
+def test_after_its_first_hour_a_machine_makes_way_as_soon_as_it_has_committed(boxes: Boxes, sac: Rehearsed) -> None:
+    """Within it, EC2's own interruption is free, and it stays: the other tests' machines."""
+    run = boxes.rehearsed
+    run.befall("150-wait")
+    first = boxes.boot()
+    launched_at = datetime.now(timezone.utc) - timedelta(hours=2)
+    identity = {"pendingTime": launched_at.strftime("%Y-%m-%dT%H:%M:%SZ")}
+    first.metadata.set("dynamic/instance-identity/document", json.dumps(identity))
+    first.until(lambda: run.waits, "step 150")
+    first.metadata.interrupt(seconds=120)
+    first.until(lambda: "asked systemd to stop the trainer" in first.said("watch"), "the notice is seen")
+    run.let_go()
+    first.until(lambda: machines(boxes.group) not in ([], [first.instance_id]), "the group sends another machine")
+    assert boxes.capacity == 1 and run.head().timesteps >= 150
+    first.close()
+    second = boxes.boot()
+    second.until(lambda: boxes.capacity == 0, "capacity 0")
+    before = read_sessions(run.store)[0]
+    assert [notice["kind"] for notice in before.notices] == ["spot"]
+    assert run_status(boxes.root, "a-run").repeated_timesteps == 0
+    assert exact(run, sac)
+
+
 def test_two_notices_a_power_off_and_a_pulled_plug(boxes: Boxes, sac: Rehearsed) -> None:
     """One life: announced twice, powered off without a notice, cut off; and completed, in four boots."""
     run = boxes.rehearsed

@@ -519,6 +519,96 @@ def test_a_spot_notice_completes_no_lifecycle_action(
     assert autoscaling.calls == []
 
 
+def launched(service: MetadataService, hours_ago: float) -> None:
+    when = (now(-3600 * hours_ago)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    service.set("dynamic/instance-identity/document", json.dumps({"instanceId": "i-0abc", "pendingTime": when}))
+
+
+@pytest.mark.parametrize("hours", [0.1, 0.9, None])
+def test_in_its_first_hour_a_machine_stays_until_ec2_takes_it_and_costs_nothing(
+    store: ObjectStore,
+    state_dir: Path,
+    service: MetadataService,
+    systemd: Systemd,
+    autoscaling: AutoScaling,
+    hours: float | None,
+) -> None:
+    """And one that does not know how old it is."""
+    watcher = Watch(store, state_dir, Metadata(service.endpoint), boot_id=BOOT, group=Group("g"))
+    if hours is None:
+        service.set("dynamic/instance-identity/document", "<html>")
+    else:
+        launched(service, hours)
+    systemd.is_now(OVER)
+    service.interrupt()
+    watcher.poll(now())
+    assert len(notices(store)) == 1
+    for _ in range(3):
+        watcher.poll(now())
+    watcher.close()
+    assert autoscaling.calls == []
+
+
+@pytest.mark.parametrize("hours", [0.98, 30])
+def test_after_its_first_hour_a_machine_that_has_committed_makes_way_at_once(
+    store: ObjectStore,
+    state_dir: Path,
+    service: MetadataService,
+    systemd: Systemd,
+    autoscaling: AutoScaling,
+    hours: float,
+) -> None:
+    """What counts is its age when EC2 would take it. The group's answer is no second notice."""
+    launched(service, hours)
+    watcher = Watch(store, state_dir, Metadata(service.endpoint), boot_id=BOOT, group=Group("g"))
+    service.interrupt(seconds=120)
+    watcher.poll(now())
+    assert len(notices(store)) == 1
+    watcher.poll(now())
+    assert autoscaling.calls == [], "the trainer still commits"
+    systemd.is_now(OVER)
+    autoscaling.script = [(400, "ScalingActivityInProgress", "in progress")] * 2
+    watcher.poll(now())
+    autoscaling.script, before = [], len(autoscaling.calls)
+    watcher.poll(now())
+    (sent,) = autoscaling.calls[before:]
+    assert (sent["Action"], sent["InstanceId"]) == ("TerminateInstanceInAutoScalingGroup", "i-0abc")
+    assert sent["ShouldDecrementDesiredCapacity"] == "false"
+    watcher.close()
+
+    service.scale_in()
+    autoscaling.script = [(400, "ValidationError", "No active Lifecycle Action found with instance ID i-0abc")]
+    again = Watch(store, state_dir, Metadata(service.endpoint), boot_id=BOOT, group=Group("g"))
+    for _ in range(4):
+        again.poll(now())
+    again.close()
+    sent_then = [call["Action"] for call in autoscaling.calls[before + 1 :]]
+    assert sent_then == ["CompleteLifecycleAction"] * 2, "once the hook holds it, and then no more"
+    assert systemd.asked == [STOP]
+    assert [notice["kind"] for notice in notices(store)] == ["spot"]
+
+
+@pytest.mark.parametrize("status", [0, 1, 73])
+def test_only_a_trainer_that_was_interrupted_with_all_committed_makes_way(
+    store: ObjectStore,
+    state_dir: Path,
+    service: MetadataService,
+    systemd: Systemd,
+    autoscaling: AutoScaling,
+    status: int,
+) -> None:
+    """What follows the other ends is for finish to say."""
+    launched(service, 30)
+    watcher = Watch(store, state_dir, Metadata(service.endpoint), boot_id=BOOT, group=Group("g"))
+    systemd.is_now(OVER.replace("Status=75", f"Status={status}"))
+    service.interrupt()
+    watcher.poll(now())
+    assert len(notices(store)) == 1
+    watcher.poll(now())
+    watcher.close()
+    assert autoscaling.calls == []
+
+
 def test_a_role_that_may_not_complete_the_action_asks_once(
     store: ObjectStore, state_dir: Path, service: MetadataService, systemd: Systemd, autoscaling: AutoScaling
 ) -> None:

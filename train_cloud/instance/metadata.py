@@ -1,13 +1,15 @@
 """Detect: what the EC2 instance metadata service says about this machine (version 2, session tokens).
 
-Protocol: "Use the Instance Metadata Service to access instance metadata" and "Spot Instance interruption notices",
-Amazon EC2 User Guide. A 404 is an answer (there is no such thing now), not an error.
+Protocol: "Use the Instance Metadata Service to access instance metadata", "Instance identity documents" and "Spot
+Instance interruption notices", Amazon EC2 User Guide. A 404 is an answer (there is no such thing now), not an error.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import time
+from datetime import datetime
 
 import requests
 
@@ -80,6 +82,14 @@ class Metadata:
     def target_lifecycle_state(self) -> str | None:
         """``InService``, ``Terminated``, …: where Auto Scaling is taking this machine; None outside a group."""
         return self.read("meta-data/autoscaling/target-lifecycle-state")
+
+    def launched(self) -> datetime | None:
+        """When EC2 began to launch this machine, from its identity document; None where that does not say."""
+        try:
+            told = json.loads(self.read("dynamic/instance-identity/document") or "{}")
+            return datetime.fromisoformat(told["pendingTime"].replace("Z", "+00:00"))
+        except (AttributeError, KeyError, TypeError, ValueError):
+            return None
 
     def close(self) -> None:
         self._http.close()

@@ -22,6 +22,10 @@ NOTICE_FILE = "notice.json"
 SCALE_IN_GRACE = timedelta(seconds=120)
 """Heartbeat of the group's terminating lifecycle hook: how long Auto Scaling waits for this machine."""
 
+FREE = timedelta(hours=1)
+"""A spot machine that EC2 itself interrupts within so long after its launch costs nothing, one that is ended by whoever
+has it is paid for by the second: "Billing for interrupted Spot Instances" (Amazon EC2 User Guide)."""
+
 
 class Notice(BaseModel):
     """One announcement about this machine.
@@ -60,6 +64,17 @@ class _InstanceAction(BaseModel):
 
 class _Recommendation(BaseModel):
     noticeTime: AwareDatetime
+
+
+def worth_leaving(notice: Notice, launched: datetime | None) -> bool:
+    """Whether a machine with nothing left to do should go before EC2 takes it, so that its successor comes sooner: only
+    where the interruption would not make its whole time free.
+
+    :param launched: when the machine was; None, unknown: it stays
+    """
+    if notice.kind != "spot" or notice.action != "terminate" or launched is None:
+        return False
+    return notice.time - launched >= FREE
 
 
 def spot(metadata: Metadata, seen: datetime) -> Notice | None:

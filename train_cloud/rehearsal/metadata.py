@@ -43,6 +43,7 @@ class MetadataService:
 
     :param role: name of the instance profile's role; None: no credentials are served
     :param credentials: called per request: ``AccessKeyId``, ``SecretAccessKey``, ``Token``, ``Expiration``
+    :param launched: when EC2 began to launch the instance; default: now
     :param user_data: served under ``/latest/user-data``
     :param listener: a listening socket to serve on, already bound (in a network namespace, say); default: a free port
         on loopback
@@ -56,6 +57,7 @@ class MetadataService:
         availability_zone: str = "us-east-1a",
         role: str | None = None,
         credentials: Callable[[], Mapping[str, str]] | None = None,
+        launched: datetime | None = None,
         user_data: bytes | None = None,
         listener: socket.socket | None = None,
     ) -> None:
@@ -64,7 +66,15 @@ class MetadataService:
         self._lock = threading.Lock()
         self._tokens: dict[str, float] = {}
         self._faults: deque[tuple[float, int]] = deque()
+        identity = {
+            "instanceId": instance_id,
+            "instanceType": instance_type,
+            "availabilityZone": availability_zone,
+            "region": availability_zone.rstrip("abcdefghijklmnopqrstuvwxyz"),
+            "pendingTime": _stamp(launched or _now()),
+        }
         self._entries: dict[str, bytes] = {
+            "dynamic/instance-identity/document": json.dumps(identity).encode(),
             "meta-data/instance-id": instance_id.encode(),
             "meta-data/instance-type": instance_type.encode(),
             "meta-data/instance-life-cycle": b"spot",

@@ -1,5 +1,8 @@
 """watch: sees that the machine is about to go, stops the trainer in time, and leaves word of it.
 
+A machine that EC2 takes, and that has nothing left to do, asks its group for a successor at once, unless EC2 would make
+its time free by taking it (``notices.worth_leaving``).
+
 The stop comes first and waits for nobody: the local notice, ``systemctl stop``, and only then, in the background, the
 record in the store. What was done is kept in ``watch.json``, so that a restarted watch does not do it twice.
 """
@@ -19,7 +22,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from train_cloud.errors import CloudError, CloudForbidden, CorruptCheckpoint, InputError, StoreError
+from train_cloud.errors import CloudError, CloudForbidden, CorruptCheckpoint, InputError, Interrupted, StoreError
 from train_cloud.instance.group import Group
 from train_cloud.instance.metadata import Metadata
 from train_cloud.instance.notices import (
@@ -31,6 +34,7 @@ from train_cloud.instance.notices import (
     local_notice,
     record_form,
     scale_in,
+    worth_leaving,
 )
 from train_cloud.run.session import Session, local_session, record_notice, write_local
 from train_cloud.store import ObjectStore
@@ -46,7 +50,7 @@ _RUNS_ON = timedelta(seconds=10)
 """A trainer that was asked to stop is stopping after that: systemd says so as soon as it has begun."""
 _RING_AFTER, _SELDOM = timedelta(minutes=1), timedelta(hours=1)
 _RECORDING_GRACE = timedelta(seconds=20)
-"""For so long a machine that may go stays for the sake of the notice's record."""
+"""For so long a machine that may go stays for the sake of the notice's record, and of those who are told."""
 _MEMORY = "watch.json"
 _log = logging.getLogger(__name__)
 
@@ -72,6 +76,8 @@ class _Case(BaseModel):
 class _Memory(BaseModel):
     boot_id: str
     cases: dict[str, _Case] = {}
+    left: bool = False
+    """The group was asked to replace this machine."""
 
 
 class Watch:
@@ -99,6 +105,8 @@ class Watch:
         self._channels, self._looked_back = tuple(channels), not channels
         self._failing: set[str] = set()
         self._train_was_over = False
+        self._stays: bool | None = None
+        """Whether this machine waits for EC2 to take it; None: not decided."""
         self._asked_at = datetime.max.replace(tzinfo=timezone.utc) - _RUNS_ON
         """When systemd was last asked to stop the trainer."""
         self._ring_at: datetime | None = None
@@ -146,6 +154,8 @@ class Watch:
             if detect is scale_in and "scale-in" in cases and cases["scale-in"].over:
                 with self._lock:
                     del cases["scale-in"]
+        elif notice.kind == "scale-in" and self._memory.left:
+            pass  # the group's answer
         elif notice.key not in cases:
             _log.info("%s: %s at %s", notice.kind, notice.action, notice.time.isoformat(timespec="seconds"))
             with self._lock:
@@ -187,8 +197,13 @@ class Watch:
             _log.info("asked systemd to stop the trainer, which was started after the notice")
             self._asked_at = now
         self._train_was_over = train.over
-        if train.over and any(case.notice.kind == "scale-in" for case in standing):
-            self._let_go(now - min(case.notice.seen for case in standing))
+        if not train.over:
+            return
+        waited = now - min(case.notice.seen for case in standing)
+        if self._memory.left or any(case.notice.kind == "scale-in" for case in standing):
+            self._let_go(waited)
+        elif train.exit_status == Interrupted.exit_code and now < max(case.notice.time for case in standing):
+            self._leave(standing, waited)
 
     def _ring(self, now: datetime) -> None:
         """systemd rings ``finish`` at each ending of the trainer, but starts no unit that still runs: a bell that rings
@@ -208,11 +223,32 @@ class Watch:
             self._ring_after = _RING_AFTER
         self._ring_at = now + self._ring_after
 
-    def _let_go(self, waited: timedelta) -> None:
-        """Spare Auto Scaling the rest of its hook's two minutes, once nothing here has anything left to do."""
+    def _leave(self, standing: list[_Case], waited: timedelta) -> None:
+        """Ask the group to replace this machine now, where waiting for EC2 to take it would be dearer."""
+        if self._group is None or not self._done(waited):
+            return
+        if self._stays is None:
+            launched = self._metadata.launched()
+            self._stays = not any(worth_leaving(case.notice, launched) for case in standing)
+            if self._stays:
+                _log.info("this machine stays until EC2 takes it: interrupted in its first hour it costs nothing")
+        if not self._stays:
+            self._group.terminate(self._metadata.instance_id(), decrement=False)
+            _log.info("asked Auto Scaling to replace this machine now: all is committed")
+            self._memory.left = True
+            self._remember()
+
+    def _done(self, waited: timedelta) -> bool:
+        """Whether nothing here has anything left to do."""
         with self._lock:
-            recorded = all(case.recorded for case in self._cases())
-        if self._group is None or not (recorded or waited > _RECORDING_GRACE) or not unit_state(FINISH).over:
+            said = all(
+                case.recorded and (case.told or not case.notice.ends or not self._channels) for case in self._cases()
+            )
+        return (said or waited > _RECORDING_GRACE) and unit_state(FINISH).over
+
+    def _let_go(self, waited: timedelta) -> None:
+        """Spare Auto Scaling the rest of its hook's two minutes."""
+        if self._group is None or not self._done(waited):
             return
         try:
             if not self._group.complete_termination(self._metadata.instance_id()):
