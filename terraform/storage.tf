@@ -28,11 +28,25 @@ locals {
       "${dirname(local.run_files[id].path)}/${folder}"
     )
   }
-  # The same list as ALWAYS_EXCLUDED in train_cloud/config/identity.py: the digest of the user's code is part of the run.
+  # What is code: the same rule, and the same list as NEVER, in train_cloud/config/code.py.
   never_code = [
-    ".git/**", ".venv/**", "**/__pycache__/**", "**/*.pyc", "**/.DS_Store", "**/.ipynb_checkpoints/**", "**/.terraform/**",
-    "**/*.tfstate*", "runs/**", "rehearsal/**",
+    "**/.git", "**/.git/**", "**/.venv/**", "**/__pycache__/**", "**/*.pyc", "**/*.egg-info/**", "**/.ipynb_checkpoints/**",
+    "**/.mypy_cache/**", "**/.pytest_cache/**", "**/.ruff_cache/**", "**/.hypothesis/**", "**/.coverage", "**/.idea/**",
+    "**/.vscode/**", "**/.DS_Store", "**/.terraform/**", "**/*.tfstate*", "**/.train-cloud/**", "runs/**", "rehearsal/**",
+    "wandb/**", "**/wandb/*run-*/**", "mlruns/**", "**/events.out.tfevents.*", "**/monitor.csv", "**/*.monitor.csv",
+    "**/nohup.out",
   ]
+  # Folders that a tool's own mark calls a cache or an environment, and those of stores of runs.
+  never_folders = {
+    for id, folder in local.user_folder : id => folder == null ? [] : distinct(flatten([
+      [for mark in fileset(folder, "**/{CACHEDIR.TAG,pyvenv.cfg}") : "${dirname(mark)}/" if dirname(mark) != "."],
+      [
+        for file in fileset(folder, "**/runs/*/{run,head}.json") : [
+          for kind in ["runs", "experiments"] : trimprefix("${dirname(dirname(dirname(file)))}/${kind}/", "./")
+        ]
+      ],
+    ]))
+  }
   user_excluded = {
     for id, folder in local.user_folder : id => folder == null ? [] : flatten([
       for glob in concat(local.never_code, try([for glob in local.run_files[id].content.code.exclude : tostring(glob)], [])) :
@@ -40,7 +54,11 @@ locals {
     ])
   }
   user_files = {
-    for id, folder in local.user_folder : id => folder == null ? [] : setsubtract(fileset(folder, "**"), local.user_excluded[id])
+    for id, folder in local.user_folder : id => folder == null ? [] : [
+      for file in setsubtract(fileset(folder, "**"), local.user_excluded[id]) : file
+      if !anytrue([for never in local.never_folders[id] : startswith(file, never)])
+      && !(can(regex("\\.ya?ml$", file)) && can(regex("(?m)^(\\{\\s*)?[\"']?run_id[\"']?\\s*:", file("${folder}/${file}"))))
+    ]
   }
 
   package_code = {

@@ -27,7 +27,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from train_cloud.config.identity import ALWAYS_EXCLUDED, code_digest
+from train_cloud.config.code import code_digests
 from train_cloud.errors import InputError, Interrupted, TrainCloudError
 from train_cloud.rehearsal.aws import EmbeddedAws
 from train_cloud.rehearsal.terraform import Terraform, find_mirror, repository_root, worker_environment
@@ -177,13 +177,6 @@ def test_each_gap_of_moto_is_documented() -> None:
     assert gaps == set(re.findall(r"`(\w+\.\w+)`", page)) - {"test_aws.py", "test_terraform.py", "test_rehearse.py"}
     for file in set(re.findall(r"`(test_\w+\.py)`", page)):
         assert (REPOSITORY / "tests" / file).exists()
-
-
-def test_the_excluded_files_are_the_packages_own_list() -> None:
-    storage = (REPOSITORY / "terraform" / "storage.tf").read_text()
-    listed = re.search(r"never_code = \[(.*?)\]", storage, re.DOTALL)
-    assert listed is not None
-    assert tuple(json.loads(f"[{listed[1].strip().rstrip(',')}]")) == ALWAYS_EXCLUDED
 
 
 def test_the_provider_is_found_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -386,13 +379,14 @@ def test_the_code_is_what_its_digest_names(stack: Stack) -> None:
     assert not [path for path in package if "__pycache__" in path or path.startswith(("terraform", "tests"))]
 
 
-def test_the_users_code_has_the_digest_that_the_run_file_knows(stack: Stack) -> None:
+def test_the_users_code_has_the_digests_that_the_run_file_knows(stack: Stack) -> None:
     digest = worker_environment(stack.user_data())["TRAIN_CLOUD_CODE_DIGEST"]
     lines = stack.body(f"a/b/code/{digest}/SHA256SUMS").decode().splitlines(keepends=True)
     mine = [line[:66] + line[66:].removeprefix("user/") for line in lines if line[66:].startswith("user/")]
     assert {line[66:-1] for line in mine} == {"mine/__init__.py", "sub/.hidden", "sub/notes.txt", "wéird näme.txt"}
     folder = stack.run_file.parent / "project"
-    assert hashlib.sha256("".join(mine).encode()).hexdigest() == code_digest(folder, ("data/**", "notes.txt"))
+    known = code_digests(folder, ("data/**", "notes.txt"))
+    assert [line.rstrip("\n") for line in mine] == [f"{digest}  {path}" for path, digest in known.items()]
 
 
 def test_the_bucket_is_private_versioned_and_encrypted(stack: Stack) -> None:

@@ -52,6 +52,8 @@ def fork(
     )
     for field, before, after in made.changes:
         typer.echo(f"{field}: {before!r} becomes {after!r}")
+    if made.code:
+        typer.echo(f"code: {made.code}")
     buffer = "" if made.rows else ", with an empty replay buffer"
     typer.echo(f"{new_id} begins at {made.timesteps:,} timesteps ({made.bytes / 1e6:,.1f} MB copied){buffer}")
     if root.startswith("s3://"):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from train_cloud.config.code import code_files
 from train_cloud.config.environment import Environment
 from train_cloud.config.fork import check_fork
-from train_cloud.config.identity import PARTS, code_digest, code_files, identity_changes
+from train_cloud.config.identity import PARTS, identity_changes
 from train_cloud.config.initial_model import InitialModel
 from train_cloud.config.load import ALIASES, dump_run_file, load_run_file, parse_overrides, parse_run_file, read_yaml
 from train_cloud.config.run_file import SUPPORTED, Code, Limits, Preservation, RunFile
@@ -21,7 +22,6 @@ __all__ = [
     "Preservation",
     "RunFile",
     "check_fork",
-    "code_digest",
     "code_files",
     "dump_run_file",
     "expand",

@@ -6,14 +6,8 @@ the old experiment nor a new one. The budget part may change and takes effect at
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Iterable, Mapping
-from functools import cache
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, Literal
-
-from train_cloud.errors import InputError
 
 #: Every field of the run file, once. A test compares it with the model.
 PARTS: Mapping[str, Literal["identity", "budget"]] = {
@@ -45,20 +39,6 @@ PARTS: Mapping[str, Literal["identity", "budget"]] = {
     "preservation": "budget",
 }
 
-#: Never part of the user's code: made by tools, not by people. ``code.exclude`` adds to it.
-ALWAYS_EXCLUDED = (
-    ".git/**",
-    ".venv/**",
-    "**/__pycache__/**",
-    "**/*.pyc",
-    "**/.DS_Store",
-    "**/.ipynb_checkpoints/**",
-    "**/.terraform/**",
-    "**/*.tfstate*",
-    "runs/**",
-    "rehearsal/**",
-)
-
 
 def identity_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """The fields in which two identities differ, as ``(dotted name, old, new)``.
@@ -77,40 +57,3 @@ def identity_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tup
 
 def _empty(value: object) -> bool:
     return value is None or value == [] or value == {}
-
-
-def code_files(folder: Path, exclude: Iterable[str] = ()) -> list[str]:
-    """Relative paths, sorted, of the files in a code folder, without the excluded ones."""
-    patterns = [glob_pattern(glob) for glob in (*ALWAYS_EXCLUDED, *exclude)]
-    try:
-        paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    except OSError as error:
-        raise InputError("code.folder", str(folder), f"make it readable: {error}") from error
-    return [path for path in paths if not any(pattern.fullmatch(path) for pattern in patterns)]
-
-
-def code_digest(folder: Path, exclude: Iterable[str] = ()) -> str:
-    """SHA-256 (hexadecimal) over the lines ``<sha256>  <path>`` of a code folder's files, sorted by path.
-
-    The form is ``sha256sum``'s, so that a shell and Terraform can compute it too.
-    """
-    if not folder.is_dir():
-        raise InputError("code.folder", str(folder), "name an existing folder")
-    lines = [f"{file_digest(folder / path)}  {path}\n" for path in code_files(folder, exclude)]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 (hexadecimal) of one file's bytes."""
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise InputError("code.folder", str(path), f"make it readable: {error}") from error
-
-
-@cache
-def glob_pattern(glob: str) -> re.Pattern[str]:
-    """A glob in the syntax of Terraform's ``fileset``: ``*`` and ``?`` stay within a folder, ``**`` crosses them."""
-    pieces = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    parts = re.split(r"(\*\*/|\*\*|\*|\?)", glob.removeprefix("./"))
-    return re.compile("".join(pieces.get(part, re.escape(part)) for part in parts), re.DOTALL)

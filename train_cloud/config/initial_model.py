@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, Strict, model_validator
 
-from train_cloud.config.identity import file_digest
+from train_cloud.config.code import file_digest
 from train_cloud.config.shapes import Section, Text
 from train_cloud.errors import InputError
 

@@ -14,9 +14,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, model_validator
 
 from train_cloud.config.artifacts import Artifacts, Wandb
+from train_cloud.config.code import code_digests, code_files, file_digest, program_digest
 from train_cloud.config.environment import Environment
 from train_cloud.config.evaluation import Evaluation
-from train_cloud.config.identity import PARTS, code_digest, code_files, file_digest
+from train_cloud.config.identity import PARTS
 from train_cloud.config.initial_model import InitialModel, from_text
 from train_cloud.config.shapes import (
     MODULE,
@@ -122,6 +123,13 @@ class Code(Section):
         if self.system_packages:
             raise NotYet("code.system_packages", list(self.system_packages), "not in this version: leave it empty")
         return self
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 (hexadecimal) of each file that travels to a worker, by its path below the folder.
+
+        :raises InputError: the folder cannot be read
+        """
+        return {} if self.folder is None else code_digests(self.folder, self.exclude)
 
 
 class Limits(Section):
@@ -239,6 +247,7 @@ class RunFile(Section):
                 raise NotYet(field, value, "not in this version: remove it")
         if self.initial_model is not None:
             self.initial_model.check_path(self.code.folder)
+            self._check_that_it_travels(self.initial_model)
         if self.seeds is not None:
             self._check_seeds(self.seeds)
         if self.save_frequency is None and self.max_seconds_at_risk is None:
@@ -271,6 +280,13 @@ class RunFile(Section):
         else:
             self._check_entry_point()
         return self
+
+    def _check_that_it_travels(self, model: InitialModel) -> None:
+        if model.path is None or self.code.folder is None:
+            return
+        if model.path.relative_to(self.code.folder).as_posix() not in code_files(self.code.folder, self.code.exclude):
+            fix = "nothing in this place is code, and travels to a worker: put it into another folder of code.folder"
+            raise InputError("initial_model", str(model.path), fix)
 
     def _check_seeds(self, seeds: tuple[int, ...]) -> None:
         if "seed" in self.model_fields_set:
@@ -341,7 +357,7 @@ class RunFile(Section):
         return self.schedule_total or self.total_timesteps
 
     def identity(self) -> dict[str, Any]:
-        """What never changes under one run id, as JSON values; the user's code stands in it as its digest.
+        """What never changes under one run id, as JSON values; the user's program text stands in it as its digest.
 
         :raises InputError: the code folder cannot be read
         """
@@ -352,7 +368,7 @@ class RunFile(Section):
         if self.initial_model is not None:
             same["initial_model"] = self.initial_model.identity()
         same["code"] = {
-            "digest": None if self.code.folder is None else code_digest(self.code.folder, self.code.exclude),
+            "digest": None if self.code.folder is None else program_digest(self.code.digests()),
             "requirements": None if self.code.requirements is None else file_digest(self.code.requirements),
             "system_packages": list(self.code.system_packages),
             "python": self.code.python,

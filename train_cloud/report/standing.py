@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from train_cloud.checkpoint import read_manifest
 from train_cloud.config import RunFile, identity_changes
 from train_cloud.errors import InputError
+from train_cloud.report.code import check_code
 from train_cloud.run import layout
 from train_cloud.run.head import Head, read_head
 from train_cloud.store import ObjectStore, open_store
 
+#: Beside a checkpoint's facts: digests of the code folder's files, by path, that its successors compare with.
+CODE_FILES = "code_files"
 
-def check_standing(root: str, run_file: RunFile) -> Mapping[str, Any]:
+
+def check_standing(root: str, run_file: RunFile, *, alive: datetime | None = None) -> Mapping[str, Any]:
     """Refuse what would not be the same run any more. Writes nothing.
 
     The identity that counts is the one in the newest checkpoint's manifest: what really trained these weights.
 
-    :return: facts of the newest checkpoint; empty where there is none
+    :param alive: when this machine's last session was seen alive, if anybody knows
+    :return: facts of the newest checkpoint, with :data:`CODE_FILES`; empty where there is none
     :raises InputError: naming the field that differs, or the total that is reached already
     :raises CorruptCheckpoint: head or manifest cannot be read
     """
@@ -28,7 +34,13 @@ def check_standing(root: str, run_file: RunFile) -> Mapping[str, Any]:
         return {}
     head, _ = read
     facts = check_budget(store, head, run_file)
-    changes = identity_changes(facts["identity"], run_file.identity()) if facts else []
+    if not facts:
+        return {}
+    assert head.manifest is not None
+    known = check_code(store, read_manifest(store, head.manifest), run_file, alive=alive)
+    changes = identity_changes(facts["identity"], run_file.identity())
+    if known:  # whose digest of all was compared file by file, by another rule
+        changes = [change for change in changes if change[0] != "code.digest"]
     if changes:
         field, old, new = changes[0]
         others = f" (also: {', '.join(change[0] for change in changes[1:])})" if changes[1:] else ""
@@ -38,7 +50,7 @@ def check_standing(root: str, run_file: RunFile) -> Mapping[str, Any]:
             f"run {run_file.run_id} was begun with {old!r}: restore that, fork the run (train-cloud fork), or choose "
             f"another run_id{others}",
         )
-    return facts
+    return {**facts, CODE_FILES: known}
 
 
 def check_budget(store: ObjectStore, head: Head, run_file: RunFile) -> Mapping[str, Any]:

@@ -13,6 +13,8 @@ OVERRIDES = "overrides-"
 CHECKPOINTS = "checkpoints/"
 #: Of a checkpoint's parts, the one with scalars and rows of tables that had not been sent (artifacts/logged.py).
 LOGGED = "logged"
+#: The one with the digests of the code folder's files, as they were when the run was launched (config/code.py).
+CODE = "code"
 REPLAY = "replay/"
 SESSIONS = "sessions/"
 BOOTS = "boots/"

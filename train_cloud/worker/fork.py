@@ -14,6 +14,7 @@ from pydantic_core import to_jsonable_python
 from train_cloud.checkpoint import Manifest, copy, find, restore
 from train_cloud.config import ALIASES, RunFile, check_fork, dump_run_file, parse_run_file, read_yaml
 from train_cloud.errors import ConditionFailed, CorruptCheckpoint, InputError
+from train_cloud.report.code import as_part, code_changes
 from train_cloud.run import layout
 from train_cloud.run.head import Token, found, read_head
 from train_cloud.run.session import now, read_sessions
@@ -31,7 +32,9 @@ class Forked:
     run_file: Path
     timesteps: int
     changes: list[tuple[str, Any, Any]]
-    """(field, before, after) of the identity."""
+    """(field, before, after) of the identity, without the code's."""
+    code: str
+    """What differs in the code folder, in words; empty where nothing does."""
     bytes: int
     rows: bool
     """Whether a replay buffer came along, or none was there."""
@@ -79,6 +82,7 @@ def fork(
         raise InputError("total_timesteps", run_file.total_timesteps, fix)
     if not with_rows:
         _check_hindsight(run_file, manifest.timesteps)
+    code = code_changes(source, manifest, run_file) or ""
     if read_head(target) is not None or any(target.list(layout.SESSIONS)):
         raise InputError("--as", new_id, f"there is a run of this name under {root}: choose another")
 
@@ -88,7 +92,7 @@ def fork(
     facts = {name: value for name, value in manifest.facts.items() if name not in ("schedules", "set_anew")}
     facts |= {"run_id": new_id, "identity": run_file.identity(), "set_anew": set_anew, "forked_from": parent}
     # The curves up to here are the other run's: it has them, and what it logged last is no beginning of new ones.
-    own = {"run": Part(blob=text.encode()), layout.LOGGED: Part()}
+    own = {"run": Part(blob=text.encode()), layout.LOGGED: Part(), layout.CODE: as_part(run_file.code.digests())}
     try:
         reference = copy(source, manifest, target, token=_TOKEN, parts=own, facts=facts)
     except CorruptCheckpoint:
@@ -103,7 +107,8 @@ def fork(
     for key, body in ((layout.RUN_YAML, text), (layout.RUN_JSON, json.dumps(launch))):
         target.put(key, body.encode())  # after the head, so that of two forks to one name only one writes it
     out.write_text(text)
-    return Forked(out, manifest.timesteps, changes, manifest.bytes(), with_rows)
+    changes = [change for change in changes if change[0] != "code.digest"]
+    return Forked(out, manifest.timesteps, changes, code, manifest.bytes(), with_rows)
 
 
 def _check_hindsight(run_file: RunFile, timesteps: int) -> None:

@@ -6,6 +6,7 @@ restore of gigabytes or a long update is no hang.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import mmap
 import os
@@ -15,6 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
 
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
@@ -32,6 +34,7 @@ _DOING = {
     "evaluate": "evaluating",
 }
 _LINE_SECONDS = 30.0
+_BEAT_SECONDS = 1.0
 _FRAMES = 12
 _STEPS_FILE = "timesteps"
 _COUNT = struct.Struct("<Q")
@@ -41,6 +44,15 @@ def read_timesteps(state_dir: Path) -> int:
     """How far the training process got, to the step, even if it was killed: written to memory that the kernel keeps."""
     body = (state_dir / _STEPS_FILE).read_bytes()
     return int.from_bytes(body[: _COUNT.size], "little")
+
+
+def last_alive(state_dir: Path) -> datetime | None:
+    """When a training process lived last, to the second, even if it was killed; None where none has lived here."""
+    try:
+        seen = (state_dir / _STEPS_FILE).stat().st_mtime
+    except OSError:
+        return None
+    return datetime.fromtimestamp(seen, timezone.utc)
 
 
 def patience() -> dict[str, float]:
@@ -75,9 +87,10 @@ class Pulse:
         self._began: tuple[float, int] | None = None
         self._restored: tuple[int, int] | None = None
         self._end = threading.Event()
-        with (state_dir / _STEPS_FILE).open("wb") as file:
+        self._steps_file = state_dir / _STEPS_FILE
+        with self._steps_file.open("wb") as file:
             file.write(_COUNT.pack(0))
-        with (state_dir / _STEPS_FILE).open("r+b") as file:
+        with self._steps_file.open("r+b") as file:
             self._count = mmap.mmap(file.fileno(), _COUNT.size)
         self._bar = _bar() if sys.stderr.isatty() else None
         self._thread = threading.Thread(target=self._beat, name="train-cloud-pulse", daemon=True)
@@ -126,8 +139,10 @@ class Pulse:
         bar = self._bar.add_task("", total=self._total, pace="") if self._bar is not None else None
         if self._bar is not None:
             self._bar.start()
-        while not self._end.wait(1.0):
+        while not self._end.wait(_BEAT_SECONDS):
             now = time.monotonic()
+            with contextlib.suppress(OSError):  # somebody has removed it
+                os.utime(self._steps_file)
             self._every_second()
             if now - self._alive < self._patience[self._phase]:
                 self._notify("WATCHDOG=1")

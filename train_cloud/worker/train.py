@@ -31,6 +31,7 @@ from train_cloud.artifacts.experiment import enter_config, enter_result
 from train_cloud.checkpoint import Committer, read_manifest, restore
 from train_cloud.checkpoint.commit import Committed
 from train_cloud.config import RunFile, load_run_file
+from train_cloud.config.code import mark_as_cache
 from train_cloud.config.current import training
 from train_cloud.errors import (
     EXIT_COMPLETED,
@@ -44,7 +45,7 @@ from train_cloud.errors import (
 )
 from train_cloud.instance.metadata import Metadata
 from train_cloud.instance.parameters import read_secrets
-from train_cloud.report.standing import check_standing, schedule_change
+from train_cloud.report.standing import CODE_FILES, check_standing, schedule_change
 from train_cloud.run import layout
 from train_cloud.run.head import Lease, Outcome, conclude, read_head, reopen
 from train_cloud.run.session import (
@@ -63,12 +64,13 @@ from train_cloud.snapshot import Part, Snapshot
 from train_cloud.store import PATIENCE, ObjectStore, open_store
 from train_cloud.worker import endings, machine, units
 from train_cloud.worker.artifacts import EVENTS, FOLDER, Artifacts
+from train_cloud.worker.code_folder import CodeFolder
 from train_cloud.worker.evaluations import DUE, RESULTS, Evaluations, command
 from train_cloud.worker.evidence import Evidence
 from train_cloud.worker.initial import begin_with
 from train_cloud.worker.limits import Limits, begin_limits, describe_machine
 from train_cloud.worker.line import Line
-from train_cloud.worker.pulse import Pulse
+from train_cloud.worker.pulse import Pulse, last_alive
 from train_cloud.worker.seeds import train_each
 from train_cloud.worker.stop import Stop
 
@@ -123,10 +125,12 @@ def train(run_file: Path, *, store: str, state_dir: Path | None = None, override
     os.environ.update(config.env)
     state_dir = (state_dir or Path(".train-cloud") / config.run_id).absolute()
     state_dir.mkdir(parents=True, exist_ok=True)
+    mark_as_cache(state_dir)
     stop = Stop(state_dir, boot_id)
     patience = float(os.environ.get("TRAIN_CLOUD_STORE_PATIENCE", PATIENCE))
     run_store = open_store(layout.run_url(store, config.run_id), patience=patience)
     with _alone(state_dir):
+        alive = last_alive(state_dir)  # before this session shows signs of life
         out = state_dir / FOLDER
         playing = command(run_file, store=store, out=out, events=out / EVENTS, overrides=overrides)
         evaluations = None
@@ -145,7 +149,7 @@ def train(run_file: Path, *, store: str, state_dir: Path | None = None, override
             os.environ.update(_secrets(config, on_worker))
             if config.wandb is not None:
                 wandb.check(config.wandb, os.environ)
-            return session.run(check_standing(store, config))
+            return session.run(check_standing(store, config, alive=alive))
         except InputError as error:
             if on_worker:  # no restart mends it, and the reason must outlive the machine
                 conclude(run_store, "failed", str(error), session=session.number, owner=platform.node())
@@ -199,6 +203,7 @@ class _Session:
         self._line = Line()
         self._head_began = 0.0
         self._received_bytes = 0
+        self._code: CodeFolder | None = None
         self._machine: dict[str, Any] = {}
         self._evidence = Evidence()
         self._committing: Mapping[str, Any] = {}
@@ -230,6 +235,8 @@ class _Session:
         """:param facts: of the newest checkpoint; empty where there is none
         :return: exit code
         """
+        self._code = CodeFolder(self._config, facts.get(CODE_FILES))
+        self._identity()
         with import_path(self._config), training(self._config, self._artifacts.folder):
             machine.pin_instructions()
             built = self._built(facts)  # before anything is taken: bad input leaves no trace
@@ -456,6 +463,7 @@ class _Session:
 
     def _end(self, ended_by: str) -> None:
         assert self._session is not None
+        outputs = self._code.look() if self._code is not None else []
         end_session(
             self._store,
             self._session,
@@ -463,6 +471,7 @@ class _Session:
             first_timestep=self._first_timestep,
             last_timestep=self._pulse.timesteps,
             committed_timesteps=self._lease.head.timesteps,
+            **({"outputs": outputs} if outputs else {}),
         )
 
     def _received(self, size: int) -> None:
@@ -598,6 +607,7 @@ class _Session:
             layout.LOGGED: self._artifacts.logged(),
             "lock": Part(blob=self._lock().encode()),
             "run": Part(blob=self._run_yaml.encode()),
+            layout.CODE: self._code.part() if self._code is not None else Part(),
         }
 
     def _facts(self, snapshot: Snapshot) -> Mapping[str, Any]:
