@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -199,15 +199,21 @@ class _Nothing:
     """Hosts a ``learn`` that saves nothing, or a checkpoint every so many timesteps that goes nowhere."""
 
     def __init__(self, total: int, every: int) -> None:
+        from train_cloud.learn.digest import Digests
+
         self.total_timesteps = self.schedule_timesteps = total
         self.save_frequency, self.max_seconds_at_risk, self.evaluate_every, self.restored = every, None, None, None
-        self.stalls: list[float] = []
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        return lambda *arguments, **named: () if name == "outputs" else None
+        self.digests = Digests()
+        for name in ("stop_deadline", "settle", "phase", "step", "episode", "stalled", "exactness", "finish"):
+            setattr(self, name, lambda *_, **__: None)
+        for name in ("save_requested", "busy"):
+            setattr(self, name, lambda: False)
 
     def commit_seconds(self, new_bytes: int) -> float:
         return 0.0
+
+    def outputs(self) -> tuple[()]:
+        return ()
 
     def submit(self, snapshot: Any) -> None:
         for part in snapshot.parts.values():
@@ -215,9 +221,6 @@ class _Nothing:
         for rows in snapshot.streams.values():
             for _, columns in rows.chunks:
                 dict(columns)
-
-    def stalled(self, milliseconds: float) -> None:
-        self.stalls.append(milliseconds)
 
 
 def _model(algorithm: str, device: str, **more: Any) -> Any:
@@ -354,7 +357,7 @@ def precision(device: str, out: Path) -> Iterator[Found]:
     torch.backends.cuda.matmul.allow_tf32 = False
 
 
-PARTS: Mapping[str, Callable[[str, Path], Iterator[Found]]] = {
+PARTS: dict[str, Callable[[str, Path], Iterator[Found]]] = {
     "machine": machine,
     "tests": tests,
     "determinism": determinism,

@@ -33,9 +33,9 @@ part() { # part NAME SECONDS
 part machine 60
 part consistency 60
 part tests 200
-part determinism 150
+part determinism 220
 part stall 60
-part speed 150
+part speed 120
 part precision 60
 "$python" -m benchmarks.gpu summary --out "$out"
 
