@@ -240,6 +240,27 @@ def test_a_run_goes_on(
 RUN = "algorithm: sac\ntotal_timesteps: 2000\nsave_frequency: 500\nenvironment: {id: Pendulum-v1}\n"
 
 
+def test_a_group_that_aws_has_suspended_is_named_and_launches_again(
+    s3_root: str, group: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After a day without capacity AWS stops trying ("administrative suspension")."""
+    ended(s3_root, group, None)
+    boto3.client("autoscaling").suspend_processes(
+        AutoScalingGroupName=group, ScalingProcesses=["AZRebalance", "Launch"]
+    )
+    assert main(["status", run_url(s3_root, group)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "launches nothing, because AWS has suspended it (Launch: " in said
+    assert f"train-cloud relaunch {group}" in said
+    assert main(["status", run_url(s3_root, group), "--json"]) == 0
+    assert "Launch: " in json.loads(capsys.readouterr().out)["suspended"]
+    assert main(["relaunch", run_url(s3_root, group)]) == 0
+    assert f"resumed what was suspended in {group}: Launch (" in capsys.readouterr().out
+    assert Group(group).suspended() == {} and Group(group).capacity() == 1
+    assert main(["status", run_url(s3_root, group)]) == 0
+    assert "suspended" not in capsys.readouterr().out
+
+
 def completed(root: str, run_id: str, *, launched: str = RUN, **facts: Any) -> ObjectStore:
     """A run at 2000 timesteps, as Terraform had launched it."""
     store = open_store(run_url(root, run_id))

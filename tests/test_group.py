@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import boto3
 import pytest
 from groups import AutoScaling, machines, make_group, scripted_autoscaling
 
@@ -58,6 +59,16 @@ def test_a_machine_leaves_with_and_without_a_successor(group: str, decrement: bo
 def test_groups_are_found_by_tag(group: str) -> None:
     assert find_groups("train-cloud-run", group) == [group]
     assert find_groups("train-cloud-run", "nobody's") == []
+
+
+def test_what_keeps_a_group_from_launching_is_named_and_resumed(group: str) -> None:
+    assert Group(group).suspended() == {}
+    client = boto3.client("autoscaling")
+    client.suspend_processes(AutoScalingGroupName=group, ScalingProcesses=["Launch", "AZRebalance"])
+    assert list(Group(group).suspended()) == ["Launch"]
+    assert Group(group).resume(["Launch"]) and Group(group).suspended() == {}
+    left = client.describe_auto_scaling_groups(AutoScalingGroupNames=[group])["AutoScalingGroups"][0]
+    assert [each["ProcessName"] for each in left["SuspendedProcesses"]] == ["AZRebalance"], "which is ours"
 
 
 def test_a_group_that_does_not_exist_has_no_capacity(aws_endpoint: str) -> None:

@@ -127,6 +127,11 @@ def relaunch(
     if read is not None and read[0].outcome is not None:
         reopen(run_store)
         typer.echo(f"{run_id} was {read[0].outcome}" + (f" ({read[0].reason})" if read[0].reason else ""))
+    suspended = scaling.suspended()
+    if suspended:
+        scaling.resume(list(suspended))
+        told = ", ".join(f"{process} ({reason})" for process, reason in suspended.items())
+        typer.echo(f"resumed what was suspended in {group}: {told}")
     scaling.set_capacity(1)
     typer.echo(f"{run_id} goes on at {read[0].timesteps if read else 0:,} timesteps: {group} has desired capacity 1")
     closing = None

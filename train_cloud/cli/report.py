@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from train_cloud.cli import options
-from train_cloud.errors import InputError
+from train_cloud.errors import CloudError, InputError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -31,6 +31,11 @@ _STATES = {
 _AWAITED = (
     "The Auto Scaling group sends one as soon as there is spot capacity; what it tried stands in its activities:\n"
     '  eval "$(terraform output -raw scaling_activities_command)"'
+)
+_SUSPENDED = (
+    "its Auto Scaling group launches nothing, because AWS has suspended it ({reason}).\n"
+    "  It does so after a day without capacity. Name more instance_types or zones and apply, then: "
+    "train-cloud relaunch {run_id}"
 )
 _CLOSED = (
     "its max_runtime_hours are over: since {since} its group is taken to 0 from outside, every hour.\n"
@@ -68,7 +73,7 @@ def status(
     `train-cloud status s3://bucket/train-cloud/runs/pendulum-sac`
     """
     from train_cloud.report.experiment import experiments
-    from train_cloud.report.status import run_ids, run_status, statuses
+    from train_cloud.report.status import run_ids, statuses
 
     seeded = _seeded(run)
     if seeded and store is None:
@@ -77,10 +82,11 @@ def status(
     if watch and as_json:
         raise InputError("--watch", True, "leave out one of --watch and --json")
     if watch:
-        _watch(lambda: [run_status(root, run_id, checkpoints=True)] if run_id else statuses(root, run_ids(root)), every)
+        one = run_id
+        _watch(lambda: [_one(root, one)] if one else statuses(root, run_ids(root)), every)
         return
     if run_id is not None:
-        found = run_status(root, run_id, checkpoints=True)
+        found = _one(root, run_id)
         if as_json:
             typer.echo(found.model_dump_json(indent=1))
         else:
@@ -189,6 +195,24 @@ def export(
     typer.echo(str(export_run(root, run_id, at=at, out=out)))
 
 
+def _one(root: str, run_id: str) -> RunStatus:
+    """Also what the group says, where a worker is missed. Only a hint: not everybody may ask."""
+    from train_cloud.report.status import run_status
+
+    found = run_status(root, run_id, checkpoints=True)
+    if found.state not in ("waiting", "interrupted") or not found.url.startswith("s3://"):
+        return found
+    from train_cloud.instance.group import RUN_TAG, Group, find_groups
+
+    try:
+        names = find_groups(RUN_TAG, found.run_id)
+        suspended = Group(names[0]).suspended() if len(names) == 1 else {}
+    except CloudError:
+        return found
+    told = "; ".join(f"{process}: {reason}" for process, reason in suspended.items())
+    return found.model_copy(update={"suspended": told or None})
+
+
 def _seeded(run: str | None) -> list[str]:
     """Ids of the runs of a run file with several seeds; none for anything else."""
     if run is None or not run.endswith((".yaml", ".yml")):
@@ -275,6 +299,8 @@ def _run_view(found: RunStatus) -> RenderableType:
         lines.append(f"  {_STATES[found.state].format(since=_time(found.since))}")
     if found.closed is not None:
         lines.append(f"  {_CLOSED.format(since=_time(found.closed), run_id=found.run_id)}")
+    elif found.suspended is not None:
+        lines.append(f"  {escape(_SUSPENDED.format(reason=found.suspended, run_id=found.run_id))}")
     elif found.state in ("waiting", "interrupted") and found.url.startswith("s3://"):
         lines.append(f"  {_AWAITED}")
     if found.steps_per_second:

@@ -5,7 +5,7 @@ Source: "Amazon EC2 Auto Scaling API Reference". "Not found" is success: what wa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -15,6 +15,10 @@ RUN_TAG = "train-cloud-run"
 """Tag of the group and its machines whose value is the run id, as ``terraform/worker.tf`` sets it."""
 TERMINATING_HOOK = "final-commit"
 """The group's lifecycle hook, as ``terraform/worker.tf`` names it: the worker's role may not ask for its name."""
+
+
+_NEEDED = ("Launch", "Terminate", "HealthCheck", "ReplaceUnhealthy", "ScheduledActions")
+"""Processes of a group; AZRebalance is suspended by ``terraform/worker.tf``."""
 
 
 class Group:
@@ -64,6 +68,25 @@ class Group:
             LifecycleActionResult="CONTINUE",
         )
         return done is not None
+
+    def suspended(self) -> dict[str, str]:
+        """Processes without which the group launches nothing and that are suspended, each with AWS's reason.
+
+        AWS itself suspends them where a group has tried to launch for over a day in vain: "administrative suspension",
+        "Suspend and resume Amazon EC2 Auto Scaling processes" (Amazon EC2 Auto Scaling User Guide).
+        """
+        found = self._call("describe_auto_scaling_groups", group=False, AutoScalingGroupNames=[self.name])
+        groups = found["AutoScalingGroups"] if found else []
+        suspended = groups[0].get("SuspendedProcesses", []) if groups else []
+        return {
+            each["ProcessName"]: each.get("SuspensionReason") or "no reason is given"
+            for each in suspended
+            if each["ProcessName"] in _NEEDED
+        }
+
+    def resume(self, processes: Sequence[str]) -> bool:
+        """Let the group go on with suspended processes. False: there is no such group."""
+        return self._call("resume_processes", ScalingProcesses=list(processes)) is not None
 
     def closing_time(self) -> str | None:
         """Since when a scheduled action has been taking the capacity to 0, hour by hour; None: none does yet.

@@ -110,6 +110,8 @@ class RunStatus(BaseModel):
     closed: str | None
     """Since when the group of a run without an outcome has been taken to 0 from outside, hour by hour, because its
     max_runtime_hours are over; None where it has not."""
+    suspended: str | None = None
+    """Why the group of a run that has no worker launches none, where it could be asked; None in a list of runs."""
     sessions: list[SessionStatus]
     interruptions: int
     """Sessions that ended before the run did and not by a person's or a limit's will."""
