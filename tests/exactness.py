@@ -257,6 +257,7 @@ class _Memory:
     """
 
     save_frequency = max_seconds_at_risk = evaluate_every = None
+    train_on = False
     total_timesteps = schedule_timesteps = _TOTAL
 
     def __init__(self, restored: Any, stop_at: int | None) -> None:

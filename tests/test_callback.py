@@ -33,6 +33,7 @@ class Late:
 
     max_seconds_at_risk: float | None = None
     evaluate_every: int | None = None
+    train_on = False
     seconds_per_byte = 0.0
 
     def __init__(self, total: int, save_frequency: int | None, stop_at: int | None = None) -> None:

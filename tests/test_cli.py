@@ -74,6 +74,7 @@ FROZEN = {
     "Interrupted": 75,
     "Fenced": 73,
     "CorruptCheckpoint": 1,
+    "HeadMissing": 1,
     "StoreError": 1,
     "ObjectMissing": 1,
     "ConditionFailed": 1,

@@ -8,6 +8,7 @@
     ├── Interrupted                   75   stopped by a signal after a commit; the next session goes on from it
     ├── Fenced                        73   a newer worker owns the run; this one may not commit
     ├── CorruptCheckpoint              1   an object's size or checksum is not what its manifest says
+    │   └── HeadMissing                1   a run has left checkpoints or sessions, and its head is gone
     ├── StoreError                     1
     │   ├── ObjectMissing              1   a LIST shows that the key does not exist
     │   ├── ConditionFailed            1   create: the key exists; swap: the object is not the one that was read
@@ -67,6 +68,10 @@ class Fenced(TrainCloudError):
 
 class CorruptCheckpoint(TrainCloudError):
     """A stored object differs from what its manifest (or the head) says about it."""
+
+
+class HeadMissing(CorruptCheckpoint):
+    """The head is gone, and what lies there shows that there was one: no new run may begin on top of it."""
 
 
 class StoreError(TrainCloudError):

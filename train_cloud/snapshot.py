@@ -16,6 +16,10 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 
+ENDED_EARLY = "ended_early"
+"""In the facts of a checkpoint at which a callback ended the run: ``by`` which, and of which ``total_timesteps``."""
+
+
 @dataclass(frozen=True)
 class Part:
     """A named bundle of arrays and one opaque blob; stored as one object."""

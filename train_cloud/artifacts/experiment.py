@@ -14,6 +14,7 @@ from typing import Any
 from train_cloud.artifacts.uploads import now
 from train_cloud.errors import ConditionFailed, ObjectMissing, StoreUnavailable
 from train_cloud.store import ObjectStore, open_store
+from train_cloud.store.foreign import ignore
 
 CONFIG, RESULTS = "config.json", "all_results.json"
 _ATTEMPTS = 30
@@ -47,7 +48,7 @@ def enter_result(root: str, experiment: str, run_id: str, result: Mapping[str, A
         returns = [run["episode_return"] for run in runs.values() if run.get("episode_return") is not None]
         summary = {
             "runs": len(runs),
-            "completed": sum(run["outcome"] == "completed" for run in runs.values()),
+            "completed": sum(run.get("outcome") == "completed" for run in runs.values()),
             "mean_return": statistics.fmean(returns) if returns else None,
             "std_return": statistics.stdev(returns) if len(returns) > 1 else None,
         }
@@ -61,7 +62,7 @@ def _swap(store: ObjectStore, key: str, experiment: str, change: Callable[[dict[
         etag, content = None, {"experiment": experiment, "created_at": now()}
         try:
             stored = store.get(key)
-            etag, content = stored.etag, json.loads(bytes(stored.body))
+            etag, content = stored.etag, {**content, **_content(store, key, bytes(stored.body))}
         except ObjectMissing:
             pass
         changed = change(content)
@@ -74,3 +75,16 @@ def _swap(store: ObjectStore, key: str, experiment: str, change: Callable[[dict[
         except ConditionFailed:
             continue  # another run was faster, or our own reply was lost: entered twice is entered once
     raise StoreUnavailable(f"{store.url}/{key}: other runs write it all the time")
+
+
+def _content(store: ObjectStore, key: str, body: bytes) -> dict[str, Any]:
+    """Of the file; nothing, with a warning, where it is damaged: it is telemetry, and written anew."""
+    try:
+        content = json.loads(body)
+        runs = content.get("runs", {}) if isinstance(content, dict) else None
+        if isinstance(runs, dict) and all(isinstance(run, dict) for run in runs.values()):
+            return dict(content)
+    except (ValueError, RecursionError):
+        pass  # as what has another form
+    ignore(store.url, [key], "damaged, and written anew")
+    return {}

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from train_cloud.artifacts.uploads import MANIFEST, Upload, Uploads, as_json, make, now, read_uploads, where
-from train_cloud.errors import ConditionFailed, Fenced, InputError, ObjectMissing
+from train_cloud.errors import ConditionFailed, CorruptCheckpoint, Fenced, InputError, ObjectMissing
 from train_cloud.run import layout
 from train_cloud.store import FileStore, ObjectStore, open_store
 from train_cloud.store.protocol import RESERVED
@@ -132,7 +132,6 @@ class Sync:
         """Take the manifest over, and see that it is what lies in the store. Needed once, before anything else.
 
         :raises Fenced: a newer writer has it
-        :raises CorruptCheckpoint: it cannot be read
         """
         self._read()
         if self._writer != (0, 0) or self._written is not None:
@@ -457,8 +456,20 @@ class Sync:
 
     # --------------------------------------------------------------------------------------------------- the manifest
 
+    def _standing(self) -> tuple[Uploads, str] | None:
+        """The manifest that stands there. One that is damaged says nothing, and is written anew from what there is."""
+        try:
+            return read_uploads(self._store)
+        except CorruptCheckpoint as error:
+            log.warning("%s: it is written anew", error)
+        try:
+            etag = self._store.get(MANIFEST).etag
+        except ObjectMissing:
+            return None
+        return make(self._name, self._store.url, (), created_at=self._created), etag
+
     def _read(self) -> None:
-        read = read_uploads(self._store)
+        read = self._standing()
         if read is None:
             return
         found, self._etag = read
@@ -503,7 +514,7 @@ class Sync:
         """After a refusal: whether our own version stands after all (a reply was lost). Else what another has entered
         is entered here too.
         """
-        read = read_uploads(self._store)
+        read = self._standing()
         if read is None:
             self._etag = None
             return False

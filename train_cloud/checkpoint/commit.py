@@ -100,7 +100,9 @@ class Committer:
         self._needs: dict[Kept, frozenset[str]] = {}
         self._unreadable: set[Kept] = set()
         self._written: set[str] = set()
-        self._swept = False
+        # Where no head named a checkpoint, nothing says what is garbage: what lies there may be all that is left of a
+        # run whose head was deleted.
+        self._swept = lease.before is None or lease.before.manifest is None
         self._merged: dict[str, tuple[tuple[Segment, ...], Segment]] = {}
         self.merged_bytes = 0
         """Sent so far to make few segments of many; no part of any commit's ``sent_bytes``."""
@@ -241,7 +243,8 @@ class Committer:
     def _collect(self) -> None:
         """Delete what no preserved checkpoint needs: by explicit key, after the head that no longer needs it stands.
 
-        Once in a session that is everything which some other worker, dead or fenced by now, has left.
+        Once in a session that went on from a checkpoint, that is everything which some other worker, dead or fenced by
+        now, has left.
         """
         assert self._newest is not None
         for kept in self._newest.kept:

@@ -12,6 +12,7 @@ from train_cloud.run.head import Reference
 from train_cloud.store import ObjectStore
 
 _FORMAT = 1
+CURE = ": train-cloud rollback --to TIMESTEPS, or train-cloud repair, goes back to a checkpoint that is whole"
 
 
 class Segment(Reference):
@@ -96,15 +97,16 @@ def read_verified(store: ObjectStore, reference: Reference) -> memoryview:
     try:
         body = memoryview(store.get(reference.key).body)
     except ObjectMissing as error:
-        raise CorruptCheckpoint(f"{store.url}/{reference.key} is missing, and a checkpoint names it") from error
+        raise CorruptCheckpoint(f"{store.url}/{reference.key} is missing, and a checkpoint names it{CURE}") from error
     if len(body) != reference.size:
         raise CorruptCheckpoint(
-            f"{store.url}/{reference.key} has {len(body)} bytes; its manifest says {reference.size}"
+            f"{store.url}/{reference.key} has {len(body)} bytes; its manifest says {reference.size}{CURE}"
         )
     found = crc64nvme(body)
     if found != reference.crc64nvme:
         raise CorruptCheckpoint(
-            f"{store.url}/{reference.key} has the CRC64NVME {found:016x}; its manifest says {reference.crc64nvme:016x}"
+            f"{store.url}/{reference.key} has the CRC64NVME {found:016x}; its manifest says "
+            f"{reference.crc64nvme:016x}{CURE}"
         )
     return body
 
@@ -115,7 +117,7 @@ def read_manifest(store: ObjectStore, reference: Reference) -> Manifest:
     try:
         return Manifest.model_validate_json(bytes(body))
     except ValidationError as error:
-        raise CorruptCheckpoint(f"{store.url}/{reference.key} is not a manifest of format {_FORMAT}") from error
+        raise CorruptCheckpoint(f"{store.url}/{reference.key} is not a manifest of format {_FORMAT}{CURE}") from error
 
 
 def find(store: ObjectStore, newest: Reference, at: int | None = None) -> Manifest:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import sysconfig
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -84,8 +87,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return Interrupted.exit_code
+    except BrokenPipeError:  # whoever read our output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if _in_code_of_the_users(error):
+            raise
+        # A folder that is full, may not be written, or is none: nothing of it is a defect of the program.
+        where = error.filename or "a file that is to be written"
+        print(f"train-cloud: {where}: {error.strerror or error}", file=sys.stderr)
+        return 1
     except SystemExit as leaving:
         # 2 is typer's word for a usage error, 130 for Ctrl-C; both have a code of ours.
         codes: dict[object, int] = {None: 0, 2: 64, 130: Interrupted.exit_code}
         return codes.get(leaving.code, leaving.code if isinstance(leaving.code, int) else 1)
     return 0
+
+
+def _in_code_of_the_users(error: BaseException) -> bool:
+    """Whether it passed through a file that is neither ours nor Python's nor of an installed package."""
+    known = [Path(path).resolve() for path in (*sysconfig.get_paths().values(), str(Path(__file__).parents[1]))]
+    frames = traceback.extract_tb(error.__traceback__)
+    return not all(
+        frame.filename.startswith("<") or any(Path(frame.filename).resolve().is_relative_to(path) for path in known)
+        for frame in frames
+    )

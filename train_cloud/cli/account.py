@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from train_cloud.cli import options
-from train_cloud.cli.report import locate
+from train_cloud.cli.report import find
 from train_cloud.errors import CloudError, InputError
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ def relaunch(
 
     `train-cloud relaunch s3://bucket/train-cloud/runs/pendulum-sac --set total_timesteps=2e6`
     """
+    from train_cloud.checkpoint.survey import refuse
     from train_cloud.instance.group import RUN_TAG, Group, find_groups
     from train_cloud.run.head import read_head, reopen
     from train_cloud.run.layout import overrides_key, run_url
@@ -101,11 +102,12 @@ def relaunch(
     from train_cloud.store import open_store
     from train_cloud.worker.relaunch import check_relaunch
 
-    root, run_id = locate(run, store)
+    root, run_id = find(run, store)
     if run_id is None:
         raise InputError("run", run, "name one run: its file, its id, or its folder's URL")
     run_store = open_store(run_url(root, run_id))
     read = read_head(run_store)
+    refuse(run_store, read[0] if read else None)
     if read is None and not any(run_store.list()):
         raise InputError("run", run, f"nothing is stored under {run_store.url}: launch it with terraform apply")
     wanted = options.with_schedule_total(overrides, schedule_total)

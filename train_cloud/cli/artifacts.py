@@ -106,10 +106,10 @@ def pull(
 
     `train-cloud pull pendulum-sac --store s3://bucket/train-cloud --what final --what videos`
     """
-    from train_cloud.cli.report import locate
+    from train_cloud.cli.report import find
     from train_cloud.report.pull import pull as pull_run
 
-    root, run_id = locate(run, store)
+    root, run_id = find(run, store)
     if run_id is None:
         raise InputError("run", run, "name one run: its file, its id, or its folder's URL")
     done = pull_run(root, run_id, what=what or (), out=out, each=lambda name, size: typer.echo(f"{size:>12,}  {name}"))
@@ -137,14 +137,14 @@ def tensorboard(
     """
     import tempfile
 
-    from train_cloud.cli.report import locate
+    from train_cloud.cli.report import find
     from train_cloud.report.pull import tensorboard as show
     from train_cloud.run import layout
     from train_cloud.store import open_store
 
     found: dict[str, ObjectStore] = {}
     for run in runs:
-        root, run_id = locate(run, store)
+        root, run_id = find(run, store)
         if run_id is None:
             raise InputError("run", run, "name runs: their files, ids, or folders' URLs")
         found[run_id] = open_store(f"{layout.run_url(root, run_id)}/{layout.ARTIFACTS.rstrip('/')}")

@@ -79,6 +79,6 @@ def with_schedule_total(overrides: list[str] | None, total: int | None) -> list[
 
 TRAIN = "Train"
 LOOK = "Look and take home"
-RUNS = "Fork, go back, delete"
+RUNS = "Fork, go back, repair, delete"
 ACCOUNT = "Your AWS account"
 WORKER = "On the worker (called by systemd)"

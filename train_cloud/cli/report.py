@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from train_cloud.run.cost import Cost
 
 _MOST_CHECKPOINTS = 8
-_COLOURS = {"completed": "green", "running": "cyan", "failed": "red"}
+_COLOURS = {"completed": "green", "running": "cyan", "failed": "red", "damaged": "red"}
 _STATES = {
     "starting": "a worker has booted at {since} and is being set up",
     "interrupted": "no worker has started since {since}",
@@ -78,7 +78,7 @@ def status(
     seeded = _seeded(run)
     if seeded and store is None:
         raise InputError("--store", None, "name a folder or s3://bucket/prefix, or set TRAIN_CLOUD_STORE")
-    root, run_id = (str(store), None) if seeded else locate(run, store)
+    root, run_id = find(None, store) if seeded else find(run, store)
     if watch and as_json:
         raise InputError("--watch", True, "leave out one of --watch and --json")
     if watch:
@@ -125,7 +125,7 @@ def logs(
     from train_cloud.run import layout
     from train_cloud.store import FileStore, open_store
 
-    root, run_id = locate(run, store)
+    root, run_id = find(run, store)
     if run_id is None:
         raise InputError("run", run, "name one run: its file, its id, or its folder's URL")
     found = open_store(layout.run_url(root, run_id))
@@ -156,7 +156,7 @@ def report(
 
     `train-cloud report pendulum-sac --store ./store`
     """
-    root, run_id = locate(run, store)
+    root, run_id = find(run, store)
     if run_id is None:
         raise InputError("run", run, "name one run: its file, its id, or its folder's URL")
     from train_cloud.worker.page import write_page
@@ -187,7 +187,7 @@ def export(
 
     `train-cloud export pendulum-sac --store ./store --out final && python final/play.py`
     """
-    root, run_id = locate(run, store)
+    root, run_id = find(run, store)
     if run_id is None:
         raise InputError("run", run, "name one run: its file, its id, or its folder's URL")
     from train_cloud.worker.export import export as export_run
@@ -249,6 +249,18 @@ def locate(run: str | None, store: str | None) -> tuple[str, str | None]:
     return store, run
 
 
+def find(run: str | None, store: str | None) -> tuple[str, str | None]:
+    """As :func:`locate`, in a store that is there.
+
+    :raises InputError: it is not
+    """
+    from train_cloud.store import check_exists
+
+    root, run_id = locate(run, store)
+    check_exists(root, "--store" if root == store else "RUN")
+    return root, run_id
+
+
 def _watch(read: Callable[[], list[RunStatus]], every: float) -> None:
     """Show what is read in the same place until all runs have ended."""
     from rich.live import Live
@@ -291,9 +303,10 @@ def _run_view(found: RunStatus) -> RenderableType:
     from rich.table import Table
 
     from train_cloud.report.status import exactness_in_words
+    from train_cloud.run.cost import in_words
 
     lines = [f"[bold]{found.run_id}[/bold]  {_state(found)}  {_progress(found)} timesteps"]
-    if found.reason:
+    if found.reason and found.reason != found.damaged:
         lines.append(f"  {escape(found.reason)}")
     if found.state in _STATES:
         lines.append(f"  {_STATES[found.state].format(since=_time(found.since))}")
@@ -311,10 +324,13 @@ def _run_view(found: RunStatus) -> RenderableType:
     if found.attempts:
         lines.append(f"  failures in a row without a new commit: {found.attempts}")
     lines.append(f"  exact: {escape(exactness_in_words(found))}")
+    if found.damaged is not None:
+        lines.append(f"  [red]damaged: {escape(found.damaged)}[/red]")
     if not found.sessions:
         return "\n".join(lines)
-    if found.interruptions:
-        lines.append(f"  interruptions: {found.interruptions}, steps done again: {found.repeated_timesteps:,}")
+    if found.interruptions or found.repeated_at_most:
+        again = in_words(found.repeated_timesteps, found.repeated_at_most)
+        lines.append(f"  interruptions: {found.interruptions}, steps done again: {again}")
     if found.evaluation is not None:
         lines.append(f"  evaluation: {escape(_evaluation(found.evaluation))}")
     if found.not_exported is not None:
@@ -322,8 +338,6 @@ def _run_view(found: RunStatus) -> RenderableType:
     on_aws = any(session.instance_type for session in found.sessions)
     if on_aws:
         lines.append(f"  cost: {escape(_cost(found.cost))}")
-    if found.damaged is not None:
-        lines.append(f"  [red]damaged: {escape(found.damaged)}[/red]")
     if found.checkpoints:
         kept = [f"{each.timesteps:,}{'' if each.whole else ' (without replay buffer)'}" for each in found.checkpoints]
         more = f" and {len(kept) - _MOST_CHECKPOINTS} more" if len(kept) > _MOST_CHECKPOINTS else ""
@@ -381,7 +395,8 @@ def _cost(cost: Cost) -> str:
     if cost.saved_dollars is not None:
         lines.append(f"${cost.saved_dollars:.2f} less than on demand")
     if cost.repeated_dollars:
-        lines.append(f"${cost.repeated_dollars:.2f} of it for steps done again")
+        sure = all(each.repeated_timesteps == each.repeated_at_most for each in cost.sessions)
+        lines.append(f"{'' if sure else 'at least '}${cost.repeated_dollars:.2f} of it for steps done again")
     if cost.unknown:
         lines.append(f"without session {', '.join(map(str, cost.unknown))}, whose price is unknown")
     return ", ".join(lines)
@@ -389,6 +404,8 @@ def _cost(cost: Cost) -> str:
 
 def _table_of_runs(everything: list[RunStatus]) -> RenderableType:
     from rich.table import Table
+
+    from train_cloud.run.cost import in_words
 
     table = Table(box=None, header_style="dim", padding=(0, 3, 0, 0))
     for name in ("run", "state", "timesteps", "steps/s", "left", "sessions", "again", "$", "return", "exact", "since"):
@@ -400,9 +417,9 @@ def _table_of_runs(everything: list[RunStatus]) -> RenderableType:
             _state(found),
             _progress(found),
             f"{found.steps_per_second:,.0f}" if found.steps_per_second else "",
-            str(timedelta(seconds=round(found.seconds_left))) if found.seconds_left else "",
+            str(timedelta(seconds=round(found.seconds_left))) if found.seconds_left is not None else "",
             str(len(found.sessions)),
-            f"{found.repeated_timesteps:,}",
+            in_words(found.repeated_timesteps, found.repeated_at_most),
             "?" if found.cost.dollars is None else f"{found.cost.dollars:.2f}",
             f"{found.evaluation['mean_return']:,.1f}" if found.evaluation and "mean_return" in found.evaluation else "",
             found.exact_evidence or "?",

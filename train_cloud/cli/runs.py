@@ -1,4 +1,4 @@
-"""``fork``, ``rollback`` and ``delete``: what a person does to a whole run."""
+"""``fork``, ``rollback``, ``repair`` and ``delete``: what a person does to a whole run."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Annotated
 import typer
 
 from train_cloud.cli import options
-from train_cloud.cli.report import locate
+from train_cloud.cli.report import find
 from train_cloud.errors import CloudError, InputError
 
 
 def register(app: typer.Typer) -> None:
     app.command(rich_help_panel=options.RUNS)(fork)
     app.command(rich_help_panel=options.RUNS)(rollback)
+    app.command(rich_help_panel=options.RUNS)(repair)
     app.command(rich_help_panel=options.RUNS)(delete)
 
 
@@ -80,6 +81,43 @@ def rollback(
     typer.echo(f"{run_id} is at {head.timesteps:,} timesteps again; train-cloud train or relaunch goes on from there")
 
 
+def repair(
+    run: options.Run,
+    to: Annotated[
+        int | None,
+        typer.Option("--to", metavar="TIMESTEPS", help="Another checkpoint.", show_default="the newest whole one"),
+    ] = None,
+    store: options.OptionalStore = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Write a run's head again, where it is gone or names what is damaged.
+
+    Looks first, reads every byte of the checkpoint that it goes back to, says what it found, and asks. A worker that
+    lives is fenced: it writes nothing more.
+
+    `train-cloud repair pendulum-sac --store ./store`
+    """
+    from train_cloud.worker.repair import plan
+    from train_cloud.worker.repair import repair as write_anew
+
+    root, run_id = _one(run, store)
+    planned = plan(root, run_id, to)
+    typer.echo(f"{run_id}: {planned.fault}")
+    for each in planned.found.checkpoints:
+        said = f"{len(each.lacks)} of its objects are missing" if each.lacks else "whole"
+        if each is planned.chosen:
+            said = "whole, every byte of it read"
+        said = planned.damaged.get(each.timesteps, said)
+        typer.echo(f"  {each.timesteps:>12,} timesteps, session {each.token.session}: {said}")
+    for key in planned.found.unreadable:
+        typer.echo(f"  {key} is no manifest")
+    goes = f"{run_id} goes back to {planned.chosen.timesteps:,} timesteps; the next session deletes what came after"
+    if not yes and typer.prompt(f"{goes}. Type the run's id to go on") != run_id:
+        raise InputError("run", run_id, "another id was typed: nothing was changed")
+    head = write_anew(planned)
+    typer.echo(f"{run_id} is at {head.timesteps:,} timesteps again; train-cloud train or relaunch goes on from there")
+
+
 def delete(
     run: options.Run,
     store: options.OptionalStore = None,
@@ -105,7 +143,7 @@ def delete(
 
 
 def _one(run: str, store: str | None) -> tuple[str, str]:
-    root, run_id = locate(run, store)
+    root, run_id = find(run, store)
     if run_id is None:
         raise InputError("run", run, "name one run: its file, its id, or its folder's URL")
     return root, run_id

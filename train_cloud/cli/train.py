@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from textwrap import shorten
+from typing import Annotated
 
 import typer
 
@@ -97,15 +98,19 @@ def train(
     state_dir: options.StateDir = None,
     overrides: options.Overrides = None,
     schedule_total: options.ScheduleTotal = None,
+    go_on: Annotated[
+        bool, typer.Option("--continue", help="Train on where a callback has ended the run early.")
+    ] = False,
 ) -> None:
     """Train, or go on from where this run was interrupted.
 
     Ctrl-C or SIGTERM stops it after a commit (exit code 75); the same command goes on with the very next step. A
-    completed run goes on if total_timesteps is larger than what it has reached.
+    completed run goes on if total_timesteps is larger than what it has reached; one that a callback of yours has ended
+    early, if it is larger than it was, or with `--continue`.
 
     `train-cloud train run.yaml --store ./store --set total_timesteps=2e6`
     """
     from train_cloud.worker.train import train as train_run
 
     changes = options.with_schedule_total(overrides, schedule_total)
-    raise typer.Exit(train_run(run_file, store=store, state_dir=state_dir, overrides=changes))
+    raise typer.Exit(train_run(run_file, store=store, state_dir=state_dir, overrides=changes, go_on=go_on))

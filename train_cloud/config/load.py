@@ -26,6 +26,8 @@ from train_cloud.errors import InputError
 #: Names that users of the predecessor know. ``total_timesteps`` and ``save_frequency`` are the same in both.
 ALIASES = {"training_type": "algorithm"}
 
+_MOST_CHARACTERS, _MOST_VALUES = 1_000_000, 50_000
+
 _INSTEAD = {"save_frequency": "max_seconds_at_risk", "max_seconds_at_risk": "save_frequency"}
 
 _SECTIONS: dict[str, type[BaseModel]] = {
@@ -56,15 +58,27 @@ def read_yaml(text: str, source: str) -> Any:
     """One YAML 1.2 document as plain Python values.
 
     :param source: named in errors: the file, or the option that the text came from
-    :raises InputError: not YAML, a key written twice, more than one document, or YAML 1.1 asked for
+    :raises InputError: not YAML, a key written twice, more than one document, or YAML 1.1 asked for; larger, deeper or,
+        by its aliases, longer than any run file
     """
+    if len(text) > _MOST_CHARACTERS:
+        raise InputError(
+            source, f"{len(text):,} characters", f"name a run file: none has more than {_MOST_CHARACTERS:,}"
+        )
     if text.lstrip().startswith("%YAML") and not text.lstrip().startswith("%YAML 1.2"):
         raise InputError(source, text.split("\n", 1)[0], "remove this line: run files are YAML 1.2")
     yaml = YAML(typ="safe", pure=True)
     yaml.version = (1, 2)
     yaml.Constructor = _Constructor
     try:
+        if _is_long(yaml.compose(text)):
+            fix = f"write it out: with its aliases (*name) it has more than {_MOST_VALUES:,} values, or contains itself"
+            raise InputError(source, text[:40], fix)
         return yaml.load(text)
+    except InputError:
+        raise
+    except RecursionError as error:
+        raise InputError(source, text[:40], "correct the YAML: it is nested too deeply") from error
     except DuplicateKeyError as error:
         key = str(error.problem).split('"')[1]
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
@@ -73,8 +87,22 @@ def read_yaml(text: str, source: str) -> Any:
         where = f"line {error.problem_mark.line + 1}" if error.problem_mark else "?"
         problem = " ".join(str(part) for part in (error.context, error.problem) if part)
         raise InputError(source, where, f"correct the YAML: {problem}") from error
-    except (YAMLError, ValueError) as error:
+    except (YAMLError, ValueError, LookupError, TypeError) as error:  # as of a tag with a value that it does not have
         raise InputError(source, text[:40], f"correct the YAML: {error}") from error
+
+
+def _is_long(root: Any) -> bool:
+    """Whether a text has more values than any run file: with aliases a short one may mean much, or contain itself.
+
+    :param root: its node, in which aliases are not yet followed
+    """
+    count, waiting = 0, [root]
+    while waiting and count <= _MOST_VALUES:
+        value = getattr(waiting.pop(), "value", None)
+        for below in value if isinstance(value, list) else ():
+            waiting += below if isinstance(below, tuple) else (below,)
+            count += 1
+    return count > _MOST_VALUES
 
 
 def load_run_file(

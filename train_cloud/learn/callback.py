@@ -29,7 +29,8 @@ from train_cloud.envs.state import Choice, Env, StatefulEnv, choose_for
 from train_cloud.errors import InputError
 from train_cloud.learn.capture import Capture, learners_of
 from train_cloud.learn.digest import Digests, Reader
-from train_cloud.snapshot import Snapshot
+from train_cloud.learn.ending import stopped_by, watch
+from train_cloud.snapshot import ENDED_EARLY, Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,8 @@ class Host(Protocol):
     """Timesteps between checkpoints that are evaluated, over and above the others; their facts say ``evaluate``."""
     restored: Snapshot | None
     """The checkpoint to go on from; None for a new run."""
+    train_on: bool
+    """Whether somebody asked to train on where a callback had ended the run before its total."""
     digests: Digests
     """Checksums of what this session computes."""
 
@@ -113,6 +116,8 @@ class Checkpoints(BaseCallback):
         self._choice = choice
         self._log_interval = log_interval
         self._between_logs = False
+        self._ended_early: str | None = None
+        self._stood_at: int | None = None
         self._schedules: list[str] = []
         self._choices: dict[str, Choice] = {}
         self._capture: Capture | None = None
@@ -158,6 +163,12 @@ class Checkpoints(BaseCallback):
         if restored is not None and restored.timesteps >= self._host.total_timesteps:
             # SB3 would train on: a run at its total must not enter the loop that follows this call.
             self._restore(self._capture, restored)
+        elif restored is not None and ENDED_EARLY in restored.facts and not self._host.train_on:
+            # Nor may one that a callback had ended, whose session died before it could say so.
+            self._ended_early = restored.facts[ENDED_EARLY]["by"]
+            self._restore(self._capture, restored)
+            self._stood_at, self.model.num_timesteps = self.model.num_timesteps, self._host.total_timesteps
+        watch(self.locals["callback"])
 
     def _on_rollout_start(self) -> None:
         now = time.monotonic()
@@ -219,11 +230,21 @@ class Checkpoints(BaseCallback):
 
     def _on_training_end(self) -> None:
         assert self._capture is not None
+        if self._stood_at is not None:
+            self.model.num_timesteps, self._stood_at = self._stood_at, None
+        stopped = stopped_by(self.locals["callback"])
+        if stopped is not None and self._capacity:
+            self._rows -= self._rows_per_step  # collect_rollouts leaves before it stores the step that was the last
+        self._ended_early = self._ended_early or stopped
         self._reader.rollout(self._stored_timesteps())  # where a callback ended the training in the middle of one
         self._settle()
         self._host.phase("store")
         self._rollouts += 1  # the one that has ended, as the next one's start would count it
-        self._host.finish(self._with_rows(self._snapshot(rollout_begun=False), self._rows))
+        snapshot = self._with_rows(self._snapshot(rollout_begun=False), self._rows)
+        if self._ended_early is not None and snapshot.timesteps < self._host.total_timesteps:
+            early = {"by": self._ended_early, "total_timesteps": self._host.total_timesteps}
+            snapshot = replace(snapshot, facts={**snapshot.facts, ENDED_EARLY: early})
+        self._host.finish(snapshot)
 
     # ----------------------------------------------------------------------------------------------------------- saving
 

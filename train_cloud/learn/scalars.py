@@ -1,12 +1,17 @@
-"""Scalars into files that go on over interruptions: TensorBoard's event files, and tables."""
+"""Scalars into files that go on over interruptions: TensorBoard's event files, and tables.
+
+What cannot be written, on a disk that is full, is said once, and stops no training.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
+import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +20,20 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 _TIMESTEPS = "timesteps"
+_failed: set[str] = set()
+log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def _tolerating(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if what not in _failed:
+            log.warning("%s is not written: %s", what, error)
+        _failed.add(what)
+    else:
+        _failed.discard(what)
 
 
 class SessionTensorBoard(TensorBoardOutputFormat):
@@ -32,10 +51,15 @@ class SessionTensorBoard(TensorBoardOutputFormat):
         )
         self._is_closed = False
 
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        with _tolerating("TensorBoard's file"):
+            super().write(key_values, key_excluded, step)
+
     def add_scalars(self, scalars: Mapping[str, float], timesteps: int) -> None:
         """From any thread."""
-        for name, value in scalars.items():
-            self.writer.add_scalar(name, value, timesteps)
+        with _tolerating("TensorBoard's file"):
+            for name, value in scalars.items():
+                self.writer.add_scalar(name, value, timesteps)
 
     def add_text(self, name: str, text: str, timesteps: int) -> None:
         self.writer.add_text(name, text, timesteps)
@@ -69,9 +93,10 @@ class Table(KVWriter):
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         values = {_TIMESTEPS: step, **filter_excluded_keys(key_values, key_excluded, "csv")}
         new = sorted(values.keys() - set(self._columns) - {_TIMESTEPS})
-        if new or not self._columns:
-            self._widen([*(self._columns or [_TIMESTEPS]), *new])
-        _append(self._path, [values.get(column, "") for column in self._columns])
+        with _tolerating(self._path.name):
+            if new or not self._columns:
+                self._widen([*(self._columns or [_TIMESTEPS]), *new])
+            _append(self._path, [values.get(column, "") for column in self._columns])
 
     def _widen(self, columns: list[str]) -> None:
         """Columns are only ever added, on the right; the rows so far are empty there."""
@@ -107,7 +132,7 @@ class Episodes:
 
     def add(self, timesteps: int, env: int, episode: Mapping[str, Any]) -> None:
         """:param episode: what Monitor leaves in ``info["episode"]``"""
-        with self._lock:
+        with self._lock, _tolerating(self._path.name):
             _append(self._path, [timesteps, episode["r"], episode["l"], episode["t"], env])
 
 

@@ -219,9 +219,10 @@ class _Report:
                 if not tag.startswith(own) and scalars[0].get(tag) != scalars[1].get(tag)
             ]
             export(root, run_id, out=self._folder / "model")
-            write_page(root, run_id, self._folder / "report.html")
             self._keep_pictures(store)
             sessions = self._sessions(store)
+            reached = {session["session"]: session["last_timestep"] for session in sessions}
+            write_page(root, run_id, self._folder / "report.html", reached=reached)
         for difference in found[:10]:
             self._timeline.add("result", f"differs: {difference}")
         self._content = {

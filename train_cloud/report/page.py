@@ -15,6 +15,7 @@ import jinja2
 from matplotlib.ticker import MaxNLocator
 
 from train_cloud.report.status import RunStatus, SessionStatus, exactness_in_words
+from train_cloud.run.cost import in_words, repeated
 
 Points = Sequence[tuple[int, float]]
 
@@ -107,6 +108,7 @@ def _percent(interval: Sequence[float] | None) -> list[float] | None:
 @cache
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters["repeated"] = repeated
     environment.filters["number"] = lambda value: "?" if value is None else f"{value:,}"
     return environment.from_string((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
 
@@ -114,7 +116,8 @@ def _template() -> jinja2.Template:
 def _facts(run: RunStatus) -> list[tuple[str, str]]:
     total = f" of {run.total_timesteps:,}" if run.total_timesteps else ""
     facts = [(f"timesteps{total}", f"{run.timesteps:,}"), ("sessions", str(len(run.sessions)))]
-    facts += [("interruptions", str(run.interruptions)), ("timesteps done again", f"{run.repeated_timesteps:,}")]
+    again = in_words(run.repeated_timesteps, run.repeated_at_most)
+    facts += [("interruptions", str(run.interruptions)), ("timesteps done again", again)]
     facts.append(("exact", run.exact_evidence or "not known yet"))
     if run.evaluation and "mean_return" in run.evaluation:
         facts.append(("mean return, evaluated", f"{run.evaluation['mean_return']:,.2f}"))

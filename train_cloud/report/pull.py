@@ -63,7 +63,10 @@ def pull(
         if _fits(folder / name, known[name]):
             kept += 1
             continue
-        body = _verified(store, name, known[name])
+        try:
+            body = _verified(store, name, known[name])
+        except ObjectMissing:  # deleted meanwhile, or no more than a folder's marker
+            continue
         write_whole(folder / name, body)
         fetched, size = fetched + 1, size + len(body)
         each(name, len(body))
@@ -75,7 +78,11 @@ Versions = frozenset[tuple[int, str]]
 
 
 def _known(store: ObjectStore) -> dict[str, Versions]:
-    read = read_uploads(store)
+    read = None
+    try:
+        read = read_uploads(store)
+    except CorruptCheckpoint as error:
+        log.warning("%s: nothing vouches for what is fetched", error)
     versions: dict[str, set[tuple[int, str]]] = {info.key: set() for info in store.list() if info.key != MANIFEST}
     if read is not None:
         for upload in (*read[0].uploaded_files, *read[0].pending):
@@ -106,10 +113,12 @@ def _fits(path: Path, versions: Versions) -> bool:
 
 
 def _verified(store: ObjectStore, name: str, versions: Versions) -> bytes | bytearray | memoryview:
-    for _ in range(_ATTEMPTS):
+    for attempt in range(_ATTEMPTS):
         try:
             body = store.get(name).body
         except ObjectMissing:
+            if not versions or attempt + 1 == _ATTEMPTS:
+                raise
             versions = _known(store).get(name, frozenset())
             continue
         if not versions or (len(body), hashlib.sha256(body).hexdigest()) in versions:

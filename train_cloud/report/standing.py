@@ -7,33 +7,39 @@ from datetime import datetime
 from typing import Any
 
 from train_cloud.checkpoint import read_manifest
+from train_cloud.checkpoint.survey import refuse
 from train_cloud.config import RunFile, identity_changes
 from train_cloud.errors import InputError
 from train_cloud.report.code import check_code
 from train_cloud.run import layout
 from train_cloud.run.head import Head, read_head
+from train_cloud.snapshot import ENDED_EARLY
 from train_cloud.store import ObjectStore, open_store
 
 #: Beside a checkpoint's facts: digests of the code folder's files, by path, that its successors compare with.
 CODE_FILES = "code_files"
 
 
-def check_standing(root: str, run_file: RunFile, *, alive: datetime | None = None) -> Mapping[str, Any]:
+def check_standing(
+    root: str, run_file: RunFile, *, alive: datetime | None = None, go_on: bool = False
+) -> Mapping[str, Any]:
     """Refuse what would not be the same run any more. Writes nothing.
 
     The identity that counts is the one in the newest checkpoint's manifest: what really trained these weights.
 
     :param alive: when this machine's last session was seen alive, if anybody knows
+    :param go_on: somebody asked to train on where a callback had ended the run before its total
     :return: facts of the newest checkpoint, with :data:`CODE_FILES`; empty where there is none
     :raises InputError: naming the field that differs, or the total that is reached already
     :raises CorruptCheckpoint: head or manifest cannot be read
     """
     store = open_store(layout.run_url(root, run_file.run_id))
     read = read_head(store)
+    refuse(store, read[0] if read else None)
     if read is None:
         return {}
     head, _ = read
-    facts = check_budget(store, head, run_file)
+    facts = check_budget(store, head, run_file, go_on=go_on)
     if not facts:
         return {}
     assert head.manifest is not None
@@ -53,7 +59,15 @@ def check_standing(root: str, run_file: RunFile, *, alive: datetime | None = Non
     return {**facts, CODE_FILES: known}
 
 
-def check_budget(store: ObjectStore, head: Head, run_file: RunFile) -> Mapping[str, Any]:
+def is_over(store: ObjectStore, head: Head, run_file: RunFile) -> bool:
+    """Whether the run is completed, and its run file asks for no more than that."""
+    if head.outcome != "completed":
+        return False
+    early = read_manifest(store, head.manifest).facts.get(ENDED_EARLY) if head.manifest is not None else None
+    return run_file.total_timesteps <= (head.timesteps if early is None else early["total_timesteps"])
+
+
+def check_budget(store: ObjectStore, head: Head, run_file: RunFile, *, go_on: bool = False) -> Mapping[str, Any]:
     """Refuse a budget that leaves nothing to do, or under which schedules would jump without anybody having said so.
 
     :return: facts of the newest checkpoint; empty where there is none
@@ -69,6 +83,14 @@ def check_budget(store: ObjectStore, head: Head, run_file: RunFile) -> Mapping[s
     if head.manifest is None:
         return {}
     facts = read_manifest(store, head.manifest).facts
+    if head.outcome == "completed" and not go_on and is_over(store, head, run_file):
+        early = facts[ENDED_EARLY]
+        raise InputError(
+            "run_id",
+            run_file.run_id,
+            f"completed already, {early['by']} ended it at {head.timesteps} timesteps: add --continue to train on, "
+            f"give a larger total_timesteps than {early['total_timesteps']}, or choose another run_id",
+        )
     if run_file.schedule_total is None and (change := schedule_change(facts, run_file)):
         before = facts["schedules"]["timesteps"]
         raise InputError(

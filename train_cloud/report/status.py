@@ -13,30 +13,32 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from train_cloud.checkpoint import Manifest, read_manifest
+from train_cloud.checkpoint.survey import cure, refuse
 from train_cloud.config.load import read_yaml
-from train_cloud.errors import CorruptCheckpoint, InputError, ObjectMissing
+from train_cloud.errors import CorruptCheckpoint, HeadMissing, InputError, ObjectMissing, StoreForbidden
 from train_cloud.run import layout
-from train_cloud.run.cost import Cost, cost
+from train_cloud.run.cost import Cost, cost, reached_since
 from train_cloud.run.head import Head, read_head
 from train_cloud.run.launch import OUTER_STOP, read_deadline
 from train_cloud.run.overrides import read_overrides
 from train_cloud.run.session import SessionRecord, read_sessions
 from train_cloud.store import FileStore, ObjectStore, open_store
+from train_cloud.store.foreign import ignore
 
 #: A worker reports at each commit. Silent for this long beyond two intervals of commits, it is not taken to be at work.
 SILENCE = timedelta(minutes=5)
 #: From the boot to the first session: driver, Python, torch.
 SETTING_UP = timedelta(minutes=30)
 
-State = Literal["completed", "stopped", "failed", "running", "starting", "interrupted", "waiting"]
+State = Literal["completed", "stopped", "failed", "running", "starting", "interrupted", "waiting", "damaged"]
 
 Evidence = Literal["proved", "not contradicted", "no"]
 
 #: How a session ends that the next one goes on from, though nobody wanted it to.
-_INTERRUPTED = {"notice", "lost"}
+_INTERRUPTED = {"notice", "lost", "failure"}
 _PARALLEL = 32
 
 _RUN_URL = re.compile(r"(?P<root>.*)/runs/(?P<run_id>[a-z0-9-]+)")
@@ -116,7 +118,9 @@ class RunStatus(BaseModel):
     interruptions: int
     """Sessions that ended before the run did and not by a person's or a limit's will."""
     repeated_timesteps: int
-    """Steps that were lost and done again, over all sessions."""
+    """Steps that were lost and done again, over all sessions: at least so many, where one died without a word."""
+    repeated_at_most: int | None
+    """About the most that it can have been: the same number where all is known; None where too little is."""
     cost: Cost
     evaluation: dict[str, Any] | None
     """The last one: ``timesteps``, ``mean_return``, ``success_rate``; or ``failed`` and why."""
@@ -125,7 +129,8 @@ class RunStatus(BaseModel):
     checkpoints: list[CheckpointStatus] | None
     """The preserved ones, newest first; None where nobody asked for them."""
     damaged: str | None
-    """What is wrong with the newest checkpoint, as far as its manifest tells."""
+    """What is wrong with the newest checkpoint, as far as its manifest tells; of a damaged run, with its head; and what
+    to do."""
 
 
 def split_run_url(url: str) -> tuple[str, str] | None:
@@ -138,30 +143,93 @@ def run_ids(root: str) -> list[str]:
     """The runs below a store root, in alphabetical order."""
     store = open_store(root)
     assert isinstance(store, FileStore)
-    return store.folders("runs/")
+    names = store.folders("runs/")
+    ignore(root, (f"runs/{name}" for name in names if not layout.is_run_id(name)), "no run's folder")
+    return [name for name in names if layout.is_run_id(name)]
 
 
 def statuses(root: str, run_ids: Sequence[str]) -> list[RunStatus]:
-    """The status of each; all are asked for at once, since nearly all of the time is waiting."""
+    """The status of each; all are asked for at once, since nearly all of the time is waiting. One that is damaged, or
+    may not be read, is in the list like the others; a folder in which nothing is a run's is not.
+    """
     store = open_store(root)
     assert isinstance(store, FileStore)
+
+    def one(run_id: str) -> RunStatus | None:
+        below = store.within(f"runs/{run_id}")
+        try:
+            return _status(below, root, run_id)
+        except InputError:
+            ignore(root, [f"runs/{run_id}"], "no run's folder")
+            return None
+        except (CorruptCheckpoint, StoreForbidden, ValidationError) as error:
+            return _unreadable(below, run_id, error)
+
     with ThreadPoolExecutor(_PARALLEL) as threads:
-        return list(threads.map(lambda run_id: _status(store.within(f"runs/{run_id}"), root, run_id), run_ids))
+        return [found for found in threads.map(one, run_ids) if found is not None]
 
 
-def run_status(root: str, run_id: str, *, at: datetime | None = None, checkpoints: bool = False) -> RunStatus:
+def _unreadable(store: ObjectStore, run_id: str, error: Exception) -> RunStatus:
+    """What is left to say of a run whose head or records cannot be read."""
+    why = " ".join(str(error).split())
+    return RunStatus(
+        run_id=run_id,
+        experiment=None,
+        url=store.url,
+        state="damaged",
+        reason=why,
+        timesteps=0,
+        committed_timesteps=0,
+        total_timesteps=None,
+        steps_per_second=None,
+        seconds_left=None,
+        since=None,
+        episode_return=None,
+        attempts=0,
+        exact=None,
+        exact_evidence=None,
+        because=None,
+        closed=None,
+        sessions=[],
+        interruptions=0,
+        repeated_timesteps=0,
+        repeated_at_most=0,
+        cost=cost([]),
+        evaluation=None,
+        not_exported=None,
+        checkpoints=None,
+        damaged=why,
+    )
+
+
+def run_status(
+    root: str,
+    run_id: str,
+    *,
+    at: datetime | None = None,
+    checkpoints: bool = False,
+    reached: Mapping[int, int] | None = None,
+) -> RunStatus:
     """The status of one run, by a number of requests that depends on how many sessions it has had and on nothing else.
 
     :param at: the reader's time, by default now
     :param checkpoints: also which checkpoints there are
+    :param reached: session → the last step that it took, where somebody knows it better than the run's records
     :raises InputError: nothing is stored under this run id
     :raises CorruptCheckpoint: the head cannot be read
     """
-    return _status(open_store(layout.run_url(root, run_id)), root, run_id, at=at, checkpoints=checkpoints)
+    store = open_store(layout.run_url(root, run_id))
+    return _status(store, root, run_id, at=at, checkpoints=checkpoints, reached=reached)
 
 
 def _status(
-    store: ObjectStore, root: str, run_id: str, *, at: datetime | None = None, checkpoints: bool = False
+    store: ObjectStore,
+    root: str,
+    run_id: str,
+    *,
+    at: datetime | None = None,
+    checkpoints: bool = False,
+    reached: Mapping[int, int] | None = None,
 ) -> RunStatus:
     read = read_head(store)
     head = read[0] if read else None
@@ -169,29 +237,41 @@ def _status(
     over = head is not None and head.outcome is not None
     launched = None if over or records else _launched(store)
     boots = [] if over else list(store.list(layout.BOOTS))
-    if head is None and not records and launched is None and not boots:
+    gone = None
+    if head is None or (head.manifest is None and head.parent is not None):
+        try:
+            refuse(store, head)
+        except HeadMissing as error:
+            gone = str(error)
+    if head is None and gone is None and not records and launched is None and not boots:
         known = ", ".join(run_ids(root)) or "none"
         raise InputError("run_id", run_id, f"no such run under {root}; there are: {known}")
     at = at or datetime.now(timezone.utc)
     booted = max((boot.modified for boot in boots), default=None)
     state, since = _state(head, records, booted, launched, at)
-    sessions = [_session(record, last=record is records[-1], state=state) for record in records]
+    if gone is not None and not over:
+        state = "damaged"
+    stood = {**reached_since(records), **(reached or {})}
+    sessions = [
+        _session(record, last=record is records[-1], state=state, reached=stood.get(record.number))
+        for record in records
+    ]
     latest = (records[-1].progress or {}) if records else {}
     committed = head.timesteps if head else 0
-    timesteps = latest.get("timesteps", committed) if state == "running" else committed
+    timesteps = max(latest.get("timesteps") or 0, committed) if state == "running" else committed
     total = _total(store, records)
     speed = latest.get("steps_per_second") if state == "running" else None
     known_exact = [session for session in sessions if session.exact is not None]
     inexact = next((session for session in known_exact if not session.exact), None)
-    experiment = records[-1].start.get("run_file", {}).get("experiment") if records else None
-    newest = damaged = None
+    experiment = (records[-1].start.get("run_file") or {}).get("experiment") if records else None
+    newest, damaged = None, gone
     if (experiment is not None or checkpoints) and head is not None and head.manifest is not None:
         try:
             newest = read_manifest(store, head.manifest)
         except CorruptCheckpoint as error:
-            damaged = str(error)
-    spent = cost(records)
-    evaluations = [found for record in records if (found := (record.progress or {}).get("evaluation")) is not None]
+            damaged = f"{error}; {cure(store, head.manifest)}"
+    spent = cost(records, reached)
+    most = [session.repeated_at_most for session in spent.sessions]
     return RunStatus(
         run_id=run_id,
         experiment=experiment,
@@ -202,7 +282,8 @@ def _status(
         committed_timesteps=committed,
         total_timesteps=total,
         steps_per_second=speed,
-        seconds_left=(total - timesteps) / speed if speed and total is not None else None,
+        # A rollout may end beyond the total.
+        seconds_left=max(0.0, (total - timesteps) / speed) if speed and total is not None else None,
         since=since.isoformat(timespec="seconds") if since else None,
         episode_return=newest.episode_return if newest is not None else None,
         attempts=head.attempts if head else 0,
@@ -213,12 +294,26 @@ def _status(
         sessions=sessions,
         interruptions=sum(session.ended_by in _INTERRUPTED for session in sessions),
         repeated_timesteps=sum(session.repeated_timesteps for session in spent.sessions),
+        repeated_at_most=None if None in most else sum(number for number in most if number is not None),
         cost=spent,
-        evaluation=evaluations[-1] if evaluations else None,
+        evaluation=_evaluation(records, committed),
         not_exported=latest.get("not_exported"),
         checkpoints=_checkpoints(newest) if checkpoints else None,
         damaged=damaged,
     )
+
+
+def _evaluation(records: Sequence[SessionRecord], committed: int) -> dict[str, Any] | None:
+    """The last one of what is still the run's: a rollback takes back what came after the step that it went to."""
+    found: list[dict[str, Any]] = []
+    for record in records:
+        if (record.end or {}).get("ended_by") in ("rollback", "repair"):
+            back = record.end["last_timestep"] if record.end else 0
+            found = [each for each in found if each["timesteps"] <= back]
+        evaluation = (record.progress or {}).get("evaluation")
+        if evaluation is not None and isinstance(evaluation.get("timesteps"), int):
+            found.append(evaluation)
+    return next((each for each in reversed(found) if each["timesteps"] <= committed), None)
 
 
 def _checkpoints(newest: Manifest | None) -> list[CheckpointStatus]:
@@ -275,7 +370,7 @@ def _closed(store: ObjectStore, head: Head | None, at: datetime) -> str | None:
 
 def _patience(record: SessionRecord) -> timedelta:
     """Two intervals of commits, at the speed that was reported where they are counted in timesteps."""
-    run_file = record.start.get("run_file", {})
+    run_file = record.start.get("run_file") or {}
     if run_file.get("max_seconds_at_risk"):
         return timedelta(seconds=2 * run_file["max_seconds_at_risk"])
     speed = (record.progress or {}).get("steps_per_second")
@@ -304,7 +399,7 @@ def _parse(text: object) -> datetime | None:
     return time if time.tzinfo else time.replace(tzinfo=timezone.utc)
 
 
-def _session(record: SessionRecord, *, last: bool, state: State) -> SessionStatus:
+def _session(record: SessionRecord, *, last: bool, state: State, reached: int | None) -> SessionStatus:
     ended = record.end if _over(record) else None
     told = {**record.start, **(record.progress or {}), **(ended or {})}
     ended_by = told.get("ended_by")
@@ -315,7 +410,7 @@ def _session(record: SessionRecord, *, last: bool, state: State) -> SessionStatu
         instance_id=str(told.get("instance_id", "?")),
         started=told.get("started"),
         first_timestep=told.get("first_timestep"),
-        last_timestep=told.get("last_timestep", told.get("timesteps")),
+        last_timestep=reached if reached is not None else told.get("last_timestep", told.get("timesteps")),
         ended=None if last and state == "running" else _last_sign(record),
         instance_type=told.get("instance_type"),
         availability_zone=told.get("availability_zone"),
@@ -347,7 +442,7 @@ def exactness_in_words(found: RunStatus | SessionStatus) -> str:
 def _total(store: ObjectStore, records: Sequence[SessionRecord]) -> int | None:
     """The total that the newest session works towards; before the first, the one the run was launched with."""
     if records:
-        total = records[-1].start.get("run_file", {}).get("total_timesteps")
+        total = (records[-1].start.get("run_file") or {}).get("total_timesteps")
         return total if isinstance(total, int) else None
     launched: dict[str, Any] = {}
     with contextlib.suppress(ObjectMissing, InputError, UnicodeDecodeError):

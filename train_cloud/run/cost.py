@@ -8,12 +8,16 @@ traffic, S3, the minute from the launch to the first word of a boot, and the one
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from train_cloud.run.session import SessionRecord
+
+#: A worker reports at each commit, and where those are far apart every minute (worker/train.py).
+_REPORTED_SECONDS = 70.0
 
 
 class SessionCost(BaseModel):
@@ -30,9 +34,13 @@ class SessionCost(BaseModel):
     on_demand_dollars: float | None
     """What the same hours on the same machine type would have cost without interruptions."""
     repeated_timesteps: int
-    """Steps whose work was lost, and done again by the next session."""
+    """Steps whose work was lost, and done again by a later process: at least so many, where the session could not say
+    how far it had come."""
+    repeated_at_most: int | None
+    """About the most that it can have been, by its pace and by what its commits left at risk: the same number where it
+    is known; None where nothing is known of either."""
     repeated_dollars: float | None
-    """The part of ``dollars`` that went into them."""
+    """The part of ``dollars`` that went into ``repeated_timesteps``."""
     because: str | None
     """Why something is unknown."""
 
@@ -54,9 +62,16 @@ class Cost(BaseModel):
     """Numbers of the sessions that ``dollars`` leaves out."""
 
 
-def cost(records: Sequence[SessionRecord]) -> Cost:
-    """Of all sessions of a run, in their order."""
-    sessions = tuple(_session(record, after) for record, after in itertools.zip_longest(records, records[1:]))
+def cost(records: Sequence[SessionRecord], reached: Mapping[int, int] | None = None) -> Cost:
+    """Of all sessions of a run, in their order.
+
+    :param reached: session → the last step that it took, where somebody knows it better than the records
+    """
+    known = {**reached_since(records), **(reached or {})}
+    sessions = tuple(
+        _session(record, after, known.get(record.number))
+        for record, after in itertools.zip_longest(records, records[1:])
+    )
     both = [
         session.on_demand_dollars - session.dollars
         for session in sessions
@@ -89,13 +104,25 @@ def price(record: SessionRecord) -> Mapping[str, Any]:
     return found
 
 
-def _session(record: SessionRecord, after: SessionRecord | None) -> SessionCost:
+def repeated(session: SessionCost) -> str:
+    """How many steps were done again, in words: a number, or a range where the session died without a word."""
+    return in_words(session.repeated_timesteps, session.repeated_at_most)
+
+
+def in_words(least: int, most: int | None) -> str:
+    """A number of steps that is known to lie between these."""
+    if most is None:
+        return f"at least {least:,}"
+    return f"{least:,}" if most == least else f"{least:,} to about {most:,}"
+
+
+def _session(record: SessionRecord, after: SessionRecord | None, reached: int | None) -> SessionCost:
     known = price(record)
     on_demand = known.get("on_demand")
     hourly = known.get("spot") if known.get("life_cycle", "spot") == "spot" else on_demand
     spent = hours(record)
     dollars = None if hourly is None else hourly * spent
-    repeated, steps = _repeated(record, after)
+    repeated, most, steps = _repeated(record, after, reached)
     return SessionCost(
         session=record.number,
         hours=spent,
@@ -103,20 +130,65 @@ def _session(record: SessionRecord, after: SessionRecord | None) -> SessionCost:
         dollars=dollars,
         on_demand_dollars=None if on_demand is None else on_demand * spent,
         repeated_timesteps=repeated,
+        repeated_at_most=most,
         repeated_dollars=None if dollars is None else dollars * repeated / steps if repeated else 0.0,
         because=known.get("because") or (None if known else "no price was recorded"),
     )
 
 
-def _repeated(record: SessionRecord, after: SessionRecord | None) -> tuple[int, int]:
-    """Steps done again, and steps done, in one session; as far as was reported."""
-    told = {**(record.progress or {}), **(record.end or {})}
-    first, last = told.get("first_timestep", 0), told.get("last_timestep", told.get("timesteps", 0))
-    steps = max(0, last - first)
-    resumed = None if after is None else {**(after.progress or {}), **(after.end or {})}.get("first_timestep")
+def _repeated(record: SessionRecord, after: SessionRecord | None, reached: int | None) -> tuple[int, int | None, int]:
+    """Steps of one session that were done again: at least, at most (None: unknown), and steps done in it."""
+    progress, end = record.progress or {}, record.end or {}
+    first = end.get("first_timestep", progress.get("first_timestep", 0)) or 0
+    last = max(end.get("last_timestep") or 0, progress.get("timesteps") or 0)
+    exact = end_stands(record) or record.progress is None  # which is written before the first step
+    if reached is not None:
+        last, exact = max(last, reached), True
+    within = max(progress.get("repeated") or 0, end.get("repeated") or 0)  # by restarts of its process
+    steps = max(0, last - first) + within
+    resumed = None
+    if after is not None:
+        resumed = {**(after.progress or {}), **(after.end or {})}.get("first_timestep")
     if resumed is None:  # nobody went on, or where is not known yet
-        resumed = last
-    return min(steps, max(0, last - resumed)), steps
+        return min(steps, within), min(steps, within), steps
+    least = min(steps, max(0, last - resumed) + within)
+    if exact:
+        return least, least, steps
+    most = _at_most(record)
+    return least, None if most is None else max(least, most - resumed + within), steps
+
+
+def reached_since(records: Sequence[SessionRecord]) -> dict[int, int]:
+    """Session → the last step that it took, as a later one on the same disk has found it."""
+    found: dict[int, int] = {}
+    for record in records:
+        seen = record.start.get("predecessor") or {}
+        if isinstance(seen.get("session"), int) and isinstance(seen.get("timesteps"), int):
+            found[seen["session"]] = seen["timesteps"]
+    return found
+
+
+def end_stands(record: SessionRecord) -> bool:
+    """Whether it has said how it ended, and no later process of it was heard of since."""
+    ended, heard = (record.end or {}).get("seconds"), (record.progress or {}).get("seconds")
+    return ended is not None and (heard is None or heard <= ended)
+
+
+def _at_most(record: SessionRecord) -> int | None:
+    """About the last step that a session can have taken which was heard of no more: the next report was due within a
+    minute, and the next commit within as many steps as its commits left at risk so far.
+    """
+    progress, run_file = record.progress or {}, record.start.get("run_file") or {}
+    speed, committed, last = (progress.get(name) for name in ("steps_per_second", "committed_timesteps", "timesteps"))
+    bounds = []
+    if speed and last is not None:
+        bounds.append(last + math.ceil(speed * _REPORTED_SECONDS))
+    interval = run_file.get("save_frequency")
+    at_risk = max(progress.get("at_risk") or 0, interval if isinstance(interval, int) else 0)
+    if committed is not None and at_risk:
+        during = (speed or 0.0) * (progress.get("commit_seconds") or 0.0)
+        bounds.append(committed + at_risk + math.ceil(during))
+    return max(last or 0, min(bounds)) if bounds else None
 
 
 def _sum(values: Iterable[float | None]) -> float | None:

@@ -18,7 +18,14 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import to_json
 
-from train_cloud.errors import ConditionFailed, CorruptCheckpoint, Fenced, ObjectMissing, StoreUnavailable
+from train_cloud.errors import (
+    ConditionFailed,
+    CorruptCheckpoint,
+    Fenced,
+    HeadMissing,
+    ObjectMissing,
+    StoreUnavailable,
+)
 from train_cloud.run import layout
 from train_cloud.store import ObjectStore
 
@@ -63,7 +70,9 @@ class Head(BaseModel):
     reason: str | None = None
     """Why it ended; without an outcome, the last failure that was recorded."""
     parent: str | None = None
-    """The manifest key before this one, or the run that this one was forked from."""
+    """The manifest key before this one, or the run that this one was forked from. Without a manifest: what showed that
+    the run had had a head, when this one was written to say that it is gone.
+    """
     attempts: int = 0
     """Failures in a row without a new commit."""
 
@@ -86,8 +95,8 @@ def read_head(store: ObjectStore) -> tuple[Head, str] | None:
         return parse_head(bytes(stored.body)), stored.etag
     except ValueError as error:
         raise CorruptCheckpoint(
-            f"{store.url}/{layout.HEAD} is not a head, or damaged: restore an earlier version of it; nothing was "
-            "overwritten"
+            f"{store.url}/{layout.HEAD} is not a head, or damaged: train-cloud repair writes it anew from the newest "
+            "whole checkpoint; nothing was overwritten"
         ) from error
 
 
@@ -114,6 +123,49 @@ def _crc32(fields: dict[str, object]) -> int:
     return zlib.crc32(json.dumps(fields, sort_keys=True).encode())
 
 
+def trace(store: ObjectStore) -> str | None:
+    """The key of something that no run leaves before it has a head: of the newest manifest, else of a segment, else of
+    a session's end. None where nothing of the kind is there.
+    """
+    manifests, others = [], []
+    for info in store.list():
+        manifest, record = layout.manifest_of(info.key), layout.record_of(info.key)
+        if manifest is not None:
+            manifests.append((manifest[1:], info.key))
+        elif layout.segment_of(info.key) is not None or (record is not None and record[1] == "end"):
+            others.append(info.key)
+    return max(manifests)[1] if manifests else min(others, default=None)
+
+
+def refuse_lost(store: ObjectStore, head: Head | None) -> None:
+    """Refuse a run whose head is gone, or stands only to say so, although it has left something.
+
+    :param head: as it was read
+    :raises HeadMissing:
+    """
+    if head is not None and (head.manifest is not None or (head.session > 0 and head.parent is None)):
+        return
+    # Session 0 is nobody's: bootstrap/ending.sh ends a run so that has no head.
+    left = trace(store) if head is None or head.parent is None else head.parent
+    if left is None or (head is None and read_head(store) is not None):  # somebody has begun the run meanwhile
+        return
+    at = layout.manifest_of(left)
+    raise HeadMissing(lost(store, f"a checkpoint at {at[0]} timesteps" if at is not None else left))
+
+
+def lost(store: ObjectStore, left: str) -> str:
+    """What to say of a run whose head is gone.
+
+    :param left: what there is of it, in words
+    """
+    run_id = store.url.rsplit("/", 1)[-1]
+    return (
+        f"{store.url}/{layout.HEAD} is missing, though the run has left {left}: nothing is begun anew on top of it; "
+        f"train-cloud repair {run_id} writes it again from the newest whole checkpoint, train-cloud delete {run_id} "
+        "deletes what there is"
+    )
+
+
 def found(store: ObjectStore, manifest: Reference, timesteps: int, *, owner: str, parent: str) -> Head:
     """Write the first head of a run that begins from another run's checkpoint; any session may take it.
 
@@ -123,6 +175,28 @@ def found(store: ObjectStore, manifest: Reference, timesteps: int, *, owner: str
         session=0, restart=0, owner=owner, commit=_random(), timesteps=timesteps, manifest=manifest, parent=parent
     )
     _swap(store, head, None)
+    return head
+
+
+def rebuild(
+    store: ObjectStore, token: Token, owner: str, manifest: Reference, timesteps: int, *, seq: int, over: str | None
+) -> Head:
+    """Write a head in the place of one that is gone, or cannot be read. Lower tokens are fenced from then on.
+
+    :param seq: above those of all checkpoints that are there
+    :param over: e-tag of what stands there; None where nothing does
+    :raises ConditionFailed: something else stands there since
+    """
+    head = Head(
+        session=token.session,
+        restart=token.restart,
+        owner=owner,
+        commit=_random(),
+        seq=seq,
+        timesteps=timesteps,
+        manifest=manifest,
+    )
+    _swap(store, head, over)
     return head
 
 
@@ -146,10 +220,12 @@ def _swap(store: ObjectStore, head: Head, etag: str | None) -> str:
 class Lease:
     """The right of one worker to write the head, until a newer one takes it. Not thread-safe: one committing thread."""
 
-    def __init__(self, store: ObjectStore, head: Head, etag: str) -> None:
+    def __init__(self, store: ObjectStore, head: Head, etag: str, before: Head | None) -> None:
         self._store = store
         self.head = head
         self._etag = etag
+        self.before = before
+        """The head that it was taken over; None where there was none."""
 
     @classmethod
     def take(
@@ -171,19 +247,22 @@ class Lease:
         :param failed: of a restart, whether the process before it died; False where it had left by itself
         :param failure: what it died of, where it could not say so itself: the head's reason until the next commit
         :raises Fenced: a newer session, or a newer restart of this one, has it
+        :raises HeadMissing: there is none, and the run has left something that shows that there was one
         """
-        sent = False
+        sent, before = False, None
         while True:
             read = read_head(store)
+            refuse_lost(store, read[0] if read else None)
             if read is None:
                 head, etag = Head(session=token.session, restart=token.restart, owner=owner, commit=_random()), None
             else:
                 current, etag = read
                 if sent and current.token == token:
                     # Our swap's reply was lost, and somebody has set or cleared an outcome since.
-                    return cls(store, current, etag)
+                    return cls(store, current, etag, before)
                 if current.token >= token:
                     raise Fenced(_fenced(current, token))
+                before = current
                 again = failed and current.session == token.session
                 head = current.model_copy(
                     update={
@@ -201,7 +280,7 @@ class Lease:
                     reason = f"{head.attempts} attempts without a new commit{why}"
                     head = head.model_copy(update={"outcome": "failed", "reason": reason})
             try:
-                return cls(store, head, _swap(store, head, etag))
+                return cls(store, head, _swap(store, head, etag), before)
             except ConditionFailed:
                 sent = True
                 continue  # somebody swapped in between; every turn of this loop is somebody else's progress
@@ -264,7 +343,15 @@ def conclude(store: ObjectStore, outcome: Outcome, reason: str, *, session: int,
 
     def change(head: Head | None) -> Head | None:
         if head is None:
-            return Head(session=session, restart=0, owner=owner, commit=_random(), outcome=outcome, reason=reason)
+            return Head(
+                session=session,
+                restart=0,
+                owner=owner,
+                commit=_random(),
+                outcome=outcome,
+                reason=reason,
+                parent=trace(store),
+            )
         if head.session > session:
             raise Fenced(_fenced(head, Token(session, 0)))
         if head.outcome is not None:

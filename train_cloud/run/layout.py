@@ -28,6 +28,11 @@ BOOT_LOGS = "logs/"
 EVALUATIONS = "evaluations/"
 
 
+def is_run_id(name: str) -> bool:
+    """Whether a run can be called so (``run_id`` in docs/run-file.md)."""
+    return re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?", name) is not None
+
+
 def run_url(root: str, run_id: str) -> str:
     """The URL of one run's folder under a store root (``s3://bucket/prefix`` or a local folder)."""
     return f"{root.rstrip('/')}/runs/{run_id}"
@@ -48,12 +53,41 @@ def segment_key(stream: str, first: int, last: int, token: tuple[int, int], seq:
     return f"{REPLAY}{stream}/{first:012d}-{last:012d}-{token_text(token)}-{seq:06d}"
 
 
+_MANIFEST = re.compile(r"checkpoints/(\d{12,})-(\d{6,})\.(\d{4,})-(\d{6,})/manifest\.json")
+_SEGMENT = re.compile(r"replay/.+/\d{12,}-\d{12,}-(\d{6,})\.(\d{4,})-(\d{6,})")
+_RECORD = re.compile(r"sessions/(\d{6,})/(start|progress|end(?:-\d+)?|notice-\d+)\.json")
+
+
+def manifest_of(key: str) -> tuple[int, tuple[int, int], int] | None:
+    """Timesteps, token and number of the checkpoint whose manifest has this key; None for any other key."""
+    found = _MANIFEST.fullmatch(key)
+    return (int(found[1]), (int(found[2]), int(found[3])), int(found[4])) if found else None
+
+
+def segment_of(key: str) -> tuple[tuple[int, int], int] | None:
+    """Token and number of the segment with this key; None for any other key."""
+    found = _SEGMENT.fullmatch(key)
+    return ((int(found[1]), int(found[2])), int(found[3])) if found else None
+
+
+def record_of(key: str) -> tuple[int, str, int] | None:
+    """Session, kind (``start``, ``progress``, ``end`` or ``notice``) and number of the record with this key; None for
+    any other key.
+    """
+    found = _RECORD.fullmatch(key)
+    if found is None:
+        return None
+    kind, _, number = found[2].partition("-")
+    return int(found[1]), kind, int(number or 0)
+
+
 def start_key(session: int) -> str:
     return f"{SESSIONS}{session:06d}/start.json"
 
 
-def end_key(session: int) -> str:
-    return f"{SESSIONS}{session:06d}/end.json"
+def end_key(session: int, restart: int = 0) -> str:
+    """How a session's process ended; each restart within a boot ends once."""
+    return f"{SESSIONS}{session:06d}/end{f'-{restart}' if restart else ''}.json"
 
 
 def progress_key(session: int) -> str:
@@ -86,6 +120,12 @@ def session_log_key(session: int) -> str:
 def evaluation_key(timesteps: int) -> str:
     """What the evaluation of the checkpoint at ``timesteps`` found."""
     return f"{EVALUATIONS}{timesteps:012d}.json"
+
+
+def evaluated_at(key: str) -> int | None:
+    """The inverse of :func:`evaluation_key`; None for any other key."""
+    found = re.fullmatch(rf"{EVALUATIONS}(\d{{12,}})\.json", key)
+    return int(found[1]) if found else None
 
 
 def told_key(session: int, news: str) -> str:

@@ -24,9 +24,23 @@ from train_cloud.errors import ConditionFailed, ObjectMissing
 from train_cloud.run import layout
 from train_cloud.run.head import Token
 from train_cloud.store import ObjectStore
+from train_cloud.store.foreign import ignore
 
 _LOCAL = "session.json"
 _PARALLEL = 8
+_NUMBER, _TEXT = (int, float, type(None)), (str, type(None))
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("timesteps", "first_timestep", "last_timestep", "committed_timesteps"), (int, type(None))),
+    **dict.fromkeys(("seconds", "setup_seconds", "steps_per_second", "commit_seconds", "sent_bytes"), _NUMBER),
+    **dict.fromkeys(("at_risk", "repeated"), (int, type(None))),
+    **dict.fromkeys(
+        ("instance_id", "started", "ended", "at", "ended_by", "exact_because", "exact_evidence", "kind"), _TEXT
+    ),
+    **dict.fromkeys(("instance_type", "availability_zone"), _TEXT),
+    **dict.fromkeys(("run_file", "price", "evaluation", "predecessor"), (dict, type(None))),
+    "exact": (bool, type(None)),
+}
+"""What is computed with, or shown, of a record: others may have written into it."""
 
 
 class Session(BaseModel):
@@ -39,6 +53,8 @@ class Session(BaseModel):
     boot_id: str
     began: float = Field(default_factory=time.monotonic)
     """On ``time.monotonic()``, which restarts within one boot share. Wall clocks jump, and hours are money."""
+    url: str = ""
+    """Of the run."""
 
     @property
     def seconds(self) -> float:
@@ -58,6 +74,7 @@ class SessionRecord(BaseModel):
     start: dict[str, Any]
     progress: dict[str, Any] | None = None
     end: dict[str, Any] | None = None
+    """Of the last of its processes that left one."""
     notices: list[dict[str, Any]] = []
 
 
@@ -68,11 +85,16 @@ def now() -> str:
 
 def local_session(state_dir: Path, boot_id: str) -> Session | None:
     """The session that this boot has taken already, or None. Called by ``watch`` and ``finish`` too."""
+    session = last_session(state_dir)
+    return session if session is not None and session.boot_id == boot_id else None
+
+
+def last_session(state_dir: Path) -> Session | None:
+    """The last session that was begun with this folder, in whatever boot."""
     try:
-        session = Session.model_validate_json((state_dir / _LOCAL).read_text())
-    except FileNotFoundError:
+        return Session.model_validate_json((state_dir / _LOCAL).read_text())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
-    return session if session.boot_id == boot_id else None
 
 
 def begin_session(
@@ -83,18 +105,22 @@ def begin_session(
     boot_id: str,
     details: Mapping[str, Any],
     persist: bool,
+    above: int = 0,
 ) -> Session:
     """Take the next session number, or on a restart within the same boot go on with the one it has.
 
     :param details: written to ``start.json``: instance type, zone, versions, run file
     :param persist: keep the session across restarts of the process (a worker); False makes each call a session (a
-    laptop)
+        laptop)
+    :param above: the number is larger than this one: the head's, whose session's records may be gone
     """
-    standing = local_session(state_dir, boot_id) if persist else None
-    if standing is not None:
-        session = standing.model_copy(update={"restart": standing.restart + 1})
+    here = local_session(state_dir, boot_id) if persist else None
+    if here is not None:
+        session = here.model_copy(update={"restart": here.restart + 1})
     else:
-        number = 1 + max((_number(info.key) for info in store.list(layout.SESSIONS)), default=0)
+        taken = (layout.record_of(info.key) for info in store.list(layout.SESSIONS))
+        number = 1 + max((record[0] for record in taken if record is not None), default=0)
+        number = max(number, above + 1)
         nonce = uuid.uuid4().hex
         while True:
             start = {**details, "session": number, "instance_id": instance_id, "boot_id": boot_id, "nonce": nonce}
@@ -104,20 +130,21 @@ def begin_session(
                 break
             except ConditionFailed:
                 # Ours after a lost reply, or somebody else's: the nonce tells.
-                if json.loads(bytes(store.get(layout.start_key(number)).body)).get("nonce") == nonce:
+                standing = _content(store, layout.start_key(number))
+                if standing is not None and standing.get("nonce") == nonce:
                     break
                 number += 1
-        session = Session(number=number, restart=0, instance_id=instance_id, boot_id=boot_id)
+        session = Session(number=number, restart=0, instance_id=instance_id, boot_id=boot_id, url=store.url)
     write_local(state_dir / _LOCAL, session.model_dump())
     return session
 
 
 def end_session(store: ObjectStore, session: Session, **facts: Any) -> None:
-    """Write how the session ended, once; a restart that ends again changes nothing."""
+    """Write how this process of the session ended, once."""
     own = {"session": session.number, "restart": session.restart, "ended": now(), "seconds": session.seconds}
     body = json.dumps({**own, **facts}, indent=1)
     try:
-        store.create(layout.end_key(session.number), body.encode())
+        store.create(layout.end_key(session.number, session.restart), body.encode())
     except ConditionFailed:
         return
 
@@ -130,12 +157,8 @@ def write_progress(store: ObjectStore, session: Session, **facts: Any) -> None:
 
 
 def read_progress(store: ObjectStore, session: Session) -> dict[str, Any] | None:
-    """What :func:`write_progress` wrote last; None before the first time."""
-    try:
-        found: dict[str, Any] = json.loads(bytes(store.get(layout.progress_key(session.number)).body))
-    except ObjectMissing:
-        return None
-    return found
+    """What :func:`write_progress` wrote last; None before the first time, or where it is damaged."""
+    return _content(store, layout.progress_key(session.number))
 
 
 def record_notice(store: ObjectStore, session: Session, notice: Mapping[str, Any]) -> str:
@@ -156,38 +179,55 @@ def record_notice(store: ObjectStore, session: Session, notice: Mapping[str, Any
 
 
 def read_sessions(store: ObjectStore) -> list[SessionRecord]:
-    """All sessions in their order. An object that vanishes in between (a run being deleted) is left out."""
-    found: dict[int, dict[str, Any]] = {}
-    keys = [info.key for info in store.list(layout.SESSIONS)]
+    """All sessions in their order. An object that vanishes in between (a run being deleted) is left out, and so is one
+    that is no record, with a warning.
+    """
+    return _records(store, layout.SESSIONS)
+
+
+def read_session(store: ObjectStore, number: int) -> SessionRecord | None:
+    """One of them."""
+    return next(iter(_records(store, f"{layout.SESSIONS}{number:06d}/")), None)
+
+
+def _records(store: ObjectStore, prefix: str) -> list[SessionRecord]:
+    keys = [info.key for info in store.list(prefix)]
+    ours = [(key, record) for key in keys if (record := layout.record_of(key)) is not None]
+    ignore(store.url, set(keys) - {key for key, _ in ours})
     with ThreadPoolExecutor(_PARALLEL) as threads:
-        bodies = list(threads.map(lambda key: _body(store, key), keys))
-    for key, body in zip(keys, bodies, strict=True):
-        if body is None:
-            continue
-        content = json.loads(body)
-        record = found.setdefault(_number(key), {"notices": []})
-        name = key.rsplit("/", 1)[1].removesuffix(".json")
-        if name.startswith("notice-"):
-            record["notices"].append((int(name.removeprefix("notice-")), content))
-        else:
-            record[name] = content
+        contents = list(threads.map(lambda pair: _content(store, pair[0]), ours))
+    found: dict[int, dict[str, dict[int, dict[str, Any]]]] = {}
+    for (_, (session, kind, number)), content in zip(ours, contents, strict=True):
+        kinds = found.setdefault(session, {})
+        if content is not None:
+            kinds.setdefault(kind, {})[number] = content
     return [
         SessionRecord(
             number=number,
-            start=record.get("start", {}),
-            progress=record.get("progress"),
-            end=record.get("end"),
-            notices=[content for _, content in sorted(record["notices"], key=lambda pair: pair[0])],
+            start=kinds.get("start", {}).get(0, {}),
+            progress=kinds.get("progress", {}).get(0),
+            end=kinds["end"][max(kinds["end"])] if "end" in kinds else None,
+            notices=[content for _, content in sorted(kinds.get("notice", {}).items())],
         )
-        for number, record in sorted(found.items())
+        for number, kinds in sorted(found.items())
     ]
 
 
-def _body(store: ObjectStore, key: str) -> bytes | None:
+def _content(store: ObjectStore, key: str) -> dict[str, Any] | None:
+    """Of a record; None where it is missing or, with a warning, damaged. Values of a wrong kind are left out."""
     try:
-        return bytes(store.get(key).body)
+        content = json.loads(bytes(store.get(key).body), parse_constant=lambda name: None)  # NaN is no number
+        if not isinstance(content, dict):
+            raise ValueError("it is no JSON object")
     except ObjectMissing:
         return None
+    except (ValueError, RecursionError):
+        ignore(store.url, [key], "damaged")
+        return None
+    wrong = [name for name, kinds in _KINDS.items() if name in content and not isinstance(content[name], kinds)]
+    if wrong:
+        ignore(store.url, [f"{key}: {name}" for name in wrong], "damaged")
+    return {name: value for name, value in content.items() if name not in wrong}
 
 
 def write_local(path: Path, content: Mapping[str, Any]) -> None:
@@ -199,7 +239,3 @@ def write_local(path: Path, content: Mapping[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
-
-
-def _number(key: str) -> int:
-    return int(key.removeprefix(layout.SESSIONS).split("/", 1)[0])

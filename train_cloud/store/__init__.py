@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 from ..errors import InputError
 from .protocol import Body, FileStore, ObjectInfo, ObjectStore, StoredObject, check_key
 
-__all__ = ["Body", "FileStore", "ObjectInfo", "ObjectStore", "StoredObject", "open_store"]
+__all__ = ["Body", "FileStore", "ObjectInfo", "ObjectStore", "StoredObject", "check_exists", "open_store"]
 
 PATIENCE = 60.0
 """Seconds. Well below the two minutes of a spot interruption notice: an outage is known while there is time."""
@@ -54,6 +54,18 @@ def open_store(url: str, *, patience: float = PATIENCE) -> ObjectStore:
     if "\0" in str(folder):
         raise InputError("store", url, "give a path without NUL")
     return FolderStore(folder, patience=patience)
+
+
+def check_exists(url: str, field: str = "--store") -> None:
+    """For commands that read: refuse a local folder that is not there. A bucket that is not shows at the first verb.
+
+    :raises InputError: naming ``field``
+    """
+    from .folder import FolderStore
+
+    store = open_store(url)
+    if isinstance(store, FolderStore) and not store.root.is_dir():
+        raise InputError(field, url, f"there is no folder {store.root}: correct the path")
 
 
 def _bucket_name(name: str) -> bool:

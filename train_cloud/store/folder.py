@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import errno
 import hashlib
+import logging
 import os
+import shutil
+import stat
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -20,23 +24,30 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ..errors import BucketMissing, ConditionFailed, ObjectMissing, StoreForbidden, StoreUnavailable
-from .protocol import RESERVED, Body, ObjectInfo, StoredObject, check_key, check_prefix
+from .foreign import ignore
+from .protocol import RESERVED, Body, ObjectInfo, StoredObject, check_key, check_prefix, is_key
+
+log = logging.getLogger(__name__)
 
 _ABANDONED = 24 * 3600.0
 """Seconds after which an unfinished file is a dead process's."""
 _CHUNK = 4 << 20
 """Bytes."""
+_NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+_SAY_AFTER = 3.0
+"""Seconds of waiting for another process, after which it is said."""
 
 
 class FolderStore:
     """Objects as files under ``root``, which the first write creates.
 
-    Writers of one object must open the same ``root``: the lock lies there. An object and a folder cannot share a name.
+    Writers of one object must open the same ``root``: the lock lies there, or above what people take home. An object
+    and a folder cannot share a name.
     """
 
     def __init__(self, root: Path, *, patience: float) -> None:
         self.root = root.absolute()
-        self._private = self.root / RESERVED
+        self._private = _private_of(self.root)
         self._lock = FileLock(self._private / "lock", timeout=patience)
         self._patience = patience
         self._swept = False
@@ -88,11 +99,20 @@ class FolderStore:
                     folders.remove(RESERVED)
                 for path in (Path(parent, name) for name in names):
                     key = path.relative_to(self.root).as_posix()
-                    if key.startswith(prefix):
-                        with contextlib.suppress(FileNotFoundError):  # deleted since
-                            status = path.stat()
-                            modified = datetime.fromtimestamp(status.st_mtime, timezone.utc)
-                            found.append(ObjectInfo(key, status.st_size, modified))
+                    if not key.startswith(prefix):
+                        continue
+                    if not is_key(key):
+                        ignore(self.url, [key])
+                        continue
+                    try:
+                        status = path.stat()
+                    except OSError as error:
+                        if error.errno not in _NOWHERE:
+                            raise
+                        continue  # deleted since, or a link to nowhere
+                    if stat.S_ISREG(status.st_mode):
+                        modified = datetime.fromtimestamp(status.st_mtime, timezone.utc)
+                        found.append(ObjectInfo(key, status.st_size, modified))
         yield from sorted(found, key=lambda info: info.key)
 
     def within(self, folder: str) -> FolderStore:
@@ -106,7 +126,9 @@ class FolderStore:
                 below = sorted(path for path in (self.root / prefix).iterdir() if path.is_dir())
             except FileNotFoundError:
                 return []
-            return [path.name for path in below if path.name != RESERVED and _holds_a_file(path)]
+            there = [path.name for path in below if path.name != RESERVED and _holds_a_file(path)]
+        ignore(self.url, (f"{prefix}{name}" for name in there if not is_key(name)))
+        return [name for name in there if is_key(name)]
 
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:
@@ -123,6 +145,31 @@ class FolderStore:
                             break
                         parent.rmdir()
                     _flush_folder(parent)
+
+    def clear(self) -> tuple[int, builtins.list[str]]:
+        left: builtins.list[str] = []
+
+        def keep(_: object, path: str, error: tuple[type[BaseException], BaseException, object]) -> None:
+            if not isinstance(error[1], FileNotFoundError):
+                left.append(f"{ascii(Path(path).relative_to(self.root).as_posix())[1:-1]} ({error[1]})")
+
+        with self._errors(""):
+            self._check_root()
+            if not self.root.is_dir():
+                return 0, left
+            there = sum(len(names) for parent, _, names in os.walk(self.root) if RESERVED not in Path(parent).parts)
+            with self._locked() if self._private.is_dir() else contextlib.nullcontext():
+                for path in self.root.iterdir():
+                    if path.is_dir() and not path.is_symlink():
+                        shutil.rmtree(path, onerror=keep)  # which takes a link within for what it is
+                        continue
+                    try:
+                        path.unlink(missing_ok=True)
+                    except OSError as error:
+                        keep(None, str(path), (type(error), error, None))
+            with contextlib.suppress(OSError):  # not empty
+                self.root.rmdir()
+        return max(0, there - len(left)), left
 
     def stream(self, key: str, chunks: Iterator[bytes]) -> str:
         return self._write(key, chunks, lambda path: None)
@@ -180,6 +227,12 @@ class FolderStore:
         return digest.hexdigest()
 
     def _locked(self) -> contextlib.AbstractContextManager[object]:
+        if self._patience > _SAY_AFTER:
+            with contextlib.suppress(Timeout):
+                return self._lock.acquire(timeout=_SAY_AFTER, poll_interval=0.005)
+            log.warning(
+                "waiting for another process to release %s, for %.0f s in all", self._lock.lock_file, self._patience
+            )
         return self._lock.acquire(poll_interval=0.005)
 
     def _sweep(self) -> None:
@@ -216,6 +269,17 @@ class FolderStore:
             raise StoreForbidden(f"{self.url}/{key}: a file and a folder cannot have the same name: {error}") from error
         except OSError as error:
             raise StoreUnavailable(f"{self.url}/{key}: {error}") from error
+
+
+def _private_of(root: Path) -> Path:
+    """Where a store keeps its lock and its unfinished files: not among a run's artifacts, or an experiment's files,
+    which people take home as they are.
+    """
+    if root.name == "artifacts" and root.parent.parent.name == "runs":
+        return root.parent / RESERVED
+    if root.parent.name == "experiments":
+        return root.parent.parent / RESERVED
+    return root / RESERVED
 
 
 def _etag(body: Body) -> str:

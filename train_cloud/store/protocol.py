@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -73,7 +74,11 @@ class ObjectStore(Protocol):
         ...
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Objects whose key begins with the string ``prefix``, in order of keys. Errors come with the first item."""
+        """Objects whose key begins with the string ``prefix``, in order of keys. Errors come with the first item.
+
+        What lies there under no key (see ``InputError`` above, and the empty objects by which S3's console shows a
+        folder) is other people's: it is left out, with a warning.
+        """
         ...
 
     def delete(self, keys: Iterable[str]) -> None:
@@ -98,6 +103,14 @@ class FileStore(ObjectStore, Protocol):
         """
         ...
 
+    def clear(self) -> tuple[int, builtins.list[str]]:
+        """Delete everything below ``url``, also what is under no key, and nothing else. Whoever writes meanwhile may
+        leave something.
+
+        :return: how many objects were deleted, and names of what could not be, each with the reason
+        """
+        ...
+
     def stream(self, key: str, chunks: Iterator[bytes]) -> str:
         """As ``put``, of a body that is made while it travels. What the iterator raises leaves the object as it was."""
         ...
@@ -118,14 +131,18 @@ class FileStore(ObjectStore, Protocol):
         ...
 
 
+def is_key(key: str) -> bool:
+    """Whether every kind of store can hold an object under this name."""
+    return key.isprintable() and "\\" not in key and {"", ".", "..", RESERVED}.isdisjoint(key.split("/"))
+
+
 def check_key(key: str, field: str = "key") -> str:
     """The key itself, if it is one on every kind of store.
 
     :param field: what to call it in an error
     :raises InputError: empty, absolute, an empty, ``.`` or ``..`` segment, a control character or backslash
     """
-    segments = key.split("/")
-    if not key.isprintable() or "\\" in key or not {"", ".", "..", RESERVED}.isdisjoint(segments):
+    if not is_key(key):
         raise InputError(field, key, "give printable names between single slashes, not '.' or '..', no backslash")
     return key
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import ipaddress
+import logging
 import os
 import re
 import threading
@@ -39,13 +40,15 @@ from ..errors import (
     StoreUnavailable,
 )
 from ..generators import leave_to_training
-from .protocol import Body, ObjectInfo, StoredObject, check_key, check_prefix
+from .foreign import ignore
+from .protocol import Body, ObjectInfo, StoredObject, check_key, check_prefix, is_key
 
 if TYPE_CHECKING:
     from obstore import GetOptions
     from obstore.store import S3Config
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 leave_to_training()
 _PART = 16 << 20
@@ -61,6 +64,12 @@ the latest 10 minutes before they expire. So none has expired when it signs, as 
 
 _EXPIRED = ("ExpiredToken", "TokenRefreshRequired", "InvalidToken", "InvalidAccessKeyId", "SignatureDoesNotMatch")
 _ELSEWHERE = ("AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect")
+_NO_PATH = "contained empty path segment"
+"""obstore, of a key with ``//``."""
+_DELETED_AT_ONCE = 1000
+"""Amazon S3 API Reference, "DeleteObjects"."""
+_SAY_AFTER = 3.0
+"""Seconds of waiting for a first answer, after which it is said."""
 _TRY_AGAIN = (408, 409, 412, 429)
 _DAMAGED = ("BadDigest", "IncompleteBody", "RequestTimeout")
 """With status 400: what arrived is not what was sent (Amazon S3 API Reference, "Error responses")."""
@@ -82,6 +91,7 @@ class BucketStore:
         self._opening = threading.Lock()
         self._opened: S3Store | None = None
         self._client_for_parts: Any = None
+        self._answered = self._said_waiting = False
 
     @property
     def url(self) -> str:
@@ -96,7 +106,7 @@ class BucketStore:
                 if _status(error) not in (403, 404) or _code(error) == "NoSuchBucket":
                     self._raise(key, error)
                 # AWS answers 403 for a missing key in some policies, and a 404 may be older than a write.
-                if not self._exists(key):
+                if not self._exists(key, empty=_status(error) == 403):
                     raise ObjectMissing(f"{self.url}/{key} does not exist") from error
                 if _status(error) == 403:
                     self._raise(key, error)
@@ -148,15 +158,38 @@ class BucketStore:
             self._raise(key, error)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        foreign: builtins.list[str] = []
+        held: ObjectInfo | None = None
+        for info in self._listed(prefix):
+            # obstore leaves the slash out at the end of the empty object by which S3's console shows a folder, and
+            # which comes right before what lies in it.
+            if held is not None and info.key.startswith(f"{held.key}/"):
+                foreign.append(f"{held.key}/")
+            elif held is not None:
+                yield held
+            held = info if is_key(info.key) else None
+            if held is None:
+                foreign.append(info.key)
+            elif info.size:
+                yield info
+                held = None
+        if held is not None:
+            yield held
+        ignore(self.url, foreign)
+
+    def _listed(self, prefix: str) -> Iterator[ObjectInfo]:
         # obstore lists whole folders only. Keys come in order, so that the wanted ones are asked for and left by name.
         folder, slash, start = (self._prefix + check_prefix(prefix)).rpartition("/")
         offset = folder + slash + start[:-1] if start[:-1] not in ("", ".", "..") else None
         patience = _Patience(self._patience)
         while True:
             try:
-                for page in self._client.list(folder or None, offset=offset):
+                pages = self._client.list(folder or None, offset=offset)
+                while page := self._answer(lambda pages=pages: next(pages, None)):  # type: ignore[misc]
                     for found in page:
                         offset = found["path"]
+                        if not offset.startswith(self._prefix):
+                            continue  # a marker of the store's own folder
                         key = offset.removeprefix(self._prefix)
                         if key.startswith(prefix):
                             yield ObjectInfo(key, found["size"], found["last_modified"])
@@ -164,21 +197,67 @@ class BucketStore:
                             return
                 return
             except _ERRORS as error:
+                if _NO_PATH in str(error):
+                    break
                 if not patience.again(error):
                     self._raise(prefix, error)
+        # obstore ends at a key that it has no form for: boto3 shows what comes after the last one that it had.
+        for found in self._raw(self._prefix + prefix, after=offset):
+            yield ObjectInfo(found["Key"].removeprefix(self._prefix), found["Size"], found["LastModified"])
+
+    def _raw(self, prefix: str, *, after: str | None = None) -> Iterator[dict[str, Any]]:
+        """What boto3 lists below ``prefix``, with keys as they are."""
+        try:
+            asked = {"Bucket": self.bucket, "Prefix": prefix, **({"StartAfter": after} if after else {})}
+            for page in self._boto().get_paginator("list_objects_v2").paginate(**asked):
+                yield from page.get("Contents", ())
+        except BotoCoreError as error:
+            raise StoreUnavailable(f"{self.url}: {error}") from error
+        except ClientError as error:
+            self._raise_boto(prefix.removeprefix(self._prefix), error)
 
     def within(self, folder: str) -> BucketStore:
         there = BucketStore(self.bucket, self._prefix + check_key(folder), patience=self._patience)
-        there._opened = self._client
+        there._opened, there._answered = self._client, self._answered
         return there
 
     def folders(self, prefix: str = "") -> builtins.list[str]:
         folder = (self._prefix + check_prefix(prefix)).rstrip("/")
         try:
-            found = self._client.list_with_delimiter(folder or None)["common_prefixes"]
+            found = self._patiently(lambda: self._client.list_with_delimiter(folder or None)["common_prefixes"])
+            names = [name.rstrip("/").rsplit("/", 1)[-1] for name in found]
         except _ERRORS as error:
-            self._raise(prefix, error)
-        return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in found)
+            if _NO_PATH not in str(error):
+                self._raise(prefix, error)
+            names = self._raw_folders(f"{folder}/" if folder else "")
+        ignore(self.url, (f"{prefix}{name}" for name in names if not is_key(name)))
+        return sorted(name for name in names if is_key(name))
+
+    def _raw_folders(self, prefix: str) -> builtins.list[str]:
+        try:
+            pages = (
+                self._boto().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix, Delimiter="/")
+            )
+            found = [each["Prefix"] for page in pages for each in page.get("CommonPrefixes", ())]
+        except BotoCoreError as error:
+            raise StoreUnavailable(f"{self.url}: {error}") from error
+        except ClientError as error:
+            self._raise_boto(prefix.removeprefix(self._prefix), error)
+        return [name.removeprefix(prefix).removesuffix("/") for name in found]
+
+    def clear(self) -> tuple[int, builtins.list[str]]:
+        left: builtins.list[str] = []
+        keys = [found["Key"] for found in self._raw(self._prefix)]
+        for start in range(0, len(keys), _DELETED_AT_ONCE):
+            batch = [{"Key": key} for key in keys[start : start + _DELETED_AT_ONCE]]
+            try:
+                reply = self._boto().delete_objects(Bucket=self.bucket, Delete={"Objects": batch, "Quiet": True})
+            except BotoCoreError as error:
+                raise StoreUnavailable(f"{self.url}: {error}") from error
+            except ClientError as error:
+                self._raise_boto("", error)
+            left += [f"{ascii(each['Key'])[1:-1]} ({each.get('Code', 'refused')})" for each in reply.get("Errors", ())]
+        return len(keys) - len(left), left
 
     def delete(self, keys: Iterable[str]) -> None:
         paths = [self._path(key) for key in keys]
@@ -264,7 +343,8 @@ class BucketStore:
         except _ERRORS as error:
             if _status(error) == 416:  # "InvalidRange": it ends there or before
                 return b""
-            if _status(error) in (403, 404) and _code(error) != "NoSuchBucket" and not self._exists(key):
+            missing = _status(error) in (403, 404) and _code(error) != "NoSuchBucket"
+            if missing and not self._exists(key, empty=_status(error) == 403):
                 raise ObjectMissing(f"{self.url}/{key} does not exist") from error
             self._raise(key, error)
 
@@ -329,13 +409,38 @@ class BucketStore:
         patience = _Patience(self._patience)
         while True:
             try:
-                return act()
+                return self._answer(act)
             except _ERRORS as error:
                 if not patience.again(error):
                     raise
 
-    def _exists(self, key: str) -> bool:
-        return any(info.key == key for info in self.list(key))
+    def _answer(self, act: Callable[[], T]) -> T:
+        """``act``; until anything has been answered, it is said who is waited for."""
+        if self._answered or self._patience <= _SAY_AFTER:
+            return act()
+        timer = threading.Timer(_SAY_AFTER, self._say_waiting)
+        timer.daemon = True
+        timer.start()
+        try:
+            found = act()
+        except _ERRORS as error:
+            self._answered = _status(error) is not None
+            raise
+        finally:
+            timer.cancel()
+        self._answered = True
+        return found
+
+    def _say_waiting(self) -> None:
+        with self._opening:
+            said, self._said_waiting = self._said_waiting, True
+        if not said:
+            endpoint = self._endpoint or f"S3 in {self._region()}"
+            log.warning("waiting for an answer of %s (%s), for %.0f s in all", endpoint, self.url, self._patience)
+
+    def _exists(self, key: str, *, empty: bool = True) -> bool:
+        """:param empty: whether an object without a byte counts, which may be the marker of a folder of that name"""
+        return any(info.key == key and (info.size or empty) for info in self.list(key))
 
     def _changed(self, key: str, etag: str) -> bool:
         try:

@@ -373,8 +373,12 @@ class Artifacts:
         path = self.folder / RESULTS
         if not path.exists():
             return
-        evaluations = json.loads(path.read_text())["evaluations"]
-        shown = {episode["video"] for episode in evaluations[-1]["episodes"]} if evaluations else set()
+        try:
+            evaluations = json.loads(path.read_text())["evaluations"]
+            shown = {episode["video"] for episode in evaluations[-1]["episodes"]} if evaluations else set()
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            log.warning("%s cannot be read: %s", path, error)
+            return
         sync.forget(
             name
             for name in sync.names()

@@ -13,14 +13,17 @@ from pathlib import Path
 
 from train_cloud.checkpoint import Manifest, find, read_manifest
 from train_cloud.checkpoint.format import crc64nvme
-from train_cloud.errors import CorruptCheckpoint, InputError
+from train_cloud.checkpoint.survey import committed
+from train_cloud.errors import CorruptCheckpoint, HeadMissing, InputError, StoreError
 from train_cloud.report.status import run_status
 from train_cloud.run import layout
-from train_cloud.run.head import Head, Lease, Reference, read_head
+from train_cloud.run.head import Head, Lease, Reference, conclude, read_head
 from train_cloud.run.session import Session, begin_session, end_session, now, read_sessions
-from train_cloud.store import ObjectStore, open_store
+from train_cloud.snapshot import ENDED_EARLY
+from train_cloud.store import FileStore, ObjectStore, open_store
 
 _ROUNDS = 10
+_SHOWN = 5
 
 
 def rollback(root: str, run_id: str, to: int) -> Head:
@@ -34,22 +37,25 @@ def rollback(root: str, run_id: str, to: int) -> Head:
     :raises Fenced: a newer session has begun at the same time
     """
     store = open_store(layout.run_url(root, run_id))
-    read = read_head(store)
-    if read is None or read[0].manifest is None:
-        raise InputError("run", run_id, f"it has no checkpoint under {root}")
-    _whole(store, read[0].manifest, to)  # before anything is taken
+    before, newest = committed(store, run_id)
+    _whole(store, newest, to)  # before anything is taken
     session, lease = _take(store, "rollback")
     assert lease.head.manifest is not None
     # Again: from here on nobody else can change which checkpoints there are.
-    manifest = _whole(store, lease.head.manifest, to).model_copy(
-        update={"session": session.number, "restart": session.restart, "created": now()}
+    manifest = _whole(store, lease.head.manifest, to)
+    facts = {name: value for name, value in manifest.facts.items() if name != ENDED_EARLY}  # who goes back goes on
+    manifest = manifest.model_copy(
+        update={"session": session.number, "restart": session.restart, "created": now(), "facts": facts}
     )
     key = layout.checkpoint_prefix(to, session.token, lease.head.seq + 1) + "manifest.json"
     body = memoryview(manifest.model_dump_json().encode())
     store.put(key, body)
     head = lease.commit(Reference(key=key, size=len(body), crc64nvme=crc64nvme(body)), to)
+    # An evaluation of what was taken back is none of the run's any more.
+    evaluated = ((info.key, layout.evaluated_at(info.key)) for info in store.list(layout.EVALUATIONS))
+    store.delete([key for key, at in evaluated if at is not None and at > to])
     end_session(
-        store, session, ended_by="rollback", first_timestep=read[0].timesteps, last_timestep=to, committed_timesteps=to
+        store, session, ended_by="rollback", first_timestep=before.timesteps, last_timestep=to, committed_timesteps=to
     )
     return head
 
@@ -65,17 +71,27 @@ def delete(root: str, run_id: str, *, force: bool = False) -> int:
     :raises Fenced: a newer session has begun at the same time
     """
     store = open_store(layout.run_url(root, run_id))
+    assert isinstance(store, FileStore)
     standing = [info.key for info in store.list()]
     if not standing:
-        raise InputError("run", run_id, f"nothing is stored under {store.url}")
+        deleted, left = store.clear()  # what may be there under no key
+        if not deleted and not left:
+            raise InputError("run", run_id, f"nothing is stored under {store.url}")
+        return _all(store, deleted, left)
     # Not so what a fenced worker has written into a run that was gone.
     if not force and any(key.startswith((layout.HEAD, layout.SESSIONS, layout.BOOTS)) for key in standing):
-        state = run_status(root, run_id).state
+        try:
+            state = run_status(root, run_id).state
+        except InputError:  # of a folder in which nothing is ours
+            state = "waiting"
         if state in ("running", "starting"):
             raise InputError("run", run_id, f"a worker seems to be at work, it is {state}: stop it, or add --force")
     try:
         _, lease = _take(store, "delete")
         lease.conclude("stopped", "it is being deleted")
+    except HeadMissing:  # nor may anybody begin the run anew before all is gone
+        newest = max((record.number for record in read_sessions(store)), default=0)
+        conclude(store, "stopped", "it is being deleted", session=newest, owner=f"delete on {platform.node()}")
     except CorruptCheckpoint:  # nobody can commit over such a head either
         if not force:
             raise
@@ -87,7 +103,15 @@ def delete(root: str, run_id: str, *, force: bool = False) -> int:
         store.delete(keys)
         deleted += len(keys)
     store.delete([layout.HEAD])
-    return deleted + 1
+    foreign, left = store.clear()
+    return _all(store, deleted + 1 + foreign, left)
+
+
+def _all(store: ObjectStore, deleted: int, left: list[str]) -> int:
+    if left:
+        more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
+        raise StoreError(f"{deleted} objects are deleted; left under {store.url}: {', '.join(left[:_SHOWN])}{more}")
+    return deleted
 
 
 def _whole(store: ObjectStore, newest: Reference, to: int) -> Manifest:
@@ -110,7 +134,11 @@ def _take(store: ObjectStore, what: str) -> tuple[Session, Lease]:
     """
     owner = f"{what} on {platform.node()}"
     earlier = read_sessions(store)
-    budget = earlier[-1].start.get("run_file", {}) if earlier else {}
+    budget = earlier[-1].start.get("run_file") or {} if earlier else {}
+    try:
+        read = read_head(store)
+    except CorruptCheckpoint:
+        read = None
     with tempfile.TemporaryDirectory() as folder:
         session = begin_session(
             store,
@@ -119,5 +147,6 @@ def _take(store: ObjectStore, what: str) -> tuple[Session, Lease]:
             boot_id=f"process-{os.getpid()}",
             details={"host": platform.node(), "run_file": budget},
             persist=False,
+            above=read[0].session if read is not None else 0,
         )
     return session, Lease.take(store, session.token, owner)

@@ -16,13 +16,12 @@ from train_cloud.artifacts import tensorboard
 from train_cloud.artifacts.sync import write_whole
 from train_cloud.checkpoint import find, restore
 from train_cloud.checkpoint.manifest import Manifest
+from train_cloud.checkpoint.survey import committed
 from train_cloud.config import RunFile, load_run_file
 from train_cloud.config.current import training
 from train_cloud.config.evaluation import Evaluation as Settings
-from train_cloud.errors import InputError
 from train_cloud.evaluate.results import Evaluation, Results, best, results, scalars, summarise
 from train_cloud.run import layout
-from train_cloud.run.head import read_head
 from train_cloud.run.session import now
 from train_cloud.store import ObjectStore, open_store
 from train_cloud.worker.evaluations import RESULTS, is_recorded, model_checksum, recorded
@@ -56,10 +55,8 @@ def evaluate(
     config = load_run_file(run_file, overrides)
     os.environ.update(config.env)
     run_store = open_store(layout.run_url(store, config.run_id))
-    read = read_head(run_store)
-    if read is None or read[0].manifest is None:
-        raise InputError("run", config.run_id, f"it has no checkpoint under {store}: wait for the first commit")
-    manifest = find(run_store, read[0].manifest, at)
+    _, newest = committed(run_store, config.run_id)
+    manifest = find(run_store, newest, at)
     if record and hasattr(os, "nice"):
         os.nice(_NICENESS)
     with import_path(config), training(config):

@@ -148,8 +148,11 @@ class Evaluations:
         self._process = None
         timesteps = self._playing
         if code == 0:
-            self._done(timesteps)
-            return
+            try:
+                self._done(timesteps)
+                return
+            except (OSError, ValueError, StopIteration) as error:
+                because = f"its results cannot be read: {error}"
         self._failures[timesteps] = self._failures.get(timesteps, 0) + 1
         self.latest = {"timesteps": timesteps, "failed": because}
         log.error("the evaluation at %d timesteps failed: %s", timesteps, because)

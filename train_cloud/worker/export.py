@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from train_cloud.checkpoint import find, restore
+from train_cloud.checkpoint.survey import committed
 from train_cloud.errors import InputError
 from train_cloud.run import layout
-from train_cloud.run.head import read_head
 from train_cloud.store import open_store
 
 _PARTS = {"model", "skeleton", "normalizer", "lock", "run"}
@@ -23,12 +23,8 @@ def export(root: str, run_id: str, *, at: int | None = None, out: Path | None = 
     :raises CorruptCheckpoint: what is stored is not what was committed
     """
     store = open_store(layout.run_url(root, run_id))
-    read = read_head(store)
-    if read is None or read[0].manifest is None:
-        raise InputError(
-            "run", run_id, f"it has no checkpoint under {root}: check the id, or wait for the first commit"
-        )
-    manifest = find(store, read[0].manifest, at)
+    _, newest = committed(store, run_id)
+    manifest = find(store, newest, at)
     snapshot = restore(store, manifest, parts={name for name in manifest.parts if name.rpartition("/")[2] in _PARTS})
     folder = out or Path(f"{run_id}-{snapshot.timesteps}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

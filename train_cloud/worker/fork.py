@@ -12,15 +12,18 @@ from typing import Any
 from pydantic_core import to_jsonable_python
 
 from train_cloud.checkpoint import Manifest, copy, find, restore
+from train_cloud.checkpoint.survey import committed
 from train_cloud.config import ALIASES, RunFile, check_fork, dump_run_file, parse_run_file, read_yaml
 from train_cloud.errors import ConditionFailed, CorruptCheckpoint, InputError
 from train_cloud.report.code import as_part, code_changes
 from train_cloud.run import layout
 from train_cloud.run.head import Token, found, read_head
 from train_cloud.run.session import now, read_sessions
-from train_cloud.snapshot import Part
+from train_cloud.snapshot import ENDED_EARLY, Part
 from train_cloud.store import ObjectStore, open_store
 
+#: Facts of a checkpoint that are about its own run.
+_OWN = ("schedules", "set_anew", ENDED_EARLY)
 #: Before every session's.
 _TOKEN = Token(0, 0)
 
@@ -89,7 +92,7 @@ def fork(
     parent = f"{source.url}@{manifest.timesteps}"
     text = dump_run_file(run_file, out.parent, f"forked from {parent}")
     set_anew = sorted({field.split(".")[1] for field, _, _ in changes if field.startswith("hyperparameters.")})
-    facts = {name: value for name, value in manifest.facts.items() if name not in ("schedules", "set_anew")}
+    facts = {name: value for name, value in manifest.facts.items() if name not in _OWN}
     facts |= {"run_id": new_id, "identity": run_file.identity(), "set_anew": set_anew, "forked_from": parent}
     # The curves up to here are the other run's: it has them, and what it logged last is no beginning of new ones.
     own = {"run": Part(blob=text.encode()), layout.LOGGED: Part(), layout.CODE: as_part(run_file.code.digests())}
@@ -126,10 +129,8 @@ def _check_hindsight(run_file: RunFile, timesteps: int) -> None:
 
 
 def _find(source: ObjectStore, run_id: str, root: str, at: int | None) -> Manifest:
-    read = read_head(source)
-    if read is None or read[0].manifest is None:
-        raise InputError("run", run_id, f"it has no checkpoint under {root}")
-    return find(source, read[0].manifest, at)
+    _, newest = committed(source, run_id)
+    return find(source, newest, at)
 
 
 def _run_file(source: ObjectStore, manifest: Manifest, new_id: str, overrides: Sequence[str], base: Path) -> RunFile:

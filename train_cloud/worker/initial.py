@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from train_cloud.checkpoint import find, restore
+from train_cloud.checkpoint.survey import committed
 from train_cloud.config import InitialModel
 from train_cloud.config.initial_model import NORMALIZER
 from train_cloud.errors import InputError, ObjectMissing
 from train_cloud.run import layout
-from train_cloud.run.head import read_head
 from train_cloud.snapshot import Snapshot
 from train_cloud.store import open_store
 
@@ -85,10 +85,11 @@ def _checkpoint(wanted: InitialModel, root: str) -> tuple[Snapshot, str]:
     assert wanted.run is not None
     run_id, timesteps = wanted.run
     store = open_store(layout.run_url(root, run_id))
-    read = read_head(store)
-    if read is None or read[0].manifest is None:
-        raise InputError(_FIELD, wanted.source, f"{run_id} has no checkpoint under {root}")
-    manifest = find(store, read[0].manifest, timesteps)
+    try:
+        _, newest = committed(store, run_id)
+    except InputError as error:
+        raise InputError(_FIELD, wanted.source, f"{run_id} has no checkpoint under {root}") from error
+    manifest = find(store, newest, timesteps)
     if wanted.buffer and manifest.lacks_rows():
         fix = f"the checkpoint at {manifest.timesteps} is preserved without its replay buffer: leave it out"
         raise InputError(f"{_FIELD}.buffer", True, fix)

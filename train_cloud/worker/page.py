@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,21 @@ from train_cloud.store import ObjectStore, open_store
 from train_cloud.worker.evaluations import recorded
 
 
-def write_page(root: str, run_id: str, out: Path) -> Path:
+def write_page(root: str, run_id: str, out: Path, *, reached: Mapping[int, int] | None = None) -> Path:
     """Write the page of a run, whatever state it is in. Reads the store and nothing else.
 
+    :param reached: session → the last step that it took, where somebody knows it better than the run's records
     :raises InputError: there is no such run
     """
-    run = run_status(root, run_id)
+    run = run_status(root, run_id, reached=reached)
     store = open_store(layout.run_url(root, run_id))
-    evaluations = [json.loads(each.model_dump_json(by_alias=True)) for each in recorded(store)]
+    # What came after the newest checkpoint is not the run's yet, or was taken back by a rollback.
+    there = run.timesteps if run.state == "running" else run.committed_timesteps
+    evaluations = [
+        json.loads(each.model_dump_json(by_alias=True))
+        for each in recorded(store)
+        if each.timesteps <= run.committed_timesteps
+    ]
     media, left_out = _media(store, evaluations)
     with tempfile.TemporaryDirectory() as folder:
         tensorboard.pull(store, Path(folder))
@@ -32,7 +40,7 @@ def write_page(root: str, run_id: str, out: Path) -> Path:
     text = page(
         run,
         run_yaml=_run_yaml(store),
-        scalars={tag: [(at, value) for at, value in points] for tag, points in scalars.items()},
+        scalars={tag: [(at, value) for at, value in points if at <= there] for tag, points in scalars.items()},
         evaluations=evaluations,
         media=media,
         left_out=left_out,

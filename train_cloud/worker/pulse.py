@@ -120,6 +120,10 @@ class Pulse:
         self._restored = (done, total)
         self._alive = time.monotonic()
 
+    def resume(self, timesteps: int) -> None:
+        """The training goes on from here; nothing of it is this process's work."""
+        self.timesteps = timesteps
+
     def step(self, timesteps: int) -> None:
         """Called at each step of the environments: microseconds count."""
         self.timesteps = timesteps
@@ -181,7 +185,7 @@ class Pulse:
         rate = self.steps_per_second()
         if not rate:
             return ""
-        left = int((self._total - self.timesteps) / rate)
+        left = max(0, int((self._total - self.timesteps) / rate))  # a rollout may end beyond the total
         return f"{rate:,.0f} steps/s, {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from train_cloud import child_process
 from train_cloud.config import RunFile, dump_run_file, expand
 from train_cloud.errors import EXIT_COMPLETED, InputError
+from train_cloud.report.standing import is_over
 from train_cloud.run import layout
 from train_cloud.run.head import read_head
 from train_cloud.store import open_store
@@ -38,28 +39,32 @@ def write_each(run_file: RunFile, folder: Path, source: str, *, replace: bool = 
     return written
 
 
-def train_each(run_file: RunFile, source: str, store: str, state_dir: Path | None) -> int:
+def train_each(run_file: RunFile, source: str, store: str, state_dir: Path | None, *, go_on: bool = False) -> int:
     """Train the seeds in order. A signal stops the one that is trained, and those after it are left for the next call.
 
     :param state_dir: folder of the sessions' folders; ``.train-cloud`` by default
+    :param go_on: train on those that a callback had ended before their total
     :return: 0 if all are completed, else the exit code of the one that was not
     """
     folder = state_dir or Path(".train-cloud")
     files = write_each(run_file, folder / f"{run_file.run_id}-seeds", source, replace=True)
     for path, one in zip(files, expand(run_file), strict=True):
-        read = read_head(open_store(layout.run_url(store, one.run_id)))
-        if read is not None and read[0].outcome == "completed" and one.total_timesteps <= read[0].timesteps:
+        run_store = open_store(layout.run_url(store, one.run_id))
+        read = read_head(run_store)
+        asked = go_on and read is not None and read[0].timesteps < one.total_timesteps
+        if read is not None and not asked and is_over(run_store, read[0], one):
             log.info("%s is completed", one.run_id)
             continue
         log.info("training %s", one.run_id)
-        code = _train(path, store, folder / one.run_id)
+        code = _train(path, store, folder / one.run_id, go_on=asked)
         if code != EXIT_COMPLETED:
             return code
     return EXIT_COMPLETED
 
 
-def _train(path: Path, store: str, state_dir: Path) -> int:
+def _train(path: Path, store: str, state_dir: Path, *, go_on: bool) -> int:
     arguments = ["train", str(path), "--store", store, "--state-dir", str(state_dir)]
+    arguments += ["--continue"] if go_on else []
     # What a launch sets has been put into the file.
     environment = child_process.environment()
     environment.pop("TRAIN_CLOUD_OVERRIDES", None)

@@ -30,13 +30,16 @@ from train_cloud.artifacts import wandb
 from train_cloud.artifacts.experiment import enter_config, enter_result
 from train_cloud.checkpoint import Committer, read_manifest, restore
 from train_cloud.checkpoint.commit import Committed
+from train_cloud.checkpoint.survey import cure
 from train_cloud.config import RunFile, load_run_file
 from train_cloud.config.code import mark_as_cache
 from train_cloud.config.current import training
 from train_cloud.errors import (
     EXIT_COMPLETED,
     ConditionFailed,
+    CorruptCheckpoint,
     Fenced,
+    HeadMissing,
     InputError,
     Interrupted,
     StoreError,
@@ -60,7 +63,7 @@ from train_cloud.run.session import (
     write_local,
     write_progress,
 )
-from train_cloud.snapshot import Part, Snapshot
+from train_cloud.snapshot import ENDED_EARLY, Part, Snapshot
 from train_cloud.store import PATIENCE, ObjectStore, open_store
 from train_cloud.worker import endings, machine, units
 from train_cloud.worker.artifacts import EVENTS, FOLDER, Artifacts
@@ -70,6 +73,7 @@ from train_cloud.worker.evidence import Evidence
 from train_cloud.worker.initial import begin_with
 from train_cloud.worker.limits import Limits, begin_limits, describe_machine
 from train_cloud.worker.line import Line
+from train_cloud.worker.predecessor import note_reached, reached_before, reached_here, taken_from
 from train_cloud.worker.pulse import Pulse, last_alive
 from train_cloud.worker.seeds import train_each
 from train_cloud.worker.stop import Stop
@@ -93,13 +97,22 @@ _MAX_STARTS = 20
 _REPORT_SECONDS = 60.0
 _TRACEBACK_CHARACTERS = 4000
 _LAST_WAIT_SECONDS = 60.0
+_BECAUSE_CHARACTERS = 400
 
 
-def train(run_file: Path, *, store: str, state_dir: Path | None = None, overrides: Sequence[str] = ()) -> int:
+def train(
+    run_file: Path,
+    *,
+    store: str,
+    state_dir: Path | None = None,
+    overrides: Sequence[str] = (),
+    go_on: bool = False,
+) -> int:
     """Train ``run_file`` from where the store's head is until it ends or is stopped.
 
     :param store: root of the store, ``s3://bucket/prefix`` or a local folder
     :param state_dir: the session's local files; ``.train-cloud/<run_id>`` below the working directory by default
+    :param go_on: train on where a callback had ended the run before its total
     :return: 0; the outcome is in the head
     :raises InputError: refused before anything was written
     :raises Interrupted: stopped by a signal; all is committed
@@ -116,7 +129,7 @@ def train(run_file: Path, *, store: str, state_dir: Path | None = None, override
     if config.seeds is not None:
         fix = "several runs: write a run file for each with train-cloud expand, and launch these"
         if not on_worker:
-            return train_each(config, run_file.name, store, state_dir)
+            return train_each(config, run_file.name, store, state_dir, go_on=go_on)
         if state_dir is not None:
             _fail_unread(open_store(layout.run_url(store, config.run_id)), state_dir, boot_id, f"seeds: {fix}")
         raise InputError("seeds", list(config.seeds), fix)
@@ -124,7 +137,7 @@ def train(run_file: Path, *, store: str, state_dir: Path | None = None, override
         hash_seed.fix(config.env[hash_seed.VARIABLE])
     os.environ.update(config.env)
     state_dir = (state_dir or Path(".train-cloud") / config.run_id).absolute()
-    state_dir.mkdir(parents=True, exist_ok=True)
+    _check_writable(state_dir)
     mark_as_cache(state_dir)
     stop = Stop(state_dir, boot_id)
     patience = float(os.environ.get("TRAIN_CLOUD_STORE_PATIENCE", PATIENCE))
@@ -136,7 +149,9 @@ def train(run_file: Path, *, store: str, state_dir: Path | None = None, override
         evaluations = None
         if config.evaluation is not None and config.evaluation.mode == "process":
             evaluations = Evaluations(playing, out / RESULTS, 60.0 * config.evaluation.max_minutes)
-        session = _Session(config, run_store, state_dir, stop, run_file.read_text(), boot_id, on_worker, evaluations)
+        session = _Session(
+            config, run_store, state_dir, stop, run_file.read_text(), boot_id, on_worker, evaluations, go_on
+        )
         if on_worker:
             _refuse_endless_starts(state_dir, boot_id, run_store.url)
             read = read_head(run_store)
@@ -149,10 +164,12 @@ def train(run_file: Path, *, store: str, state_dir: Path | None = None, override
             os.environ.update(_secrets(config, on_worker))
             if config.wandb is not None:
                 wandb.check(config.wandb, os.environ)
-            return session.run(check_standing(store, config, alive=alive))
-        except InputError as error:
-            if on_worker:  # no restart mends it, and the reason must outlive the machine
+            return session.run(check_standing(store, config, alive=alive, go_on=go_on))
+        except BaseException as error:
+            # No restart mends it, and the reason must outlive the machine. Over a damaged head nobody writes.
+            if on_worker and isinstance(error, InputError | HeadMissing):
                 conclude(run_store, "failed", str(error), session=session.number, owner=platform.node())
+            session.ended_by(error)
             raise
         finally:
             session.close()
@@ -171,6 +188,7 @@ class _Session:
         boot_id: str,
         on_worker: bool,
         evaluations: Evaluations | None,
+        go_on: bool,
     ) -> None:
         self.save_frequency = config.save_frequency
         self.max_seconds_at_risk = config.max_seconds_at_risk
@@ -178,6 +196,7 @@ class _Session:
         self.schedule_timesteps = config.schedule_timesteps
         self.evaluate_every = config.evaluation.every if config.evaluation is not None else None
         self.restored: Snapshot | None = None
+        self.train_on = go_on
         self._config = config
         self._store = store
         self._state_dir = state_dir
@@ -186,6 +205,7 @@ class _Session:
         self._boot_id = boot_id
         self._on_worker = on_worker
         self._evaluations = evaluations
+        self._before_here = note_reached(state_dir, store.url)  # which the pulse begins to count anew
         self._pulse = Pulse(
             state_dir,
             config.total_timesteps,
@@ -214,6 +234,10 @@ class _Session:
         self._reported = time.monotonic()
         self._last_commit: dict[str, Any] = {}
         self._session: Session | None = None
+        self._taken = self._ended = False
+        self._early: str | None = None
+        """How a callback ended the training before its total."""
+        self._at_risk = self._repeated = 0
         self._pulse.start()
 
     # ------------------------------------------------------------------------------------------------- the session
@@ -230,6 +254,16 @@ class _Session:
         self._artifacts.close()
         for child in multiprocessing.active_children():
             child.kill()  # environments that ignore SIGTERM; the interpreter would wait for them for ever
+
+    def ended_by(self, error: BaseException) -> None:
+        """Leave word in the store of what ended the session, unless that stands there already or nobody answers."""
+        if self._session is None or self._ended or isinstance(error, StoreUnavailable | Interrupted):
+            return
+        why = f"{type(error).__name__}: {error}".split("\n", 1)[0][:_BECAUSE_CHARACTERS]
+        with contextlib.suppress(StoreError, CorruptCheckpoint):
+            # The end of a session shows that its run has had a head.
+            if self._taken or read_head(self._store) is not None:
+                self._end("fenced" if isinstance(error, Fenced) else "failure", why)
 
     def run(self, facts: Mapping[str, Any]) -> int:
         """:param facts: of the newest checkpoint; empty where there is none
@@ -287,7 +321,14 @@ class _Session:
 
     def begin(self) -> None:
         """Take a number, or go on with the one that this boot has."""
-        details = {"run_file": self._config.model_dump(mode="json"), "host": platform.node()}
+        details: dict[str, Any] = {"run_file": self._config.model_dump(mode="json"), "host": platform.node()}
+        before = reached_here(self._state_dir, self._store.url)
+        if before is not None:
+            details["predecessor"] = before
+        try:
+            read = read_head(self._store)
+        except CorruptCheckpoint:
+            read = None  # which is said when the run is to be taken
         instance_id = f"{socket.gethostname()}-{os.getpid()}"
         if self._on_worker:
             metadata = Metadata()
@@ -301,6 +342,7 @@ class _Session:
             boot_id=self._boot_id,
             details=details,
             persist=self._on_worker,
+            above=read[0].session if read is not None else 0,
         )
         self._limits = begin_limits(self._config.limits, self._store, self._session, on_worker=self._on_worker)
 
@@ -320,15 +362,23 @@ class _Session:
             failed=before.failed,
             failure=before.words,
         )
+        self._taken = True
         (self._state_dir / _STARTS).unlink(missing_ok=True)
-        head = self._lease.head
+        head, overtaken = self._lease.head, self._lease.before
+        if overtaken is not None and overtaken.session not in (self.number, self._before_here):
+            said = taken_from(self._store, overtaken)
+            if said is not None:
+                log.warning("%s", said)
         if head.outcome is not None:
             raise TrainCloudError(f"the run has the outcome {head.outcome}: {head.reason}")
         self._manifest = read_manifest(self._store, head.manifest) if head.manifest else None
         self._resumed_at = self._first_timestep = head.timesteps
+        self._pulse.resume(head.timesteps)
         if self._session.restart:  # the session began before this process did
-            reported = read_progress(self._store, self._session)
-            self._first_timestep = reported["first_timestep"] if reported else head.timesteps
+            reported = read_progress(self._store, self._session) or {}
+            reached = reached_before(self._state_dir, self._session)
+            self._first_timestep = reported.get("first_timestep", head.timesteps)
+            self._repeated = reported.get("repeated", 0) + max(0, (reached or 0) - head.timesteps)
         self._committer = Committer(
             self._store,
             self._lease,
@@ -356,10 +406,7 @@ class _Session:
             self._run_script() if built is None else self._run_model(built)
         except TrainingStopped:
             return self._stopped()
-        except Fenced:
-            self._end("fenced")
-            raise
-        except Interrupted:
+        except (Fenced, Interrupted):
             raise
         except Exception as error:  # whatever the user's code raises: recorded for status, and raised again
             if isinstance(error, StoreUnavailable) and self._stop.reason in ("notice", "signal"):
@@ -367,7 +414,7 @@ class _Session:
                     f"interrupted ({self._stop.reason}) while the store does not answer: left at "
                     f"{self._lease.head.timesteps} timesteps, the last commit: {error}"
                 ) from error
-            self._record_failure()
+            self._record_failure(self._cure(error))
             raise
         if not self._finished:
             raise InputError(
@@ -376,11 +423,11 @@ class _Session:
                 "it returned without training: pass callback=train_cloud.checkpoints() to learn()",
             )
         if self._lease.head.outcome is None:
-            self._lease.conclude("completed")
-        log.info("completed at %d timesteps", self._lease.head.timesteps)
+            self._lease.conclude("completed", self._early)
+        log.info("completed at %d timesteps%s", self._lease.head.timesteps, f": {self._early}" if self._early else "")
         self._send_all(last=True)
         self._enter("completed")
-        self._end("completed")
+        self._end("completed" if self._early is None else "callback")
         return EXIT_COMPLETED
 
     def _restore(self) -> None:
@@ -400,6 +447,8 @@ class _Session:
             self._evidence.object("; ".join(differing))
         if self._evaluations is not None:
             self._evaluations.resume(self._manifest)
+        early = self._manifest.facts.get(ENDED_EARLY)
+        self.train_on = self.train_on or (early is not None and self.total_timesteps > early["total_timesteps"])
         self.restored = restore(self._store, self._manifest, received=self._received)
         log.info("session %d goes on at %d timesteps", self.number, self.restored.timesteps)
 
@@ -418,9 +467,20 @@ class _Session:
         with hosted_by(self), training(self._config):
             main()
 
-    def _record_failure(self) -> None:
+    def _cure(self, error: Exception) -> str:
+        """What a person can do about it, as far as that is known here; said, and returned."""
+        newest = self._lease.head.manifest
+        if not isinstance(error, CorruptCheckpoint) or newest is None:
+            return ""
+        words = ""
+        with contextlib.suppress(StoreError):
+            words = cure(self._store, newest)
+            log.error("%s", words)
+        return words
+
+    def _record_failure(self, more: str = "") -> None:
         """Why this attempt ends. The exception that is being handled goes on, whatever the store says to this."""
-        reason = traceback.format_exc()[-_TRACEBACK_CHARACTERS:]
+        reason = f"{traceback.format_exc()[-_TRACEBACK_CHARACTERS:]}{more}"
         self._pulse.phase("store")
         with contextlib.suppress(TrainCloudError, OSError):
             self._committer.wait(time.monotonic() + _LAST_WAIT_SECONDS)  # what is under way is work that was done
@@ -461,18 +521,23 @@ class _Session:
             "the same command goes on from there"
         )
 
-    def _end(self, ended_by: str) -> None:
+    def _end(self, ended_by: str, because: str | None = None) -> None:
         assert self._session is not None
+        facts: dict[str, Any] = {"ended_by": ended_by}
+        if because is not None:
+            facts["because"] = because
+        if self._taken:
+            facts |= {
+                "first_timestep": self._first_timestep,
+                "last_timestep": self._pulse.timesteps,
+                "committed_timesteps": self._lease.head.timesteps,
+                "repeated": self._repeated,
+            }
         outputs = self._code.look() if self._code is not None else []
-        end_session(
-            self._store,
-            self._session,
-            ended_by=ended_by,
-            first_timestep=self._first_timestep,
-            last_timestep=self._pulse.timesteps,
-            committed_timesteps=self._lease.head.timesteps,
-            **({"outputs": outputs} if outputs else {}),
-        )
+        if outputs:
+            facts["outputs"] = outputs
+        end_session(self._store, self._session, **facts)
+        self._ended = True
 
     def _received(self, size: int) -> None:
         assert self._manifest is not None
@@ -512,6 +577,10 @@ class _Session:
         if self._config.evaluation is not None:
             snapshot = replace(snapshot, facts={**snapshot.facts, "evaluate": True})
         snapshot = self._complete(snapshot)
+        early = snapshot.facts.get(ENDED_EARLY)
+        self._early = None
+        if early is not None:
+            self._early = f"{early['by']} ended it at {snapshot.timesteps} of {early['total_timesteps']} timesteps"
         self._upload_final(snapshot)
         sent = self._send_all(yielding=True)
         # An evaluation belongs to the run: it is not completed before, or a machine that dies now would leave none.
@@ -522,7 +591,7 @@ class _Session:
             or self._manifest is None
             or self._lease.head.manifest is None
         ):
-            self._committer.submit(snapshot, outcome=None if evaluated or not sent else outcome)
+            self._committer.submit(snapshot, outcome=None if evaluated or not sent else outcome, reason=self._early)
             self.settle()
         elif self._evaluations is not None:
             self._evaluations.committed(snapshot.timesteps)
@@ -536,7 +605,7 @@ class _Session:
 
             raise TrainingStopped  # the next session restores this state, and sends the rest
         if outcome is not None and self._lease.head.outcome is None:
-            self._lease.conclude(outcome)
+            self._lease.conclude(outcome, self._early)
         self._finished = True
 
     def _last_evaluations(self) -> None:
@@ -624,6 +693,7 @@ class _Session:
 
     def _before_head(self) -> None:
         self._head_began = time.monotonic()
+        self._at_risk = max(self._at_risk, self._pulse.timesteps - self._lease.head.timesteps)
 
     def _on_commit(self, committed: Committed) -> None:
         swap = time.monotonic() - self._head_began
@@ -648,6 +718,8 @@ class _Session:
                 committed_timesteps=self._lease.head.timesteps,
                 steps_per_second=self._pulse.steps_per_second(),
                 **self._evidence.progress(),
+                at_risk=self._at_risk,
+                repeated=self._repeated,
                 **self._last_commit,
                 **self._evaluated(),
                 **self._not_exported(),
@@ -827,6 +899,23 @@ def _refuse_endless_starts(state_dir: Path, boot_id: str, url: str) -> None:
     write_local(path, {"boot_id": boot_id, "starts": starts})
     if starts > _MAX_STARTS:
         raise InputError("TRAIN_CLOUD_STORE", url, f"{_MAX_STARTS} starts could not take the run: see the journal")
+
+
+def _check_writable(state_dir: Path) -> None:
+    """Make the folder of the session's local files.
+
+    :raises InputError: it cannot be made, or nothing can be written there
+    """
+    probe = state_dir / f".writable-{os.getpid()}"
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(bytes(4096))
+        probe.unlink()
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            probe.unlink()
+        why = f"nothing can be written there ({error.strerror})"
+        raise InputError("state-dir", str(state_dir), f"{why}: mend that, or give another --state-dir") from error
 
 
 @contextlib.contextmanager
