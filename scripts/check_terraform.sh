@@ -3,7 +3,7 @@
 # mirror or registry and, the first time, PyPI.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-readonly python=.venv/bin/python module=terraform lock=terraform/.terraform.lock.hcl
+readonly python=.venv/bin/python module=terraform
 
 if ! command -v terraform >/dev/null; then
 	echo 'terraform is not here: install Terraform 1.9 or later, or run scripts/get_terraform.sh' >&2
@@ -11,13 +11,7 @@ if ! command -v terraform >/dev/null; then
 fi
 
 scratch=$(mktemp -d)
-had_lock=$([[ -e $lock ]] && echo yes || echo no)
-cleanup() {
-	rm -rf "$scratch"
-	# With a mirror, the lock file that init writes would bind others to the mirror's copy of the provider.
-	[[ $had_lock == yes ]] || rm -f "$lock"
-}
-trap cleanup EXIT
+trap 'rm -rf "$scratch"' EXIT
 
 export TF_DATA_DIR=$scratch/data TF_IN_AUTOMATION=1 TF_INPUT=0 CHECKPOINT_DISABLE=1
 mirror=$("$python" -c 'from pathlib import Path
@@ -38,7 +32,7 @@ fi
 
 "$python" scripts/document_variables.py --check
 terraform fmt -check -diff -recursive "$module"
-terraform -chdir="$module" init -backend=false -no-color >"$scratch/init.txt" || {
+terraform -chdir="$module" init -backend=false -lockfile=readonly -no-color >"$scratch/init.txt" || {
 	cat "$scratch/init.txt" >&2
 	exit 1
 }

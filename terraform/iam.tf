@@ -40,7 +40,7 @@ locals {
 
 resource "aws_iam_role" "worker" {
   for_each    = local.runs
-  name        = each.value.name
+  name        = each.value.role
   description = "Worker of the run ${each.key}."
 
   assume_role_policy = jsonencode({
@@ -91,15 +91,10 @@ resource "aws_iam_role_policy" "worker" {
         Resource = local.group_arns[each.key]
       },
       {
-        # None of these knows resources. The last two tell what this machine costs.
-        Sid    = "Look"
-        Effect = "Allow"
-        Action = [
-          "autoscaling:DescribeAutoScalingGroups",
-          "autoscaling:DescribeLifecycleHooks",
-          "ec2:DescribeSpotPriceHistory",
-          "pricing:GetProducts",
-        ]
+        # What this machine costs. Neither of the two knows resources.
+        Sid      = "LookUpPrices"
+        Effect   = "Allow"
+        Action   = ["ec2:DescribeSpotPriceHistory", "pricing:GetProducts"]
         Resource = "*"
       },
       ],
@@ -162,15 +157,32 @@ resource "aws_iam_role_policy" "worker" {
   })
 }
 
-# Session Manager: a shell and a log without an open port or a key.
-resource "aws_iam_role_policy_attachment" "session" {
-  for_each   = local.runs
-  role       = aws_iam_role.worker[each.key].name
-  policy_arn = "arn:${data.aws_partition.current.partition}:iam::aws:policy/AmazonSSMManagedInstanceCore"
+# Session Manager: a shell and a log without an open port or a key. Exactly what its agent needs for that; AWS's own
+# AmazonSSMManagedInstanceCore would let each worker read every parameter of the account.
+resource "aws_iam_role_policy" "session" {
+  for_each = local.runs
+  name     = "session"
+  role     = aws_iam_role.worker[each.key].name
+
+  policy = jsonencode({
+    Version = "2012-10-17"
+    Statement = [{
+      Sid    = "SessionManager"
+      Effect = "Allow"
+      Action = [
+        "ssm:UpdateInstanceInformation",
+        "ssmmessages:CreateControlChannel",
+        "ssmmessages:CreateDataChannel",
+        "ssmmessages:OpenControlChannel",
+        "ssmmessages:OpenDataChannel",
+      ]
+      Resource = "*"
+    }]
+  })
 }
 
 resource "aws_iam_instance_profile" "worker" {
   for_each = local.runs
-  name     = each.value.name
+  name     = each.value.role
   role     = aws_iam_role.worker[each.key].name
 }

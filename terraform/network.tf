@@ -65,7 +65,7 @@ resource "aws_security_group" "worker" {
 resource "aws_vpc_security_group_egress_rule" "everywhere" {
   for_each          = { for pair in setproduct(keys(local.runs), ["0.0.0.0/0", "::/0"]) : join(" ", pair) => { run = pair[0], cidr = pair[1] } }
   security_group_id = aws_security_group.worker[each.value.run].id
-  description       = "S3, AWS's interfaces and package indexes"
+  description       = "S3, the interfaces of AWS and package indexes"
   cidr_ipv4         = strcontains(each.value.cidr, ":") ? null : each.value.cidr
   cidr_ipv6         = strcontains(each.value.cidr, ":") ? each.value.cidr : null
   ip_protocol       = "-1"

@@ -21,7 +21,7 @@ locals {
         ? "ssh -i ~/.ssh/${var.key_pair_name}.pem \"ubuntu@${local.address[id]}\""
         : "echo 'SSH is closed: set key_pair_name and allowed_cidrs, or use session_command'"
       )
-      journalctl_command         = "${local.session[id]} --document-name AWS-StartInteractiveCommand --parameters 'command=[\"journalctl -f -n 200 -u train-cloud-train -u train-cloud-bootstrap\"]'"
+      journalctl_command         = "${local.session[id]} --document-name AWS-StartInteractiveCommand --parameters 'command=[\"sudo journalctl -f -n 200 -u train-cloud-train -u train-cloud-bootstrap\"]'"
       tensorboard_command        = "${local.session[id]} --document-name AWS-StartPortForwardingSession --parameters 'portNumber=6006,localPortNumber=6006'"
       tensorboard_url_command    = length(var.allowed_cidrs) > 0 ? "echo \"http://${local.address[id]}:6006\"" : "echo http://localhost:6006"
       status_command             = "train-cloud status s3://${local.bucket}/${trimsuffix(run.prefix, "/")}"

@@ -74,10 +74,20 @@ locals {
     ])
   }
 
+  # IAM knows no regions: the same run_id in two of them is two runs with two roles. A role's name has at most 64 characters;
+  # where it would have more, eight of a digest take the place of its middle.
+  role_names = {
+    for id, name in { for id, run in local.run_files : id => "${var.project_name}-${id}" } : id => (
+      length("${name}-${var.aws_region}") <= 64 ? "${name}-${var.aws_region}" :
+      "${substr(name, 0, 64 - 10 - length(var.aws_region))}-${substr(sha256(name), 0, 8)}-${var.aws_region}"
+    )
+  }
+
   # All that differs from run to run.
   runs = {
     for id, run in local.run_files : id => {
       name        = "${var.project_name}-${id}"
+      role        = local.role_names[id]
       path        = run.path
       prefix      = "${local.root}runs/${id}/"
       code_digest = sha256(local.code_sums[id])
@@ -256,8 +266,18 @@ resource "aws_s3_object" "code_sums" {
   }
 }
 
-# One name for "the bucket is there and as it should be", whichever it is.
+# One name for "the bucket is there and as it should be", whichever it is. Destroyed after all that Terraform wrote to the
+# bucket and before the bucket's settings. A bucket that stays would fail only after those: private, TLS only and versioned
+# no longer. So it is here that `terraform destroy` stops.
 resource "terraform_data" "bucket_ready" {
+  input = { bucket = local.bucket, stays = !var.existing_bucket && !var.delete_artifacts_on_destroy }
+
+  provisioner "local-exec" {
+    when = destroy
+    # For any shell, cmd.exe too: no quotes, nothing special.
+    command = self.output.stays ? "echo kept: the bucket ${self.output.bucket}, its settings and all that is in it. To delete them: terraform apply -var delete_artifacts_on_destroy=true, then terraform destroy && exit 1" : "exit 0"
+  }
+
   depends_on = [
     data.aws_s3_bucket.existing,
     aws_s3_bucket_policy.runs,

@@ -110,14 +110,19 @@ variable "project_name" {
 }
 
 variable "aws_region" {
-  description = "Region of everything; the bucket too."
+  description = "Region of everything; the bucket too. One of the partitions aws and aws-us-gov: the others have other endpoints than the ones that are used here."
   type        = string
   default     = "us-east-1"
   nullable    = false
 
   validation {
-    condition     = can(regex("^[a-z]{2}(-[a-z]+)+-[0-9]$", var.aws_region))
+    condition     = can(regex("^[a-z]{2,4}(-[a-z]+)+-[0-9]$", var.aws_region))
     error_message = "aws_region: give a region's code, for example us-east-1."
+  }
+
+  validation {
+    condition     = !can(regex("^(cn|eusc)-|^[a-z]+-iso[a-z]*-", var.aws_region))
+    error_message = "aws_region: China, the European Sovereign Cloud and the isolated regions have endpoints of their own, which train-cloud does not know; give another region."
   }
 }
 
@@ -151,7 +156,7 @@ variable "subnet_ids" {
 }
 
 variable "instance_types" {
-  description = "Acceptable instance types, best first; more types find spot capacity sooner. Without a GPU it trains on the CPU."
+  description = "Acceptable instance types; more types find spot capacity sooner. For spot their order says nothing: AWS takes, by price and by spare capacity, the one that it expects to interrupt least (price-capacity-optimized). On demand it takes the first that it has. Types without a GPU train on the CPU. The default image drives NVIDIA's GPUs from Turing on: g4dn, g5, g6, g6e, gr6, p4, p5, p6 and newer."
   type        = list(string)
   default     = ["g6.xlarge", "g5.xlarge", "g4dn.xlarge"]
   nullable    = false
@@ -168,8 +173,23 @@ variable "instance_types" {
   }
 
   validation {
-    condition     = alltrue([for type in var.instance_types : !can(regex("^(a1|[a-z]+[0-9]+[a-z]*g[a-z]*)\\.", type))])
-    error_message = "instance_types: the image is for x86_64; leave out Graviton types (a1, and those with a g after the number, such as g5g)."
+    condition     = alltrue([for type in var.instance_types : !can(regex("^(mac|a1\\.|[a-z]+[0-9]+[a-z]*(g[a-z]*|-gb[0-9]+)\\.)", type))])
+    error_message = "instance_types: the worker is Linux on x86_64; leave out macOS and ARM (Graviton and Grace: a1, and those with a g after the number, such as g5g)."
+  }
+
+  validation {
+    condition     = alltrue([for type in var.instance_types : !can(regex("^((inf|trn|dl|f|vt)[0-9]|g[0-9]+a|(g2|p2|cg1)\\.)", type))])
+    error_message = "instance_types: PyTorch's builds for CUDA compute on none of these, with no image: AMD's GPUs (g4ad), Inferentia, Trainium, Gaudi, FPGAs (inf, trn, dl, f, vt), GPUs older than Maxwell (g2, p2); leave them out."
+  }
+
+  validation {
+    condition     = alltrue([for type in var.instance_types : !can(regex("^(c1|m1|m2|t1)\\.", type))])
+    error_message = "instance_types: c1, m1, m2 and t1 boot paravirtual images only, which no Ubuntu of today is; leave them out."
+  }
+
+  validation {
+    condition     = var.ami_id != null || alltrue([for type in var.instance_types : !can(regex("^(g3s?|p3(dn)?|gr?[0-9]+[a-z]*f)\\.", type))])
+    error_message = "instance_types: the default image's driver knows GPUs from Turing on, and whole ones; leave out g3, p3 and the fractions g6f and gr6f, or give an ami_id with a driver for them."
   }
 }
 
@@ -192,7 +212,7 @@ variable "ami_id" {
 }
 
 variable "root_volume_gb" {
-  description = "Size of the encrypted root volume in GB."
+  description = "Size of the encrypted root volume in GB; at least what the image's root snapshot has, 75 or more for images with a GPU's driver."
   type        = number
   default     = 150
   nullable    = false
@@ -236,6 +256,11 @@ variable "s3_bucket_name" {
     # No dots: TLS certificates cover one label.
     condition     = var.s3_bucket_name == null || can(regex("^[a-z0-9][a-z0-9-]{1,61}[a-z0-9]$", var.s3_bucket_name))
     error_message = "s3_bucket_name: use 3 to 63 lower-case letters, digits and inner hyphens."
+  }
+
+  validation {
+    condition     = !can(regex("^(xn--|sthree-|amzn-s3-demo-)|(-s3alias|--ol-s3|--x-s3|--table-s3)$", coalesce(var.s3_bucket_name, "none")))
+    error_message = "s3_bucket_name: S3 keeps names that begin with xn--, sthree- or amzn-s3-demo-, or end in -s3alias, --ol-s3, --x-s3 or --table-s3, for itself."
   }
 }
 
@@ -293,8 +318,8 @@ variable "allowed_cidrs" {
   nullable    = false
 
   validation {
-    condition     = alltrue([for cidr in var.allowed_cidrs : can(cidrhost(cidr, 0))])
-    error_message = "allowed_cidrs: write each as address/bits, for example 203.0.113.7/32."
+    condition     = alltrue([for cidr in var.allowed_cidrs : try(cidrsubnet(cidr, 0, 0) == lower(cidr), false)])
+    error_message = "allowed_cidrs: write each as address/bits, with the network's own address: 203.0.113.7/32 for one machine, 203.0.113.0/24 for its neighbours too."
   }
 
   validation {

@@ -3,7 +3,12 @@
 
 locals {
   hook     = "final-commit"
-  image_id = coalesce(var.ami_id, data.aws_ssm_parameter.image.insecure_value)
+  image_id = coalesce(var.ami_id, one(data.aws_ssm_parameter.image[*].insecure_value))
+  # A volume cannot be smaller than the snapshot that it is made from.
+  image_root_gb = max(0, [
+    for mapping in data.aws_ami.image.block_device_mappings : tonumber(mapping.ebs.volume_size)
+    if mapping.device_name == data.aws_ami.image.root_device_name && can(tonumber(mapping.ebs.volume_size))
+  ]...)
 
   launched   = { for id, launch in terraform_data.launched : id => launch.output }
   outer_stop = { for id, launched in local.launched : id => timeadd(launched, "${ceil(var.max_runtime_hours * 60) + 30}m") }
@@ -49,7 +54,8 @@ resource "terraform_data" "launched" {
 }
 
 data "aws_ssm_parameter" "image" {
-  name = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-22.04/latest/ami-id"
+  count = var.ami_id == null ? 1 : 0
+  name  = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-22.04/latest/ami-id"
 }
 
 data "aws_ami" "image" {
@@ -81,7 +87,7 @@ resource "aws_launch_template" "worker" {
 
   iam_instance_profile {
     # By name: the provider waits seconds for each of the two, and they may wait together. The group waits for both.
-    name = each.value.name
+    name = each.value.role
   }
 
   metadata_options {
@@ -121,6 +127,12 @@ resource "aws_launch_template" "worker" {
     precondition {
       condition     = length(base64encode(local.user_data[each.key])) <= 4 * ceil(16384 / 3)
       error_message = "The user-data is larger than EC2's 16 KB (16384 bytes)."
+    }
+
+    # After: by then it is known whether this template has that image or an earlier one.
+    postcondition {
+      condition     = self.image_id != data.aws_ami.image.id || var.root_volume_gb >= local.image_root_gb
+      error_message = "root_volume_gb: ${var.root_volume_gb} GB is less than the ${local.image_root_gb} GB of the image ${data.aws_ami.image.id}, from which no instance would start; give at least ${local.image_root_gb}."
     }
   }
 }
@@ -182,8 +194,8 @@ resource "aws_autoscaling_group" "worker" {
   # The first boot needs all of this.
   depends_on = [
     aws_iam_instance_profile.worker,
+    aws_iam_role_policy.session,
     aws_iam_role_policy.worker,
-    aws_iam_role_policy_attachment.session,
     aws_kms_grant.autoscaling,
     aws_s3_object.code,
     aws_s3_object.code_sums,

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -223,6 +224,7 @@ class Stack:
     aws: EmbeddedAws
     group: str
     bucket: str
+    outputs: dict[str, Any]
 
     def instances(self) -> list[str]:
         return [found["InstanceId"] for found in self.describe()["Instances"]]
@@ -249,7 +251,7 @@ def stack(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
         outputs = Terraform(folder / "work", aws).apply({"run_file": EXAMPLE, "project_name": "machines"})
         bucket = aws.client("s3").list_buckets()["Buckets"][0]["Name"]
         with aws.permissions_enforced():
-            yield Stack(aws, outputs["autoscaling_group_name"], bucket)
+            yield Stack(aws, outputs["autoscaling_group_name"], bucket, outputs)
 
 
 def until(condition: Callable[[], bool], what: str, seconds: float = 900) -> None:
@@ -333,7 +335,30 @@ def failed_boot(stack: Stack, image: Image, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp("failed")
     tamper(stack, image, folder)
     # A driver that answers, so that it is torch's turn to fail.
-    return boot(stack, image, folder, {"nvidia-smi": "echo 'GPU 0: nobody'"}, lambda machine: asked(machine, stack))
+    return boot(
+        stack,
+        image,
+        folder,
+        {"nvidia-smi": "echo 'GPU 0: nobody'"},
+        lambda machine: {**asked(machine, stack), **in_a_session(machine, stack)},
+    )
+
+
+def in_a_session(machine: MachineInstance, stack: Stack) -> dict[str, str]:
+    """What Session Manager shows of each output's remote command. Its agent logs in as a user of its own making, in no
+    group, who may use sudo without a password ("Turn on or turn off ssm-user account administrative permissions",
+    Systems Manager User Guide)."""
+    run = machine.container.run
+    run("useradd", "--create-home", "--shell", "/bin/sh", "ssm-user")
+    run("sh", "-c", "echo 'ssm-user ALL=(ALL) NOPASSWD:ALL' >/etc/sudoers.d/ssm-agent-users")
+    shown = {"groups": run("id", "-nG", "ssm-user").stdout}
+    for name, command in stack.outputs.items():
+        remote = re.search(r"""command=\["(.*?)"\]'$""", command) if isinstance(command, str) else None
+        if remote is not None:
+            # Without a terminal a pager shows everything; what follows a log is ended after a while.
+            shown[name] = run("timeout", "20", "runuser", "-u", "ssm-user", "--", "sh", "-c", remote[1]).stdout
+    shown["without sudo"] = run("runuser", "-u", "ssm-user", "--", "journalctl", "-u", BOOTSTRAP).stdout
+    return shown
 
 
 def asked(machine: MachineInstance, stack: Stack) -> dict[str, str]:
@@ -381,6 +406,7 @@ def asked(machine: MachineInstance, stack: Stack) -> dict[str, str]:
             "another group": capacity("theirs", 0),
             "end another instance": ask(*end, "--instance-id", theirs),
             "end another instance at EC2": ask("ec2", "terminate-instances", "--instance-ids", theirs),
+            "read a parameter": ask("ssm", "get-parameter", "--name", "/somebody/elses/secret"),
             "metadata without a token": machine.container.run(*curl, "http://169.254.169.254/latest/meta-data/").stdout,
             "the internet": machine.container.run(*curl, "http://1.1.1.1/").stdout,
         }
@@ -408,8 +434,19 @@ def test_the_role_of_a_machine_reaches_its_run_and_its_group_only(failed_boot: B
         "another group",
         "end another instance",
         "end another instance at EC2",
+        "read a parameter",
     ]
     assert answers["metadata without a token"] == "401" and answers["the internet"] == "000"
+
+
+def test_a_session_shows_the_log(failed_boot: Boot, stack: Stack) -> None:
+    shown = failed_boot.answers
+    assert shown["groups"].split() == ["ssm-user"]
+    remote = [name for name, command in stack.outputs.items() if "--parameters 'command=" in str(command)]
+    assert remote == ["journalctl_command"]
+    for name in remote:
+        assert "train-cloud-bootstrap" in shown[name] and "train-cloud: " in shown[name], shown[name]
+    assert "train-cloud: " not in shown["without sudo"], "the journal is root's, here as there"
 
 
 def test_a_kept_environment_that_was_tampered_with_is_refused_and_installed_again(

@@ -6,7 +6,9 @@ mock_provider "aws" {
 
 variables {
   run_files = ["tests/initial_model_run.yaml", "tests/initial_model_s3.yaml", "tests/run.yaml"]
-  prefix    = "group"
+  # The tests end in a destroy.
+  delete_artifacts_on_destroy = true
+  prefix                      = "group"
 }
 
 run "reads_what_it_begins_with" {

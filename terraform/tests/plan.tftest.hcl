@@ -140,20 +140,22 @@ run "role" {
   assert {
     condition = alltrue([
       for statement in jsondecode(aws_iam_role_policy.worker["tftest-1"].policy).Statement :
-      statement.Sid == "Look" || alltrue([for resource in flatten([statement.Resource]) : strcontains(resource, "train-cloud")])
+      statement.Sid == "LookUpPrices" || alltrue([for resource in flatten([statement.Resource]) : strcontains(resource, "train-cloud")])
     ])
     error_message = "Every permission that can be limited is limited to this run's bucket or group."
   }
   assert {
     condition = toset(flatten([
-      for statement in jsondecode(aws_iam_role_policy.worker["tftest-1"].policy).Statement : statement.Action if statement.Sid == "Look"
-      ])) == toset([
-      "autoscaling:DescribeAutoScalingGroups",
-      "autoscaling:DescribeLifecycleHooks",
-      "ec2:DescribeSpotPriceHistory",
-      "pricing:GetProducts",
-    ])
-    error_message = "What is limited to nothing may only look: at groups, hooks and prices."
+      for statement in jsondecode(aws_iam_role_policy.worker["tftest-1"].policy).Statement : statement.Action if statement.Sid == "LookUpPrices"
+    ])) == toset(["ec2:DescribeSpotPriceHistory", "pricing:GetProducts"])
+    error_message = "What is limited to nothing may only look up prices."
+  }
+  assert {
+    condition = (
+      aws_iam_role.worker["tftest-1"].name == "train-cloud-tftest-1-us-east-1" &&
+      aws_iam_instance_profile.worker["tftest-1"].name == "train-cloud-tftest-1-us-east-1"
+    )
+    error_message = "IAM knows no regions: the names must."
   }
 }
 
@@ -275,7 +277,7 @@ run "several_runs" {
   assert {
     condition = alltrue([
       for id, template in aws_launch_template.worker :
-      strcontains(base64decode(template.user_data), "\nTRAIN_CLOUD_RUN_ID=${id}\n") && strcontains(base64decode(template.user_data), "\nTRAIN_CLOUD_AUTOSCALING_GROUP=train-cloud-${id}\n") && template.iam_instance_profile[0].name == "train-cloud-${id}"
+      strcontains(base64decode(template.user_data), "\nTRAIN_CLOUD_RUN_ID=${id}\n") && strcontains(base64decode(template.user_data), "\nTRAIN_CLOUD_AUTOSCALING_GROUP=train-cloud-${id}\n") && template.iam_instance_profile[0].name == "train-cloud-${id}-us-east-1"
     ])
     error_message = "Each worker knows its own run."
   }
@@ -352,13 +354,24 @@ run "extras" {
   }
 }
 
+# The last one applied: without it the tests' own destroy would stop at the bucket.
 run "another_image" {
   variables {
-    ami_id = "ami-0fedcba9876543210"
+    ami_id                      = "ami-0fedcba9876543210"
+    delete_artifacts_on_destroy = true
   }
   override_data {
     target = data.aws_ami.image
-    values = { id = "ami-0fedcba9876543210", architecture = "x86_64", root_device_name = "/dev/sda1" }
+    values = {
+      id                    = "ami-0fedcba9876543210"
+      architecture          = "x86_64"
+      root_device_name      = "/dev/sda1"
+      block_device_mappings = [{ device_name = "/dev/sda1", no_device = "", virtual_name = "", ebs = { volume_size = "200" } }]
+    }
+  }
+  assert {
+    condition     = length(data.aws_ssm_parameter.image) == 0
+    error_message = "With an ami_id nobody reads which image is the newest."
   }
   assert {
     condition     = data.aws_ami.image.id != aws_launch_template.worker["tftest-1"].image_id && aws_launch_template.worker["tftest-1"].image_id == "ami-0123456789abcdef0"

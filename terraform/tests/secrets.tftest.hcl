@@ -6,6 +6,8 @@ mock_provider "aws" {
 
 variables {
   run_files = ["tests/secrets_run.yaml", "tests/run.yaml"]
+  # The tests end in a destroy.
+  delete_artifacts_on_destroy = true
 }
 
 run "secrets" {

@@ -149,6 +149,14 @@ run "aws_region" {
   }
 }
 
+run "aws_region_china" {
+  command         = plan
+  expect_failures = [var.aws_region]
+  variables {
+    aws_region = "cn-north-1"
+  }
+}
+
 run "availability_zones" {
   command         = plan
   expect_failures = [var.availability_zones]
@@ -206,6 +214,69 @@ run "instance_types_graviton" {
   }
 }
 
+run "instance_types_amd_gpu" {
+  command         = plan
+  expect_failures = [var.instance_types]
+  variables {
+    instance_types = ["g5.xlarge", "g4ad.xlarge"]
+  }
+}
+
+run "instance_types_paravirtual" {
+  command         = plan
+  expect_failures = [var.instance_types]
+  variables {
+    instance_types = ["g5.xlarge", "m1.small"]
+  }
+}
+
+run "instance_types_volta" {
+  command         = plan
+  expect_failures = [var.instance_types]
+  variables {
+    instance_types = ["g5.xlarge", "p3.2xlarge"]
+  }
+}
+
+# With a driver of one's own.
+run "instance_types_volta_with_an_image" {
+  command = plan
+  variables {
+    instance_types = ["p3.2xlarge", "p3dn.24xlarge", "g3.4xlarge", "g6f.large"]
+    ami_id         = "ami-0123456789abcdef0"
+  }
+  assert {
+    condition     = length(aws_autoscaling_group.worker) == 1
+    error_message = "An image of one's own may drive what the default one does not."
+  }
+}
+
+run "instance_types_amd_gpu_with_an_image" {
+  command         = plan
+  expect_failures = [var.instance_types]
+  variables {
+    instance_types = ["g4ad.xlarge"]
+    ami_id         = "ami-0123456789abcdef0"
+  }
+}
+
+# None of these is meant.
+run "instance_types_that_are_driven" {
+  command = plan
+  variables {
+    instance_types = [
+      "g4dn.xlarge", "g5.xlarge", "g6.xlarge", "g6e.xlarge", "gr6.4xlarge", "g7e.2xlarge", "p4d.24xlarge", "p4de.24xlarge", "p5.48xlarge",
+      "p5en.48xlarge", "p6-b200.48xlarge", "c7i.large", "c7a.large", "c6i.large", "c7i-flex.large", "m6i.large", "m5dn.large", "t3.micro",
+      "t3a.small", "r7iz.large", "x2idn.16xlarge", "i4i.large", "im4i.large", "hpc7a.12xlarge", "u-3tb1.56xlarge", "z1d.large", "d3en.xlarge",
+      "m8i-flex.large",
+    ]
+  }
+  assert {
+    condition     = length(aws_autoscaling_group.worker) == 1
+    error_message = "A type that works is refused."
+  }
+}
+
 run "ami_id" {
   command         = plan
   expect_failures = [var.ami_id]
@@ -254,6 +325,14 @@ run "s3_bucket_name" {
   }
 }
 
+run "s3_bucket_name_reserved" {
+  command         = plan
+  expect_failures = [var.s3_bucket_name]
+  variables {
+    s3_bucket_name = "runs--x-s3"
+  }
+}
+
 run "existing_bucket_without_name" {
   command         = plan
   expect_failures = [var.existing_bucket]
@@ -293,6 +372,14 @@ run "allowed_cidrs" {
   expect_failures = [var.allowed_cidrs]
   variables {
     allowed_cidrs = ["203.0.113.7"]
+  }
+}
+
+run "allowed_cidrs_within_a_network" {
+  command         = plan
+  expect_failures = [var.allowed_cidrs]
+  variables {
+    allowed_cidrs = ["203.0.113.7/24"]
   }
 }
 
@@ -344,6 +431,25 @@ run "image_for_graviton" {
   override_data {
     target = data.aws_ami.image
     values = { id = "ami-0123456789abcdef0", architecture = "arm64", root_device_name = "/dev/sda1" }
+  }
+}
+
+run "root_volume_smaller_than_the_image" {
+  command         = plan
+  expect_failures = [aws_launch_template.worker]
+  variables {
+    root_volume_gb = 74
+  }
+}
+
+run "root_volume_as_large_as_the_image" {
+  command = plan
+  variables {
+    root_volume_gb = 75
+  }
+  assert {
+    condition     = aws_launch_template.worker["tftest-1"].block_device_mappings[0].ebs[0].volume_size == 75
+    error_message = "The image's own size is enough."
   }
 }
 

@@ -28,9 +28,11 @@ MIRROR_DEPTH = 3
 #: seconds; apply takes about 15 and destroy about 10
 LIMIT = 600.0
 
-_IGNORED = shutil.ignore_patterns("__pycache__", "tests", ".terraform*", "*.tfstate*", "*.tfvars", "*.tfvars.json")
+# The lock file travels: the rehearsal runs the provider that everybody else runs.
+_IGNORED = shutil.ignore_patterns("__pycache__", "tests", ".terraform", "*.tfstate*", "*.tfvars", "*.tfvars.json")
 _VARIABLES = "rehearsal.auto.tfvars.json"
 _SERVICES = ("autoscaling", "ec2", "iam", "kms", "logs", "s3", "sns", "ssm", "sts")
+_REFUSALS = ("Invalid value for variable", "Resource precondition failed", "Resource postcondition failed")
 _LIFECYCLE = """
 # The provider watches a new lifecycle rule for 55 s (10 s, then ten looks 5 s apart), whatever it is answered: the
 # rehearsal leaves the rule out.
@@ -68,14 +70,33 @@ class Terraform:
         self._environment = {**_environment(repository, self._folder), **aws.environment()}
         self._initialised = False
 
-    def apply(self, variables: Mapping[str, object]) -> dict[str, Any]:
+    def apply(self, variables: Mapping[str, object], *, only: Sequence[str] = ()) -> dict[str, Any]:
         """Create or change the stack; the variables are kept for the other verbs.
 
         :param variables: by the names of ``terraform/variables.tf``; run files relative to the current folder
+        :param only: addresses, to create nothing but these and what they need
         :return: the outputs that are not null: strings, but for ``runs``, which has them for each run id
         :raises InputError: a variable's validation refused it
         :raises TrainCloudError: Terraform failed; the message is its own
         """
+        self._give(variables)
+        self._run("apply", "-auto-approve", *(f"-target={address}" for address in only))
+        return self.outputs()
+
+    def plan(self, variables: Mapping[str, object]) -> dict[str, Any]:
+        """What an apply would do, in the form of ``terraform show -json``; the variables are kept for the other verbs.
+
+        :raises InputError: a variable's validation refused it
+        :raises TrainCloudError: Terraform failed; the message is its own
+        """
+        self._give(variables)
+        file = self._folder / "saved.plan"
+        self._run("plan", f"-out={file}")
+        with self._start("show", "-json", str(file)) as process:
+            text, _ = process.communicate(timeout=LIMIT)
+        return dict(json.loads(text))
+
+    def _give(self, variables: Mapping[str, object]) -> None:
         given = dict(variables)
         if "run_file" in given:
             given["run_file"] = str(Path(str(given["run_file"])).absolute())
@@ -83,8 +104,6 @@ class Terraform:
             paths = cast(Sequence[object], given["run_files"])
             given["run_files"] = [str(Path(str(path)).absolute()) for path in paths]
         (self._module / _VARIABLES).write_text(json.dumps(given, indent=1, default=str))
-        self._run("apply", "-auto-approve")
-        return self.outputs()
 
     def changes(self) -> list[str]:
         """What another apply with the same variables would do, as ``action address``; empty after a good apply."""
@@ -130,7 +149,7 @@ class Terraform:
 
     def _start(self, verb: str, *arguments: str, stderr: Any = None) -> subprocess.Popen[str]:
         command = [str(self._executable), f"-chdir={self._module}", verb, *arguments]
-        if verb not in ("output", "plan"):
+        if verb not in ("output", "plan", "show"):
             command.append("-input=false")
         if verb in ("apply", "destroy", "plan"):
             command.append("-parallelism=20")
@@ -152,9 +171,9 @@ class Terraform:
         found = [event["diagnostic"] for event in events if event.get("type") == "diagnostic"]
         errors = [diagnostic for diagnostic in found if diagnostic["severity"] == "error"]
         for error in errors:
-            if error["summary"] == "Invalid value for variable":
-                # Our own messages begin with the variable's name.
-                field, _, fix = error["detail"].partition("\n\nThis was checked by")[0].partition(": ")
+            # Our own messages begin with the variable's name.
+            field, _, fix = error["detail"].partition("\n\nThis was checked by")[0].partition(": ")
+            if error["summary"] in _REFUSALS and field.isidentifier():
                 given = json.loads((self._module / _VARIABLES).read_text())
                 return InputError(field, given.get(field), " ".join(fix.split()).rstrip("."))
         texts = [
@@ -235,7 +254,7 @@ def _environment(repository: Path, folder: Path) -> dict[str, str]:
         configuration = folder / "terraform.rc"
         configuration.write_text(_cli_configuration(mirror))
         return {**environment, "TF_CLI_CONFIG_FILE": str(configuration)}
-    # The provider has 700 MB. The working folder is new each time and has no lock file for the cache to break.
+    # The provider has 700 MB.
     cache = repository / ".tools" / "terraform-plugins"
     cache.mkdir(parents=True, exist_ok=True)
     environment |= {"TF_PLUGIN_CACHE_DIR": str(cache), "TF_PLUGIN_CACHE_MAY_BREAK_DEPENDENCY_LOCK_FILE": "1"}

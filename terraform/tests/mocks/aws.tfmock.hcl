@@ -13,7 +13,15 @@ mock_data "aws_ssm_parameter" {
 }
 
 mock_data "aws_ami" {
-  defaults = { id = "ami-0123456789abcdef0", architecture = "x86_64", root_device_name = "/dev/sda1" }
+  defaults = {
+    id               = "ami-0123456789abcdef0"
+    architecture     = "x86_64"
+    root_device_name = "/dev/sda1"
+    block_device_mappings = [
+      { device_name = "/dev/sda1", no_device = "", virtual_name = "", ebs = { volume_size = "75" } },
+      { device_name = "/dev/sdb", no_device = "", virtual_name = "ephemeral0", ebs = {} },
+    ]
+  }
 }
 
 mock_data "aws_subnets" {
