@@ -235,7 +235,7 @@ def played(model: Path, out: Path, folder: Path | None = None, **section: Any) -
     assert config.environment is not None and config.evaluation is not None
     algorithm = "stable_baselines3.sac.sac:SAC"
     player = Player("a-run", 12_000, model, algorithm, config.environment, config.evaluation, config.code.folder, out)
-    return play(player)
+    return play(player)[:2]
 
 
 def test_plain_sb3_finds_the_same_returns(trained: Path, tmp_path: Path) -> None:

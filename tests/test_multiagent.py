@@ -143,6 +143,23 @@ def test_who_has_ended_adds_no_rows_and_a_time_out_is_no_end() -> None:
     assert sum(trained.rows.values()) > 200
 
 
+def test_arrays_that_an_environment_fills_again_are_copied_at_once() -> None:
+    """Each row's observation is the one that was acted on, whatever the environment does to its array in the step."""
+    torch.set_num_threads(1)
+    columns = []
+    for reused in (False, True):
+        trained = model(several({**WALKERS, "kwargs": {"reused": reused}}, total=120, learning_starts=1000))
+        trained.learn(120)
+        buffers = {name: learner.replay_buffer for name, learner in trained.learners.items()}
+        columns.append(
+            {name: (buffer.observations, buffer.next_observations) for name, buffer in buffers.items() if buffer}
+        )
+    assert len(columns[0]) == 2
+    for name, (observations, after) in columns[0].items():
+        assert not np.array_equal(observations, after)
+        assert np.array_equal(observations, columns[1][name][0]) and np.array_equal(after, columns[1][name][1])
+
+
 def test_learners_are_independent_and_train_in_fixed_order() -> None:
     trained = model(several(total=120))
     order: list[str] = []

@@ -108,6 +108,14 @@ class Locked(Walk):
             return float(self.harder(super().draw()))
 
 
+class InPlace(Locked):
+    """Scales the very action that it is given."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        action *= 0.5
+        return super().step(action)
+
+
 class LockedCurriculum(Locked, Curriculum):
     pass
 
@@ -233,6 +241,7 @@ CASES: dict[str, tuple[Callable[[], gym.Env[Any, Any]], str, bool]] = {
     "constructor arguments": (Ez, "pickle", True),
     "back reference": (BackReference, "pickle", True),
     "lock": (Locked, "replay", True),
+    "in place": (InPlace, "replay", True),
     "lock, wrapped": (lambda: Tired(_wrapped(Locked())), "replay", True),
     "liar": (lambda: _wrapped(Liar()), "replay", True),
     "global generator": (Global, "pickle", True),

@@ -17,14 +17,21 @@ class Walkers:
     :param shown: ``box``, ``image`` or ``dict``
     :param discrete: names of walkers with discrete actions
     :param differing: each walker sees one number more than the one before
+    :param reused: the arrays that it gives are the same ones at every step
     """
 
     def __init__(
-        self, count: int = 2, shown: str = "box", discrete: tuple[str, ...] = (), differing: bool = False
+        self,
+        count: int = 2,
+        shown: str = "box",
+        discrete: tuple[str, ...] = (),
+        differing: bool = False,
+        reused: bool = False,
     ) -> None:
         self.possible_agents = [f"walker_{number}" for number in range(count)]
         self.agents: list[str] = []
         self.shown, self.discrete = shown, discrete
+        self.lines: dict[str, Any] | None = {} if reused else None
         self.sizes = {name: 2 + (number if differing else 0) for number, name in enumerate(self.possible_agents)}
         self.np_random = np.random.default_rng()
         self.places: dict[str, float] = {}
@@ -69,6 +76,8 @@ class Walkers:
         if self.shown == "image":
             return np.full((36, 36, 1), np.clip(20 * abs(gap), 0, 255), np.uint8)
         line = np.zeros(self.sizes[name], np.float32)
+        if self.lines is not None:
+            line = self.lines.setdefault(name, line)
         line[:2] = gap, self.places[name]
         return {"line": line, "far": int(gap > 0)} if self.shown == "dict" else line
 

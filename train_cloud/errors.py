@@ -49,6 +49,10 @@ class InputError(TrainCloudError, ValueError):
         self.fix = fix
         super().__init__(f"{field}: {value!r}: {fix}")
 
+    def __reduce__(self) -> tuple[type[InputError], tuple[str, object, str]]:
+        """From process to process: an exception's own way gives the constructor the message alone."""
+        return type(self), (self.field, self.value, self.fix)
+
 
 class NotYet(InputError):
     """A section of the run file that the schema knows and this version does not carry out."""

@@ -333,6 +333,7 @@ def _run_view(found: RunStatus) -> RenderableType:
         lines.append(f"  interruptions: {found.interruptions}, steps done again: {again}")
     if found.evaluation is not None:
         lines.append(f"  evaluation: {escape(_evaluation(found.evaluation))}")
+        lines += [f"    {escape(warning)}" for warning in found.evaluation.get("warnings", ())]
     if found.not_exported is not None:
         lines.append(f"  [red]not exported: {escape(_not_exported(found))}[/red]")
     on_aws = any(session.instance_type for session in found.sessions)

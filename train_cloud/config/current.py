@@ -27,14 +27,19 @@ def training(run_file: RunFile, artifacts: Path | None = None) -> Iterator[None]
             _folders.pop()
 
 
+def current() -> RunFile | None:
+    """The run file being trained, None where none is."""
+    return _current[-1] if _current else None
+
+
 def run_file(path: str | Path | None = None) -> RunFile:
     """The run file being trained, overrides and all.
 
     :param path: read where no run is being trained, so that the script also runs without ``train-cloud train``
     :raises InputError: no run is being trained and no path is given
     """
-    if _current:
-        return _current[-1]
+    if (found := current()) is not None:
+        return found
     if path is None:
         raise InputError(
             "run_file", None, "start the script with train-cloud train, or name a file: run_file('run.yaml')"

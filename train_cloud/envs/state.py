@@ -144,13 +144,14 @@ class StatefulEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         return observation, self._reset_info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        result = self.env.step(action)
         if self.record is not None:
             if len(self.record.actions) < self.replay_max_steps:
-                self.record.actions.append(action)
-                self.record.seen = _digest(result[0])
+                self.record.actions.append(action)  # before the step: an environment may scale it in place
             else:
                 self.record = None  # nothing to resume from until the next reset
+        result = self.env.step(action)
+        if self.record is not None:
+            self.record.seen = _digest(result[0])
         return result
 
     def train_cloud_get_state(self) -> bytes:

@@ -9,14 +9,12 @@ from __future__ import annotations
 import inspect
 import itertools
 import logging
-import multiprocessing
 import os
 import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -24,11 +22,14 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecNormalize
 
-from train_cloud.child_process import WORKERS, restore_variables, starting_workers
 from train_cloud.config import Environment, RunFile
+from train_cloud.config.current import current, training
 from train_cloud.config.evaluation import Category, Evaluation, below, compare, level_paths
-from train_cloud.envs.state import FAILURES
-from train_cloud.errors import InputError, NotYet
+from train_cloud.envs.copies import copied, copied_whole
+from train_cloud.envs.state import FAILURES, sample
+from train_cloud.errors import InputError, NotYet, TrainCloudError
+from train_cloud.evaluate import rendering
+from train_cloud.evaluate.rendering import Settings
 from train_cloud.evaluate.results import Episode
 from train_cloud.evaluate.routes import Route, draw, read_centreline, read_map
 from train_cloud.evaluate.video import Film
@@ -40,6 +41,9 @@ log = logging.getLogger(__name__)
 COLLISIONS = ("crashed", "collisions", "collision", "crash", "is_collision")
 VIDEOS = "videos"
 ROUTES = "route_visualizations"
+#: Random steps of a trial of a renderer, and seconds that it may take with all that it has to import.
+_LOOK_STEPS, _LEAST_LOOKS, _LOOK_SECONDS = 30, 3, 60.0
+_STILL = "the picture never changes"
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Player:
     :ivar model: folder with ``model.zip`` and, where the run normalises, ``vecnormalize.pkl``
     :ivar algorithm: ``module:Class`` of the model
     :ivar out: artifact folder, in which videos and routes are put
+    :ivar rendering: what the run's videos were drawn with the last time
     """
 
     run_id: str
@@ -59,41 +64,125 @@ class Player:
     evaluation: Evaluation
     code_folder: Path | None
     out: Path
+    rendering: Settings | None = None
 
 
-Played = tuple[tuple[Episode, ...], tuple[str, ...]]
+class Played(NamedTuple):
+    """A category's episodes, what could not be done, and why there is nothing to be seen in its videos, or None."""
+
+    episodes: tuple[Episode, ...]
+    warnings: tuple[str, ...]
+    unseen: str | None
 
 
-def play(player: Player) -> tuple[dict[str, tuple[Episode, ...]], tuple[str, ...]]:
-    """Every category's episodes, and what could not be done.
+class Performance(NamedTuple):
+    """Every category's episodes, what could not be done, and with which drivers the videos were drawn."""
+
+    episodes: dict[str, tuple[Episode, ...]]
+    warnings: tuple[str, ...]
+    rendering: Settings | None
+
+
+def play(player: Player) -> Performance:
+    """Play every category.
+
+    Where a category's videos show nothing, it is played again with other drivers, in a fresh process.
 
     :raises InputError: the environment, or something of the user's code, refuses
     """
-    # A machine without a screen: set before anything draws, and only where nobody has decided.
-    for name, value in (("MUJOCO_GL", "egl"), ("SDL_VIDEODRIVER", "dummy"), ("PYGAME_HIDE_SUPPORT_PROMPT", "1")):
-        os.environ.setdefault(name, value)
-    names = list(player.evaluation.categories)
-    if player.evaluation.separate:
-        played = dict(zip(names, _separately(player, names), strict=True))
-    else:
-        played = {name: play_category(player, name) for name in names}
-    warnings = dict.fromkeys(warning for _, told in played.values() for warning in told)
-    return {name: episodes for name, (episodes, _) in played.items()}, tuple(warnings)
+    tried = rendering.candidates(os.environ, player.rendering)
+    used, drawn = tried[0], False
+    episodes: dict[str, tuple[Episode, ...]] = {}
+    warnings: list[str] = []
+    for name in player.evaluation.categories:
+        fresh = player.evaluation.separate or used is not tried[0]
+        played = _play_with(used, player, name) if fresh else _play_here(used, player, name)
+        if played.unseen is not None:
+            # A model may well stand still, and here a driver may have been chosen long ago: then it is not the driver.
+            again = [used] if played.unseen == _STILL or player.evaluation.mode == "inline" else []
+            found, told = _look_for(player, name, [*again, *(each for each in tried if each is not used)])
+            if found is not None and (found is not used or played.unseen != _STILL):
+                used, played = found, _play_with(found, player, name)
+            if played.unseen is not None and (found is None or played.unseen != _STILL):
+                warnings.append(f"{_videos_of(name, played)}: {played.unseen} with {rendering.shown(used)}{told}")
+                log.warning("%s", warnings[-1])
+        drawn = drawn or any(episode.video for episode in played.episodes)
+        episodes[name] = played.episodes
+        warnings.extend(played.warnings)
+    return Performance(episodes, tuple(dict.fromkeys(warnings)), used if drawn else None)
 
 
-def _separately(player: Player, names: list[str]) -> Iterator[Played]:
-    context = multiprocessing.get_context(WORKERS)
-    for name in names:
-        # The fork server may be older than what was set since: what a renderer reads, for example.
-        settings = (dict(os.environ),)
-        with ProcessPoolExecutor(1, context, restore_variables, settings) as process:
-            with starting_workers():
-                playing = process.submit(play_category, player, name)
-            yield playing.result()
+def _videos_of(name: str, played: Played) -> str:
+    return f"{'videos' if any(episode.video for episode in played.episodes) else 'no videos'} of {name}"
+
+
+def _play_here(settings: Settings, player: Player, name: str) -> Played:
+    with rendering.applied(settings):
+        return play_category(player, name)
+
+
+def _play_with(settings: Settings, player: Player, name: str) -> Played:
+    played: Played = rendering.in_a_fresh_process(settings, _trained_for, current(), play_category, player, name)
+    return played
+
+
+def _look_for(player: Player, name: str, tried: list[Settings]) -> tuple[Settings | None, str]:
+    """The first settings with which something is to be seen, and what became of the others."""
+    told: dict[str, list[str]] = {}
+    for settings in tried:
+        arguments = (current(), look, player, name)
+        try:
+            unseen = rendering.in_a_fresh_process(settings, _trained_for, *arguments, seconds=_LOOK_SECONDS)
+        except TrainCloudError as error:
+            unseen = str(error)
+        if unseen is None:
+            log.info("%s is drawn with %s", name, rendering.shown(settings))
+            return settings, ""
+        told.setdefault(unseen, []).append(rendering.shown(settings))
+    return None, "".join(f"; with {' or '.join(each)}: {unseen}" for unseen, each in told.items())
+
+
+def _trained_for(run_file: RunFile | None, function: Any, *arguments: Any) -> Any:
+    """In another process, where the same run file is to be the one that is trained."""
+    if run_file is None:
+        return function(*arguments)
+    with training(run_file):
+        return function(*arguments)
+
+
+def look(player: Player, name: str) -> str | None:
+    """Play a few random steps of a category: why there is nothing to be seen, or None."""
+    category = player.evaluation.categories[name]
+    level = next(iter(level_paths(category, player.code_folder, name)), None)
+    drawn = _Drawn(player, name, [])
+    with refusing("evaluation", name, "playing it raises"):
+        env = drawn.make(category, level)
+        if drawn.unseen is None and drawn.films:
+            drawn.unseen = _look(drawn.watched)
+        env.close()
+    return drawn.unseen or next(iter(drawn.warnings), None)
+
+
+def _look(env: gymnasium.Env[Any, Any]) -> str | None:
+    seen, space = rendering.Seen(), env.action_space
+    space.seed(0)
+    env.reset(seed=0)
+    began = time.monotonic()
+    for step in range(_LOOK_STEPS):
+        seen.add(rendering.as_picture(env.render()))
+        if seen.changes and not seen.blank:
+            return None
+        if step > _LEAST_LOOKS and time.monotonic() - began > _LOOK_SECONDS / 2:
+            break
+        masks = env.get_wrapper_attr("action_masks")() if env.has_wrapper_attr("action_masks") else None
+        _, _, terminated, truncated, _ = env.step(sample(space, masks))
+        if terminated or truncated:
+            env.reset()
+    return seen.blank or (_STILL if seen.still else None)
 
 
 def play_category(player: Player, name: str) -> Played:
-    """The episodes of one category, and what could not be done."""
+    """The episodes of one category."""
     torch.set_num_threads(1)
     category, warnings = player.evaluation.categories[name], list[str]()
     levels = level_paths(category, player.code_folder, name)
@@ -111,7 +200,7 @@ def play_category(player: Player, name: str) -> Played:
             for index in range(place, len(seeds), max(1, len(levels))):
                 episodes.append(_play(drawn, env, model, name, index, seeds[index], level))
             env.close()
-    return tuple(sorted(episodes, key=lambda episode: episode.index)), tuple(warnings)
+    return Played(tuple(sorted(episodes, key=lambda episode: episode.index)), tuple(warnings), drawn.fault())
 
 
 class _Watched(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -133,7 +222,8 @@ class _Watched(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = super().step(action)
-        self.info = info
+        # At once: the environment may change this very dict, and does so at the reset that a VecEnv makes of an end.
+        self.info = copied_whole(info) if terminated or truncated else copied(info)
         if self.film is not None:
             self.film.add(self.env)
         if self.route is not None:
@@ -153,6 +243,10 @@ class _Drawn:
         self.name = name
         self.warnings = warnings
         self.films = player.evaluation.video is not None
+        self.unseen: str | None = None
+        """Why there is nothing to be seen in a video, or none could be made."""
+        self.moves: bool | None = None
+        """Whether the picture changes in any video; None before the first."""
         routes = player.evaluation.routes
         self.centreline = self.map = None
         if routes is not None and isinstance(routes.centreline, Path):
@@ -188,25 +282,43 @@ class _Drawn:
         try:
             env = self._env({**kwargs, "render_mode": "rgb_array"})
         except (InputError, *FAILURES) as error:
-            self._no_videos(str(error))
+            self._no_films(str(error), final=isinstance(error.__cause__, TypeError))  # it knows no render_mode
             return None
         try:
             env.reset(seed=0)
             frame = env.render()
         except FAILURES as error:
+            modes = env.metadata.get("render_modes") or ["rgb_array"]
             env.close()
-            self._no_videos(f"render() raises {type(error).__name__}: {error}")
+            because = f"render() raises {type(error).__name__}: {error}"
+            self._no_films(because, final=isinstance(error, NotImplementedError) or "rgb_array" not in modes)
             return None
-        if not isinstance(frame, np.ndarray):
+        try:
+            rendering.as_picture(frame)
+        except ValueError as error:
             env.close()
-            self._no_videos(f"render() gives {type(frame).__name__}, not an array")
+            self._no_films(str(error), final=True)
             return None
         return env
 
-    def _no_videos(self, because: str) -> None:
+    def _no_films(self, because: str, *, final: bool) -> None:
+        """:param final: no other driver would change it"""
         self.films = False
+        if not final:
+            self.unseen = self.unseen or because
+            return
         self.warnings.append(f"no videos of {self.name}: {because}")
         log.warning("%s", self.warnings[-1])
+
+    def look_at(self, film: Film) -> None:
+        """Note what a finished film shows."""
+        if film.seen.blank:
+            self.unseen = film.seen.blank
+        self.moves = self.moves or not film.seen.still
+
+    def fault(self) -> str | None:
+        """Why nothing is to be seen in the category's videos, now that all are made."""
+        return self.unseen or (_STILL if self.moves is False else None)
 
 
 def _play(
@@ -241,7 +353,10 @@ def _play(
     success = _success(settings.success, total, length, watched.info)
     said = {True: "success", False: "failure", None: "episode"}[success]
     name = f"{category}_{index:03d}_{said}"
-    file = watched.film.close(name, drawn.warnings) if watched.film is not None else None
+    file = None
+    if watched.film is not None:
+        file = watched.film.close(name, drawn.warnings)
+        drawn.look_at(watched.film)
     picture = None
     if watched.route is not None:
         picture = player.out / ROUTES / f"route_step{player.timesteps:09d}_{category}_{_level_id(level, seed)}.png"
@@ -250,6 +365,8 @@ def _play(
         if not draw(watched.route, picture, title, drawn.centreline, drawn.map):
             drawn.warnings.append(f"no route of {category}: nothing reports a position, see evaluation.routes.position")
             picture = None
+        elif watched.route.is_a_point:
+            drawn.warnings.append(f"a route of {category} is one point: its position is the same at all {length} steps")
     watched.film = watched.route = None
     return Episode(
         category=category,

@@ -91,6 +91,8 @@ class Evaluation(_Record):
     episodes: tuple[Episode, ...]
     warnings: tuple[str, ...] = ()
     """What could not be done, as a missing renderer."""
+    rendering: dict[str, str | None] | None = None
+    """Environment variables with which the videos were drawn, null for one that was not set; None without videos."""
 
 
 class Results(_Record):

@@ -35,19 +35,24 @@ class Route:
         self.centreline: Points | None = None
         if isinstance(settings.centreline, str):
             found = load_object(settings.centreline, "evaluation.routes.centreline")(env)
-            self.centreline = np.asarray(found, dtype=float)[:, :2]
+            self.centreline = np.array(found, dtype=float)[:, :2]
 
     def add(self, env: gymnasium.Env[Any, Any], info: Mapping[str, Any]) -> None:
         position = _read(self.settings.position, "evaluation.routes.position", env, info)
         if position is None:
             return
-        point = np.asarray(position, dtype=float).reshape(-1)
+        point = np.array(position, dtype=float).reshape(-1)  # a copy: environments move the very array that they gave
         if len(point) < 2:
             raise InputError("evaluation.routes.position", position, "it must give x and y")
         self.positions.append(point[:2])
         if self.settings.speed is not None:
             speed = _read(self.settings.speed, "evaluation.routes.speed", env, info)
             self.speeds.append(float(np.linalg.norm(np.asarray(speed, dtype=float))) if speed is not None else np.nan)
+
+    @property
+    def is_a_point(self) -> bool:
+        """Whether all positions, of several, are the same."""
+        return len(self.positions) > 1 and not np.ptp(np.array(self.positions), axis=0).any()
 
 
 def _read(source: str, field: str, env: gymnasium.Env[Any, Any], info: Mapping[str, Any]) -> Any:

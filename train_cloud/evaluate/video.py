@@ -11,6 +11,7 @@ import imageio_ffmpeg
 import numpy as np
 
 from train_cloud.config.evaluation import Video
+from train_cloud.evaluate.rendering import Seen, as_picture
 
 _FPS = 30
 
@@ -28,19 +29,25 @@ class Film:
         self._settings = settings
         self._fps = settings.fps or env.metadata.get("render_fps") or _FPS
         self._writer: Generator[None, Any, None] | None = None
-        self.frames = 0
-        """Taken so far."""
+        self.seen = Seen()
         self._lacks = ""
+
+    @property
+    def frames(self) -> int:
+        """Taken so far."""
+        return self.seen.frames
 
     def add(self, env: gymnasium.Env[Any, Any]) -> None:
         """One frame, of the environment as it stands."""
         if self._lacks or self.frames >= self._settings.max_steps:
             return
-        frame: Any = env.render()
-        if not isinstance(frame, np.ndarray) or frame.ndim != 3 or frame.shape[2] < 3:
-            self._lacks = f"a frame is {getattr(frame, 'shape', type(frame).__name__)}, not (height, width, 3)"
+        try:
+            frame = as_picture(env.render())
+        except ValueError as error:
+            self._lacks = str(error)
             return
-        turned = np.rot90(frame[..., :3], -self._settings.rotate // 90)
+        self.seen.add(frame)
+        turned = np.rot90(frame, -self._settings.rotate // 90)
         height, width = (side // 2 * 2 for side in turned.shape[:2])  # yuv420p has a colour for each four pixels
         if self._writer is None:
             self._writer = imageio_ffmpeg.write_frames(
@@ -53,15 +60,17 @@ class Film:
                 output_params=["-f", "mp4"],
             )
             self._writer.send(None)
-        self._writer.send(np.ascontiguousarray(turned[:height, :width], dtype=np.uint8))
-        self.frames += 1
+        self._writer.send(np.ascontiguousarray(turned[:height, :width]))
 
     def close(self, name: str, warnings: list[str]) -> Path | None:
-        """Finish the file under its name; None, and a warning, where there was no frame."""
+        """Finish the file under its name; None, and a warning, where there was no frame. None where there is nothing to
+        be seen, too, but without: another driver may do better.
+        """
         if self._writer is not None:
             self._writer.close()
-        if self._lacks or not self._unfinished.exists():
-            warnings.append(f"no video {name}: {self._lacks or 'nothing was rendered'}")
+        if self._lacks or self.seen.blank or not self._unfinished.exists():
+            if not self.seen.blank:
+                warnings.append(f"no video {name}: {self._lacks or 'nothing was rendered'}")
             self._unfinished.unlink(missing_ok=True)
             return None
         for earlier in self._folder.glob(f"{name.rsplit('_', 1)[0]}_*.mp4"):

@@ -34,6 +34,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecTransposeIm
 
 from train_cloud.config import Environment, RunFile
 from train_cloud.config.run_file import MULTIAGENT as ALGORITHM
+from train_cloud.envs.copies import copied
 from train_cloud.envs.parallel import NEEDED, Together
 from train_cloud.envs.state import Choice, StatefulEnv
 from train_cloud.errors import InputError, NotYet
@@ -129,7 +130,7 @@ class MultiAgent(OffPolicyAlgorithm):
 
         :param observations: the first ones, by agent
         """
-        self._last_obs = dict(observations)
+        self._last_obs = copied(observations)
         self._returns = dict.fromkeys(self.learner_of, 0.0)
         self._lengths = dict.fromkeys(self.learner_of, 0)
         self._ended, self._steps = [], 0
@@ -204,7 +205,8 @@ class MultiAgent(OffPolicyAlgorithm):
             self.rows[self.learner_of[name]] += 1
             if (done or over) and learner.action_noise is not None:
                 learner.action_noise.reset()
-        self._last_obs = {**before, **observations}
+        # Copied: the environment may fill the same arrays again, and these are what the next row begins with.
+        self._last_obs = {**before, **copied(observations)}
         self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
         if over:
             self._update_info_buffer(infos)

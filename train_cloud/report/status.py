@@ -123,7 +123,8 @@ class RunStatus(BaseModel):
     """About the most that it can have been: the same number where all is known; None where too little is."""
     cost: Cost
     evaluation: dict[str, Any] | None
-    """The last one: ``timesteps``, ``mean_return``, ``success_rate``; or ``failed`` and why."""
+    """The last one: ``timesteps``, ``mean_return``, ``success_rate``, and ``warnings`` if there are any; or ``failed``
+    and why."""
     not_exported: dict[str, Any] | None
     """Checkpoints whose models could not be written: ``timesteps`` and ``because``. The next session tries again."""
     checkpoints: list[CheckpointStatus] | None

@@ -73,10 +73,14 @@ def evaluate_checkpoint(
         write_results(results(config.run_id, earlier), out)
         return next(each for each in earlier if each.timesteps == manifest.timesteps)
 
+    from train_cloud.evaluate import rendering
     from train_cloud.evaluate.play import Player, check, play
     from train_cloud.learn.export import write_export
 
-    check(config)
+    earlier = recorded(store) if record else []
+    last = earlier[-1].rendering if earlier else None
+    with rendering.applied(rendering.candidates(os.environ, last)[0]):  # some read it when they are imported
+        check(config)
     settings = config.evaluation or Settings()
     environment = settings.environment or config.environment
     assert environment is not None
@@ -90,7 +94,7 @@ def evaluate_checkpoint(
             lock=snapshot.parts["lock"].blob.decode(),
             environment=environment.model_dump(mode="json"),
         )
-        episodes, warnings = play(
+        performance = play(
             Player(
                 run_id=config.run_id,
                 timesteps=manifest.timesteps,
@@ -100,8 +104,10 @@ def evaluate_checkpoint(
                 evaluation=settings,
                 code_folder=config.code.folder,
                 out=out,
+                rendering=last,
             )
         )
+        episodes = performance.episodes
         evaluation = Evaluation(
             timesteps=manifest.timesteps,
             model=model_checksum(snapshot.parts["model"]),
@@ -111,9 +117,9 @@ def evaluate_checkpoint(
             overall=summarise(episodes),
             categories={name: summarise({name: played}) for name, played in episodes.items()},
             episodes=tuple(episode for played in episodes.values() for episode in played),
-            warnings=warnings,
+            warnings=performance.warnings,
+            rendering=None if performance.rendering is None else dict(performance.rendering),
         )
-        earlier = recorded(store) if record else []
         found = results(config.run_id, [*earlier, evaluation])
         if record and best(found.evaluations) == evaluation:
             _replace(model, out / BEST, evaluation)

@@ -165,6 +165,8 @@ class Evaluations:
         found = next(each for each in every if each.timesteps == timesteps)
         mean, rate = found.overall.returns.mean, found.overall.success_rate
         self.latest = {"timesteps": timesteps, "mean_return": mean, "success_rate": rate}
+        if found.warnings:
+            self.latest["warnings"] = list(found.warnings)
         log.info(
             "evaluated at %d timesteps: mean return %.2f%s",
             timesteps,
