@@ -73,6 +73,7 @@ FROZEN = {
     "NotYet": 64,
     "Interrupted": 75,
     "Fenced": 73,
+    "NotExact": 1,
     "CorruptCheckpoint": 1,
     "HeadMissing": 1,
     "StoreError": 1,

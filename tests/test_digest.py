@@ -126,13 +126,13 @@ def test_the_first_difference_is_named_by_step_and_layer(layer: str, row: int, p
 
 def test_what_is_equal_is_counted_and_not_reported() -> None:
     before = recorded(ROWS[:, :2000])
-    before.kept(1500, "aa")
+    before.kept(1500, "00000000000000aa")
     digests = Digests()
     digests.expect(
         [before.recording("what was computed here before"), Recording.of("what session 1 computed", before.reported())]
     )
     digests.resume(0, Rolled().facts())
-    recorded(ROWS, 700, digests=digests).kept(1500, "aa")
+    recorded(ROWS, 700, digests=digests).kept(1500, "00000000000000aa")
     assert (digests.difference, digests.compared) == (None, 2000)
     digests.kept(1500, "bb")
     assert str(digests.difference) == (
@@ -170,18 +170,21 @@ def test_a_full_table_thins_out_and_its_file_is_read_whole(tmp_path: Path) -> No
     for first in range(0, 3000, 60):
         after = rolled.add(ROWS[:, first : first + 60], first + 60)
         table.add(np.arange(first + 1, first + 61), after, 1)
-    rows = read_table(path, "run-a")
-    assert rows is not None and 50 <= len(rows) <= 100 and table.stride == 32
+    table.keep(2000, "00ab")
+    left = read_table(path, "what was computed here before", "run-a")
+    assert left is not None and left.parameters == table.parameters() == {2000: f"{0xAB:016x}"}
+    rows = left.rows
+    assert 50 <= len(rows) <= 100 and table.stride == 32
     assert rows["timesteps"].tolist() == [0, *range(32, 3000, 32)]
     assert rows.tobytes() == table.rows().tobytes()
     full = {int(row["timesteps"]): row["rolled"].tolist() for row in recorded(ROWS).recording("").rows}
     assert all(row["rolled"].tolist() == full[int(row["timesteps"])] for row in rows)
     torn = bytearray(path.read_bytes())
-    torn[32 + 48 * 3 + 10] ^= 1
+    torn[32 + 48 * (64 + 3) + 10] ^= 1
     path.write_bytes(torn)
-    rest = read_table(path, "run-a")
-    assert rest is not None and len(rest) == len(rows) - 1 and 96 not in rest["timesteps"]
-    assert read_table(path, "run-b") is None and read_table(tmp_path / "none", "run-a") is None
+    rest = read_table(path, "", "run-a")
+    assert rest is not None and len(rest.rows) == len(rows) - 1 and 96 not in rest.rows["timesteps"]
+    assert read_table(path, "", "run-b") is None and read_table(tmp_path / "none", "", "run-a") is None
     table.anchor(rolled)
     assert table.rows()["timesteps"].tolist() == [3000] and table.stride == 1
 

@@ -7,6 +7,7 @@
     │   └── NotYet                    64   valid in the schema, not implemented in this version
     ├── Interrupted                   75   stopped by a signal after a commit; the next session goes on from it
     ├── Fenced                        73   a newer worker owns the run; this one may not commit
+    ├── NotExact                       1   interrupted and resumed, a run came to another result than uninterrupted
     ├── CorruptCheckpoint              1   an object's size or checksum is not what its manifest says
     │   └── HeadMissing                1   a run has left checkpoints or sessions, and its head is gone
     ├── StoreError                     1
@@ -68,6 +69,10 @@ class Fenced(TrainCloudError):
     """Another worker has taken the run since; nothing was written."""
 
     exit_code = 73
+
+
+class NotExact(TrainCloudError):
+    """A run that was interrupted and resumed came to another result than the same run without interruption."""
 
 
 class CorruptCheckpoint(TrainCloudError):

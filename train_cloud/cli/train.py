@@ -1,18 +1,21 @@
-"""``validate`` and ``train``."""
+"""``validate``, ``prove`` and ``train``."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from textwrap import shorten
 from typing import Annotated
 
 import typer
 
 from train_cloud.cli import options
+from train_cloud.errors import NotExact
 
 
 def register(app: typer.Typer) -> None:
     app.command(rich_help_panel=options.TRAIN)(validate)
+    app.command(rich_help_panel=options.TRAIN)(prove)
     app.command(rich_help_panel=options.TRAIN)(train)
 
 
@@ -21,6 +24,9 @@ def validate(
     store: options.OptionalStore = None,
     instance_types: options.InstanceTypes = None,
     overrides: options.Overrides = None,
+    prove_too: Annotated[
+        bool, typer.Option("--prove", help="Also interrupt, resume and compare a short training: a small prove.")
+    ] = False,
 ) -> None:
     """Check a run file by building what it describes.
 
@@ -90,6 +96,71 @@ def validate(
     if checked.seeds is not None:
         typer.echo(f"  seeds         {', '.join(map(str, checked.seeds))}: a run for each")
     typer.echo("  it can be trained")
+    if prove_too:
+        _prove(run_file, checked.run_id, None, overrides, quick=True)
+
+
+def prove(
+    run_file: options.RunFile,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            "--steps",
+            metavar="TIMESTEPS",
+            help="How long to train.",
+            show_default="enough for updates, the end of an episode and a commit",
+        ),
+    ] = None,
+    overrides: options.Overrides = None,
+) -> None:
+    """Show that an interruption changes nothing: train twice, interrupt one, compare everything.
+
+    Trains for a short while in fresh processes and a store in a temporary folder: once without interruption, once
+    stopped by SIGTERM and then killed, each at an awkward step, and resumed. Compares parameters, optimisers, replay
+    buffer, normaliser, generators, callbacks, environments, observations, actions, rewards and scalars, bit for bit.
+    Exit code 1 and a list of what differs where anything does.
+
+    `train-cloud prove run.yaml --steps 5000`
+    """
+    from train_cloud.config import load_run_file
+
+    _prove(run_file, load_run_file(run_file, overrides or ()).run_id, steps, overrides, quick=False)
+
+
+_MOST_DIFFERENCES = 12
+
+
+def _prove(run_file: Path, run_id: str, steps: int | None, overrides: list[str] | None, *, quick: bool) -> None:
+    """:raises NotExact: the two differ"""
+    from train_cloud.worker.prove import prove as prove_run
+
+    def say(text: str) -> None:
+        typer.echo(f"  {text}", err=True)
+
+    proof = prove_run(run_file, steps=steps, overrides=overrides or (), quick=quick, say=say)
+    how = " and ".join(f"{name} at step {at:,}" for name, at in proof.interruptions)
+    typer.echo(f"{run_id}: {proof.timesteps:,} timesteps without interruption, and with {how}")
+    typer.echo(f"  reached       {', '.join(proof.reached) or 'neither an update nor the end of an episode'}")
+    if proof.missed:
+        typer.echo(f"  not reached   {', '.join(proof.missed)}: nothing is shown of that; give more --steps")
+    if proof.because is not None:
+        typer.echo(f"  status says   exact: no, because {proof.because}")
+    if proof.equal:
+        typer.echo(f"  equal         {', '.join(proof.compared)}")
+        return
+    if proof.first is not None:
+        typer.echo(f"  first         {proof.first}")
+    # A tensor follows from what else differs, and there are many.
+    paths = sorted(proof.differences, key=lambda path: path.startswith(("tensors", "rows", "scalar")))
+    for path in paths[:_MOST_DIFFERENCES]:
+        typer.echo(f"  differs       {path}")
+    if len(proof.differences) > _MOST_DIFFERENCES:
+        typer.echo(f"  differs       and {len(proof.differences) - _MOST_DIFFERENCES} more")
+    where = str(proof.first) if proof.first is not None else paths[0]
+    if not proof.reproducible:
+        raise NotExact(f"{run_id} is not reproducible: started twice, it differs before any interruption, {where}")
+    known = f", as the run says itself: {proof.because}" if proof.because is not None else ""
+    raise NotExact(f"{run_id} does not go on exactly: {where}{known}")
 
 
 def train(

@@ -45,6 +45,8 @@ _LONG_ROW = 1024
 _BLOCK = 64
 """Rows of a replay buffer that are read at once."""
 _ENTRIES = 8192
+_PARAMETERS = 64
+"""Checksums of parameters that a table has room for besides: the newest."""
 _REPORTED = 10
 _ENTRY = np.dtype([("timesteps", "<u8"), ("rolled", "<u8", (len(LAYERS),)), ("check", "<u8")])
 _HEADER = 32
@@ -112,7 +114,8 @@ class Rolled:
 
 
 class Table:
-    """Rolling checksums by timesteps, at most so many: when it is full, every second one goes.
+    """Rolling checksums by timesteps, at most so many: when it is full, every second one goes. And checksums of the
+    parameters at checkpoints.
 
     Its memory may be a file, which holds whole entries at any instant: each has a check of its own.
 
@@ -125,7 +128,7 @@ class Table:
         self.stride = 1
         """Only rows whose number is a multiple of this are taken. A power of 2, so that tables with different strides
         have rows in common."""
-        size = _HEADER + entries * _ENTRY.itemsize
+        size = _HEADER + (entries + _PARAMETERS) * _ENTRY.itemsize
         memory: Any = bytearray(size)
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -133,7 +136,9 @@ class Table:
                 file.truncate(size)
                 memory = mmap.mmap(file.fileno(), size)
         memory[:_HEADER] = _header(of)
-        self._entries = np.frombuffer(memory, _ENTRY, offset=_HEADER)
+        every = np.frombuffer(memory, _ENTRY, offset=_HEADER)
+        self._parameters, self._entries = every[:_PARAMETERS], every[_PARAMETERS:]
+        self._kept = 0
 
     def anchor(self, rolled: Rolled) -> None:
         """Begin after ``rolled``: what came before is not needed any more."""
@@ -150,23 +155,34 @@ class Table:
         :param per_row: timesteps of a row
         """
         numbers = timesteps // per_row
-        room = len(self._entries)
         while True:
             chosen = numbers % self.stride == 0
-            if self._count + int(chosen.sum()) <= room:
+            if self._count + int(chosen.sum()) <= len(self._entries):
                 break
             self.stride *= 2
             kept = self.rows()
-            first = kept[:1]  # the anchor stays
-            self._replace(np.concatenate([first, kept[1:][(kept["timesteps"][1:] // per_row) % self.stride == 0]]))
+            among = (kept["timesteps"] // per_row) % self.stride == 0
+            among[0] = True  # where it begins
+            self._replace(kept[among])
         new = _entries(timesteps[chosen], after[:, chosen])
         self._entries[self._count : self._count + len(new)] = new
         self._count += len(new)
+
+    def keep(self, timesteps: int, parameters: str) -> None:
+        """The parameters of a checkpoint that is about to be committed."""
+        value = np.zeros((len(LAYERS), 1), np.uint64)
+        value[0] = int(parameters, 16)
+        self._parameters[self._kept % _PARAMETERS] = _entries([timesteps], value)[0]
+        self._kept += 1
 
     def rows(self) -> npt.NDArray[Any]:
         """A copy of the entries, ascending."""
         kept: npt.NDArray[Any] = self._entries[: self._count].copy()
         return kept
+
+    def parameters(self) -> dict[int, str]:
+        """By timesteps."""
+        return _by_timesteps(self._parameters)
 
     def _replace(self, entries: npt.NDArray[Any]) -> None:
         # By others of the same run: a kill in between leaves both, or neither, never a wrong one.
@@ -175,17 +191,29 @@ class Table:
         self._count = len(entries)
 
 
-def read_table(path: Path, of: str = "") -> npt.NDArray[Any] | None:
-    """The entries that a :class:`Table` has left in a file; None where there are none of ``of``."""
+def read_table(path: Path, name: str, of: str = "") -> Recording | None:
+    """What a :class:`Table` has left in a file; None where there is nothing of ``of``.
+
+    :param name: for messages
+    """
     try:
         body = path.read_bytes()
     except FileNotFoundError:
         return None
     if body[:_HEADER] != _header(of) or (len(body) - _HEADER) % _ENTRY.itemsize:
         return None
-    entries = np.frombuffer(body, _ENTRY, offset=_HEADER)
-    whole = entries[(entries["check"] == _checks(entries)) & (entries["check"] != 0)]
-    return np.unique(whole)
+    every = np.frombuffer(body, _ENTRY, offset=_HEADER)
+    return Recording(name, np.unique(_whole(every[_PARAMETERS:])), _by_timesteps(every[:_PARAMETERS]))
+
+
+def _whole(entries: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Those that are there, and were not torn by a kill."""
+    found: npt.NDArray[Any] = entries[(entries["check"] == _checks(entries)) & (entries["check"] != 0)]
+    return found
+
+
+def _by_timesteps(parameters: npt.NDArray[Any]) -> dict[int, str]:
+    return {int(entry["timesteps"]): f"{int(entry['rolled'][0]):016x}" for entry in _whole(parameters)}
 
 
 def _header(of: str) -> bytes:
@@ -247,7 +275,6 @@ class Digests:
         self._rolled = Rolled()
         self._table = Table(path, of)
         self._keep_all = keep_all
-        self._parameters: dict[int, str] = {}
         self._expected: list[Recording] = []
         self._equal_to = 0
         self.compared = 0
@@ -302,11 +329,11 @@ class Digests:
         :param parameters: what :func:`sum_of` gave of its tensors
         """
         with self._lock:
-            self._parameters[timesteps] = parameters
+            self._table.keep(timesteps, parameters)
         for recording in self._expected:
             expected = recording.parameters.get(timesteps)
             if expected is not None and expected != parameters:
-                self._differ(Difference(self._equal_to, timesteps, (UPDATE,), recording.name))
+                self._differ(Difference(timesteps, timesteps, (UPDATE,), recording.name))
 
     def committed(self, facts: Mapping[str, Any] | None) -> None:
         """Nobody computes the steps up to this checkpoint again.
@@ -317,12 +344,11 @@ class Digests:
             return
         with self._lock:
             self._table.anchor(Rolled.of(facts))
-            self._parameters = {at: value for at, value in self._parameters.items() if at >= facts["timesteps"]}
 
     def reported(self) -> dict[str, Any]:
         """For the session's progress record: about a kilobyte."""
         with self._lock:
-            rows, parameters = self._table.rows(), dict(self._parameters)
+            rows, parameters = self._table.rows(), self._table.parameters()
         chosen = rows[np.unique(np.linspace(0, len(rows) - 1, _REPORTED).astype(int))]
         table = [[int(row["timesteps"]), *(f"{value:016x}" for value in row["rolled"].tolist())] for row in chosen]
         newest = [[at, value] for at, value in sorted(parameters.items())[-3:]]
@@ -331,7 +357,7 @@ class Digests:
     def recording(self, name: str) -> Recording:
         """All that is kept here."""
         with self._lock:
-            return Recording(name, self._table.rows(), dict(self._parameters))
+            return Recording(name, self._table.rows(), self._table.parameters())
 
     def _compare(self, recording: Recording, timesteps: npt.NDArray[np.int64], after: Words, per_row: int) -> None:
         known = recording.rows

@@ -33,9 +33,13 @@ _LOCAL = "digests"
 
 
 class Evidence:
-    """For and against the exactness of one session. Its methods may be called from any thread."""
+    """For and against the exactness of one session. Its methods may be called from any thread.
 
-    def __init__(self) -> None:
+    :param trial: file for the checksums of all steps, where the session is part of a proof
+    """
+
+    def __init__(self, trial: Path | None = None) -> None:
+        self._trial = trial
         self._lock = threading.Lock()
         self.because = ""
         """Why it is not exact; empty while nothing speaks against it."""
@@ -86,15 +90,16 @@ class Evidence:
         self._of = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         expected: list[Recording] = []
         if facts is not None:
-            rows = read_table(state_dir / _LOCAL, self._of)
-            if rows is not None:
-                expected.append(Recording("what was computed here before", rows, {}))
+            local = read_table(state_dir / _LOCAL, "what was computed here before", self._of)
+            expected += [local] if local is not None else []
             for record in before:
                 with contextlib.suppress(KeyError, ValueError, TypeError, IndexError):  # not written by us
                     found = (record.progress or {})[DIGESTS]
                     if found["of"] == self._of:
                         expected.append(Recording.of(f"what session {record.number} computed", found))
-        self._digests = Digests(state_dir / _LOCAL, self._of)
+        self._digests = (
+            Digests(state_dir / _LOCAL, self._of) if self._trial is None else Digests(self._trial, keep_all=True)
+        )
         self._digests.expect(expected)
         self._digests.on_difference = lambda difference: self.object(str(difference))
         return self._digests

@@ -18,7 +18,7 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -77,6 +77,7 @@ from train_cloud.worker.predecessor import note_reached, reached_before, reached
 from train_cloud.worker.pulse import Pulse, last_alive
 from train_cloud.worker.seeds import train_each
 from train_cloud.worker.stop import Stop
+from train_cloud.worker.trial import Trial
 
 if TYPE_CHECKING:
     from stable_baselines3.common.logger import KVWriter
@@ -213,7 +214,10 @@ class _Session:
             on_silence=lambda words: endings.stand_still(state_dir, words),
         )
         # Asked at every step of the environments: not one call more than it takes.
-        self.step, self.stop_deadline = self._pulse.step, stop.deadline
+        trial = Trial.from_environment()
+        self._proving = trial is not None
+        self.step: Callable[[int], None] = self._pulse.step if trial is None else trial.step(self._pulse.step)
+        self.stop_deadline = stop.deadline
         self._limits: Limits | None = None
         self._first_timestep = self._resumed_at = 0
         self._artifacts = Artifacts(
@@ -225,7 +229,7 @@ class _Session:
         self._received_bytes = 0
         self._code: CodeFolder | None = None
         self._machine: dict[str, Any] = {}
-        self._evidence = Evidence()
+        self._evidence = Evidence(trial.digests if trial is not None else None)
         self._committing: Mapping[str, Any] = {}
         self._trial: Mapping[str, Any] | None = None
         self._begun_with: Mapping[str, Any] | None = None
@@ -569,6 +573,8 @@ class _Session:
     def submit(self, snapshot: Snapshot) -> None:
         self._line.begin()
         self._committer.submit(self._complete(snapshot))
+        if self._proving:
+            self.settle()  # so that all sessions of a proof commit at the same steps
         if self._inline() and snapshot.facts["evaluate"]:
             self.settle()
             self._evaluate_inline()

@@ -1,0 +1,79 @@
+"""Environments and callbacks with state where no checkpoint sees it, for the tests that must find it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+
+#: Of this process: a resumed one counts from 0.
+steps = 0
+rollouts = 0
+
+
+class Line(gymnasium.Env[Any, Any]):
+    """A walk on a line.
+
+    :param hidden: ``count``: after 200 steps of the process the reward is another one; ``process``: observations depend
+        on the process's id; ``noise``: on a generator that nobody seeds
+    """
+
+    def __init__(self, hidden: str = "", continuous: bool = False) -> None:
+        self.hidden = hidden
+        self.observation_space = spaces.Box(-10, 10, (2,), np.float32)
+        self.action_space = spaces.Box(-1, 1, (1,), np.float32) if continuous else spaces.Discrete(2)
+        self.noise = np.random.default_rng() if hidden == "noise" else None
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self.place = self.np_random.uniform(-1, 1, 2).astype(np.float32)
+        self.length = 0
+        return self.place.copy(), {}
+
+    def step(self, action: Any) -> Any:
+        global steps
+        steps += 1
+        self.length += 1
+        push = float(np.asarray(action).reshape(-1)[0])
+        self.place = np.clip(self.place + push * self.np_random.uniform(-0.5, 0.5, 2), -9, 9).astype(np.float32)
+        if self.hidden == "process":
+            self.place[0] += 1e-4 * (os.getpid() % 997)
+        if self.noise is not None:
+            self.place[0] += float(np.random.default_rng().uniform(0, 1e-3))
+        reward = -float(np.abs(self.place).sum()) - (self.hidden == "count" and steps > 200)
+        return self.place.copy(), reward, bool(np.abs(self.place).max() > 3), self.length >= 40, {}
+
+
+gymnasium.register("Line-v0", "hidden:Line")
+
+
+class Waits(BaseCallback):
+    """At step 160, for the first commit, of which ``HEAD_FILE`` tells: a busy machine may train faster."""
+
+    def _on_step(self) -> bool:
+        head = os.environ.get("HEAD_FILE")
+        deadline = time.monotonic() + 60
+        while self.num_timesteps == 160 and head and time.monotonic() < deadline:
+            if json.loads(Path(head).read_text())["timesteps"]:
+                break
+            time.sleep(0.01)
+        return True
+
+
+class Anneals(BaseCallback):
+    """Lowers the entropy bonus by a count that only this module has."""
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        global rollouts
+        rollouts += 1
+        self.model.ent_coef = 1.0 / rollouts  # type: ignore[attr-defined]
