@@ -22,6 +22,7 @@ PARTS: Mapping[str, Literal["identity", "budget"]] = {
     "initial_model": "identity",
     "callbacks": "identity",
     "entry_point": "identity",
+    "arguments": "identity",
     "code": "identity",
     "data": "identity",
     "env": "identity",

@@ -8,7 +8,8 @@ Stable-Baselines3 or Gymnasium can tell (does the environment import, does the a
 from __future__ import annotations
 
 import re
-from pathlib import Path
+import shlex
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, model_validator
@@ -80,6 +81,26 @@ def _environment_value(value: object) -> object:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     return value
+
+
+def _split(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return shlex.split(value)
+    except ValueError as error:
+        raise ValueError(f"write it as in a shell: {error}") from error
+
+
+def _entry_point(value: str) -> str:
+    if REFERENCE.fullmatch(value):
+        return value
+    path = PurePosixPath(value)
+    if path.suffix == ".py" and not path.is_absolute() and ".." not in path.parts:
+        return value
+    module = value.partition(":")[0].removesuffix(".py").replace("/", ".")
+    likely = f": {module}:main, or {module.replace('.', '/')}.py" if MODULE.fullmatch(module) else ""
+    raise ValueError(f"write module:function, or a file below code.folder that ends in .py{likely}")
 
 
 def _glob(value: str) -> str:
@@ -208,10 +229,18 @@ class RunFile(Section):
         None, description="Model to start from; see below. Text is its `source`."
     )
     callbacks: tuple[Reference, ...] = Field((), description="`module:Class` of SB3 callbacks, made without arguments.")
-    entry_point: Reference | None = Field(
+    entry_point: Annotated[Text, AfterValidator(_entry_point)] | None = Field(
         None,
-        description="`module:function` of an ordinary SB3 script that passes `train_cloud.checkpoints()` to `learn`. "
-        "The script then decides on algorithm, policy, environment, hyperparameters and callbacks.",
+        description="`module:function` of an ordinary SB3 script that passes `train_cloud.checkpoints()` to `learn`, "
+        "or a file below `code.folder`, such as `train.py`, to run as `python train.py` does. The script then "
+        "decides on algorithm, policy, environment, hyperparameters and callbacks.",
+    )
+    arguments: Annotated[tuple[Annotated[Text, BeforeValidator(_environment_value)], ...], BeforeValidator(_split)] = (
+        Field(
+            (),
+            description="What the script finds in `sys.argv` after its own name: a list, or one text as in a shell, "
+            "for example `--env CartPole-v1`.",
+        )
     )
     code: Code = Field(Code(), description="Code of one's own; see below.")
     data: Any = Field((), description="Data to fetch before training. Not yet.")
@@ -274,6 +303,9 @@ class RunFile(Section):
                 raise InputError(f"env.{name}", value, "the worker sets it: remove it")
             if "\0" in value or "\n" in value:
                 raise InputError(f"env.{name}", value, "give one line of text")
+        if self.arguments and self.entry_point is None:
+            fix = "only a script has them: name it under entry_point, or use hyperparameters and environment.kwargs"
+            raise InputError("arguments", list(self.arguments), fix)
         if self.entry_point is None:
             self._check_algorithm()
             self._check_hyperparameters()
@@ -330,6 +362,12 @@ class RunFile(Section):
                 )
 
     def _check_entry_point(self) -> None:
+        if self.script is not None:
+            if self.code.folder is None:
+                raise InputError("entry_point", self.entry_point, "name the folder that it lies in under code.folder")
+            if not self.script.is_file():
+                fix = f"there is no such file below code.folder, {self.code.folder}"
+                raise InputError("entry_point", self.entry_point, fix)
         for field in ("algorithm", "policy", "environment", "hyperparameters", "callbacks", "initial_model"):
             value = getattr(self, field)
             if field in self.model_fields_set and value not in (None, (), {}):
@@ -343,6 +381,13 @@ class RunFile(Section):
             return self.code.requirements
         usual = self.code.folder / "requirements.txt"
         return usual if usual.is_file() else None
+
+    @property
+    def script(self) -> Path | None:
+        """The entry point's file; None where it is a function."""
+        if self.entry_point is None or ":" in self.entry_point:
+            return None
+        return (self.code.folder or Path()) / self.entry_point
 
     @property
     def extras(self) -> tuple[str, ...]:

@@ -163,7 +163,7 @@ def import_module(name: str, field: str, value: object) -> Any:
         else:
             fix = f"importing {name} needs {error.name}, which is not installed"
         raise InputError(field, value, fix) from error
-    except FAILURES as error:
+    except (*FAILURES, SystemExit) as error:
         raise InputError(field, value, f"importing {name} raises {_told(error)}") from error
 
 
@@ -195,7 +195,7 @@ def refusing(field: str, value: object, fix: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except FAILURES as error:
+    except (*FAILURES, SystemExit) as error:
         raise InputError(field, value, f"{fix} {_told(error)}") from error
 
 

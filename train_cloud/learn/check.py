@@ -38,13 +38,13 @@ from train_cloud.learn.build import (
     choose_state,
     explaining,
     load_algorithm,
-    load_object,
     load_policy,
     make_vec_env,
     refusing,
 )
 from train_cloud.learn.capture import Capture, get_generators, set_generators
 from train_cloud.learn.initial import Initial, begin_with
+from train_cloud.learn.script import prepare
 
 #: What a training has in memory that this trial has not: CUDA's libraries and context, segments on their way from the
 #: store or to it. The tensors of three snapshots are counted besides: one held, one on its way, one packed.
@@ -95,8 +95,7 @@ def check(run_file: RunFile, initial: Initial | None = None) -> CheckReport:
     """
     with _undisturbed(run_file):
         if run_file.entry_point is not None:
-            if not callable(load_object(run_file.entry_point, "entry_point")):
-                raise InputError("entry_point", run_file.entry_point, "name a function")
+            prepare(run_file)
             return CheckReport()
         return _check_several(run_file) if run_file.algorithm == MULTIAGENT else _check(run_file, initial)
 

@@ -65,6 +65,7 @@ class Evaluations:
         self._command = list(command)
         self._results = results
         self._limit = limit
+        self._folder = Path.cwd()  # the user's code may change it
         self._lock = threading.Lock()
         self._announced: set[int] = set()
         self._committed: set[int] = set()
@@ -114,6 +115,7 @@ class Evaluations:
                     [*self._command, "--at", str(self._playing)],
                     stdin=subprocess.DEVNULL,
                     start_new_session=True,
+                    cwd=self._folder,
                     env=child_process.environment(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1"),
                 )
 

@@ -66,6 +66,7 @@ class Pulse:
     :param every_second: called from the thread: limits
     :param on_silence: called from the thread, once for each silence that systemd will take for a hang, with what stands
         where
+    :param bar: show one on a terminal. Two of them, ours and one of the user's code, wait for each other for ever.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Pulse:
         total: int,
         every_second: Callable[[], None],
         on_silence: Callable[[str], None] = lambda words: None,
+        bar: bool = True,
     ) -> None:
         self._total = total
         self._every_second = every_second
@@ -92,7 +94,7 @@ class Pulse:
             file.write(_COUNT.pack(0))
         with self._steps_file.open("r+b") as file:
             self._count = mmap.mmap(file.fileno(), _COUNT.size)
-        self._bar = _bar() if sys.stderr.isatty() else None
+        self._bar = _bar() if bar and sys.stderr.isatty() else None
         self._thread = threading.Thread(target=self._beat, name="train-cloud-pulse", daemon=True)
         self._notify = _notifier()
 

@@ -5,6 +5,7 @@ Stopping is by deadline, an absolute time, never by a chain of waits.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -20,6 +21,19 @@ from train_cloud.instance.notices import local_notice
 STOP_SECONDS = 100.0
 #: Kept free before the time that a notice announces: "best effort", says the EC2 User Guide of it.
 _MARGIN_SECONDS = 10.0
+
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
+
+_log = logging.getLogger(__name__)
+
+
+def _forked() -> None:
+    """In a child that the user's code forks, as ``multiprocessing`` does by default on Linux: it can be ended, and
+    Ctrl-C, which reaches the whole process group, is the trainer's to answer.
+    """
+    for number, action in zip(_STOPPING, (signal.SIG_DFL, signal.SIG_IGN), strict=True):
+        if isinstance(getattr(signal.getsignal(number), "__self__", None), Stop):
+            signal.signal(number, action)
 
 
 class Stop:
@@ -38,14 +52,35 @@ class Stop:
         """``notice``, ``signal``, ``limit``; None while nobody asked."""
         self.limit: str | None = None
         """Which limit was reached, in words."""
-        signal.signal(signal.SIGTERM, self._on_signal)
-        signal.signal(signal.SIGINT, self._on_signal)
+        self._taken_over = False
+        for number in _STOPPING:
+            signal.signal(number, self._on_signal)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=_forked)
         if hasattr(signal, "SIGUSR1"):
             signal.signal(signal.SIGUSR1, lambda number, frame: self._save.set())
 
     def deadline(self) -> float | None:
         """By when all must be committed, on ``time.monotonic()``; None: go on."""
+        if self._taken_over:
+            self._take_back()
         return self._deadline
+
+    def look(self) -> None:
+        """Whether the user's code has put handlers of its own in the place of ours; asked from any thread, once a
+        second. Only the main thread can take them back, which it does at its next step.
+        """
+        self._taken_over = any(signal.getsignal(number) != self._on_signal for number in _STOPPING)
+
+    def _take_back(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        self._taken_over = False
+        for number in _STOPPING:
+            if signal.getsignal(number) != self._on_signal:
+                signal.signal(number, self._on_signal)
+                name = signal.Signals(number).name
+                _log.warning("%s is train-cloud's again: it stops the training where it can go on later", name)
 
     def save_requested(self) -> bool:
         """A rebalance recommendation asked for a checkpoint since the last call."""

@@ -146,7 +146,9 @@ def train(
     with _alone(state_dir):
         alive = last_alive(state_dir)  # before this session shows signs of life
         out = state_dir / FOLDER
-        playing = command(run_file, store=store, out=out, events=out / EVENTS, overrides=overrides)
+        # The user's code may change the working directory.
+        root = store if "://" in store else str(Path(store).absolute())
+        playing = command(run_file.absolute(), store=root, out=out, events=out / EVENTS, overrides=overrides)
         evaluations = None
         if config.evaluation is not None and config.evaluation.mode == "process":
             evaluations = Evaluations(playing, out / RESULTS, 60.0 * config.evaluation.max_minutes)
@@ -212,6 +214,7 @@ class _Session:
             config.total_timesteps,
             every_second=self._every_second,
             on_silence=lambda words: endings.stand_still(state_dir, words),
+            bar=config.entry_point is None and not any("ProgressBar" in name for name in config.callbacks),
         )
         # Asked at every step of the environments: not one call more than it takes.
         trial = Trial.from_environment()
@@ -228,6 +231,7 @@ class _Session:
         self._head_began = 0.0
         self._received_bytes = 0
         self._code: CodeFolder | None = None
+        self._script: Callable[[], object] = lambda: None
         self._machine: dict[str, Any] = {}
         self._evidence = Evidence(trial.digests if trial is not None else None)
         self._committing: Mapping[str, Any] = {}
@@ -301,7 +305,8 @@ class _Session:
 
     def _build(self, facts: Mapping[str, Any]) -> Built | None:
         """Model, environments and callbacks, or None for a script, which makes its own."""
-        from train_cloud.learn.build import build_callbacks, build_model, check_device, load_object
+        from train_cloud.learn.build import build_callbacks, build_model, check_device
+        from train_cloud.learn.script import prepare
 
         if self._config.evaluation is not None:
             from train_cloud.evaluate.play import check
@@ -309,7 +314,7 @@ class _Session:
             check(self._config)
         if self._config.entry_point is not None:
             check_device(self._config.device)
-            load_object(self._config.entry_point, "entry_point")
+            self._script = prepare(self._config)
             return None
         self._callbacks = build_callbacks(self._config)
         built = build_model(self._config, facts.get(_TRIAL))
@@ -418,14 +423,10 @@ class _Session:
                     f"interrupted ({self._stop.reason}) while the store does not answer: left at "
                     f"{self._lease.head.timesteps} timesteps, the last commit: {error}"
                 ) from error
-            self._record_failure(self._cure(error))
+            # Ours says all there is; of the user's code's the place counts.
+            own = str(error) if isinstance(error, TrainCloudError) else None
+            self._record_failure(own, more=self._cure(error))
             raise
-        if not self._finished:
-            raise InputError(
-                "entry_point",
-                self._config.entry_point,
-                "it returned without training: pass callback=train_cloud.checkpoints() to learn()",
-            )
         if self._lease.head.outcome is None:
             self._lease.conclude("completed", self._early)
         log.info("completed at %d timesteps%s", self._lease.head.timesteps, f": {self._early}" if self._early else "")
@@ -457,19 +458,52 @@ class _Session:
         log.info("session %d goes on at %d timesteps", self.number, self.restored.timesteps)
 
     def _run_model(self, built: Built) -> None:
-        from train_cloud.learn.callback import learn
+        from train_cloud.learn.callback import TrainingStopped, learn
+        from train_cloud.learn.script import left_early
 
-        learn(built.model, self, self._callbacks, built.choice)
+        try:
+            learn(built.model, self, self._callbacks, built.choice)
+        except SystemExit as error:
+            if self._stop.deadline() is not None:
+                raise TrainingStopped from error
+            left = left_early(error)
+            assert left is not None  # in the middle of a training, leaving is never its end
+            raise left from error
 
     def _run_script(self) -> None:
         from train_cloud.config.current import training
-        from train_cloud.learn.build import load_object
-        from train_cloud.learn.callback import hosted_by
+        from train_cloud.learn.callback import TrainingStopped, hosted_by
+        from train_cloud.learn.script import left_early
 
-        assert self._config.entry_point is not None
-        main = load_object(self._config.entry_point, "entry_point")
-        with hosted_by(self), training(self._config):
-            main()
+        try:
+            with hosted_by(self), training(self._config):
+                self._script()
+        except SystemExit as error:
+            if not self._finished and self._stop.deadline() is not None:  # by a signal handler of its own
+                raise TrainingStopped from error
+            left = left_early(error, trained=self._finished)
+            if left is not None:
+                raise left from error
+        if not self._finished:
+            self._refuse_return()
+
+    def _refuse_return(self) -> None:
+        """The script has returned before its training was over."""
+        from train_cloud.learn.callback import TrainingStopped
+
+        if self._stop.deadline() is not None:  # it has caught what ended the training
+            raise TrainingStopped
+        at = self._pulse.timesteps
+        if at:
+            raise TrainCloudError(
+                f"the script returned at {at} of {self._config.total_timesteps} timesteps, before learn() did: it must "
+                "not catch what learn() raises"
+            )
+        raise InputError(
+            "entry_point",
+            self._config.entry_point,
+            "it returned without training: pass callback=train_cloud.checkpoints() to learn()",
+        )
 
     def _cure(self, error: Exception) -> str:
         """What a person can do about it, as far as that is known here; said, and returned."""
@@ -482,9 +516,14 @@ class _Session:
             log.error("%s", words)
         return words
 
-    def _record_failure(self, more: str = "") -> None:
-        """Why this attempt ends. The exception that is being handled goes on, whatever the store says to this."""
-        reason = f"{traceback.format_exc()[-_TRACEBACK_CHARACTERS:]}{more}"
+    def _record_failure(self, words: str | None = None, more: str = "") -> None:
+        """Why this attempt ends. The exception that is being handled goes on, whatever the store says to this.
+
+        :param words: by default that exception's traceback
+        :param more: what follows them
+        """
+        words = words or traceback.format_exc()[-_TRACEBACK_CHARACTERS:]
+        reason = f"{words.rstrip()}\n{more}" if more else words
         self._pulse.phase("store")
         with contextlib.suppress(TrainCloudError, OSError):
             self._committer.wait(time.monotonic() + _LAST_WAIT_SECONDS)  # what is under way is work that was done
@@ -819,6 +858,7 @@ class _Session:
 
     def _every_second(self) -> None:
         self._check_limits()
+        self._stop.look()
         if self._evaluations is not None:
             if self._stop.deadline() is not None and self._stop.reason != "limit":
                 self._evaluations.end()  # the processor is the commit's now
