@@ -529,7 +529,7 @@ def test_a_manifest_that_is_none(store: ObjectStore, folder: Path) -> None:
     store.put(MANIFEST, b'{"experiment_name": 3}')
     write(folder, a="1")
     with pytest.raises(CorruptCheckpoint, match=MANIFEST):
-        Sync(store, folder, name="first").everything()
+        Sync(store, folder, name="first", alone=False).everything()
     assert objects(store) == {}
 
 

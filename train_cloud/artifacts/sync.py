@@ -132,6 +132,7 @@ class Sync:
         """Take the manifest over, and see that it is what lies in the store. Needed once, before anything else.
 
         :raises Fenced: a newer writer has it
+        :raises CorruptCheckpoint: it cannot be read, and may be somebody else's
         """
         self._read()
         if self._writer != (0, 0) or self._written is not None:
@@ -457,10 +458,14 @@ class Sync:
     # --------------------------------------------------------------------------------------------------- the manifest
 
     def _standing(self) -> tuple[Uploads, str] | None:
-        """The manifest that stands there. One that is damaged says nothing, and is written anew from what there is."""
+        """The manifest that stands there. Where all is this folder's, one that is damaged is written anew from what there
+        is; elsewhere it may be somebody else's.
+        """
         try:
             return read_uploads(self._store)
         except CorruptCheckpoint as error:
+            if not self._alone:
+                raise
             log.warning("%s: it is written anew", error)
         try:
             etag = self._store.get(MANIFEST).etag

@@ -224,10 +224,11 @@ def _content(store: ObjectStore, key: str) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         ignore(store.url, [key], "damaged")
         return None
-    wrong = [name for name, kinds in _KINDS.items() if name in content and not isinstance(content[name], kinds)]
+    given = {name: value for name, value in content.items() if value is not None or name not in _KINDS}
+    wrong = [name for name, kinds in _KINDS.items() if name in given and not isinstance(given[name], kinds)]
     if wrong:
         ignore(store.url, [f"{key}: {name}" for name in wrong], "damaged")
-    return {name: value for name, value in content.items() if name not in wrong}
+    return {name: value for name, value in given.items() if name not in wrong}
 
 
 def write_local(path: Path, content: Mapping[str, Any]) -> None:
