@@ -458,8 +458,8 @@ class Sync:
     # --------------------------------------------------------------------------------------------------- the manifest
 
     def _standing(self) -> tuple[Uploads, str] | None:
-        """The manifest that stands there. Where all is this folder's, one that is damaged is written anew from what there
-        is; elsewhere it may be somebody else's.
+        """The manifest that stands there. Where all is this folder's, one that is damaged is written anew from what
+        there is; elsewhere it may be somebody else's.
         """
         try:
             return read_uploads(self._store)
