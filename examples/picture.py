@@ -21,6 +21,7 @@ from stable_baselines3 import SAC
 
 from train_cloud.artifacts import tensorboard
 from train_cloud.config import RunFile, load_run_file
+from train_cloud.evaluate import rendering
 from train_cloud.run import layout
 from train_cloud.store import open_store
 from train_cloud.worker.export import export
@@ -46,6 +47,7 @@ def race(axes: Any, model: SAC, run_file: RunFile) -> None:
     assert run_file.environment is not None
     importlib.import_module(str(run_file.environment.module))
     env = gymnasium.make(run_file.environment.id, render_mode="rgb_array", **run_file.environment.kwargs)
+    seen = rendering.Seen()
     observation, _ = env.reset(seed=3)
     frame, total, steps, over = env.render(), 0.0, 0, False
     while not over:
@@ -54,6 +56,9 @@ def race(axes: Any, model: SAC, run_file: RunFile) -> None:
         total, steps, over = total + float(reward), steps + 1, terminated or truncated
         if steps <= 40:
             frame = env.render()
+            seen.add(rendering.as_picture(frame))
+    if seen.blank is not None:
+        raise SystemExit(f"nothing is to be seen: {seen.blank}")
     axes.imshow(frame)
     axes.set_axis_off()
     axes.set_title(f"one episode: {steps} steps, return {total:.0f}")
@@ -99,7 +104,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = export(options.store, run_file.run_id, out=Path(folder) / "model")
         if (model / "model.zip").exists():
-            race(right, SAC.load(model / "model.zip", device="cpu"), run_file)
+            with rendering.applied(rendering.candidates({})[0]):  # no screen is needed
+                race(right, SAC.load(model / "model.zip", device="cpu"), run_file)
         else:
             left.legend(frameon=False)
             zips = {path.parent.name: SAC.load(path, device="cpu") for path in sorted(model.glob("*/model.zip"))}

@@ -99,6 +99,8 @@ def shortened(path: Path, code: Path | None, folder: Path) -> tuple[Path, RunFil
     changes = [f"total_timesteps={total}", f"save_frequency={total // 4}"]
     if load_run_file(path).entry_point is None:
         changes += SMALL
+    if load_run_file(path).evaluation is not None:
+        changes.append("evaluation.episodes=1")
     if code is not None:
         changes.append(f"code.folder={code}")
     folder.mkdir()

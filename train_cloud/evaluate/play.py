@@ -282,7 +282,9 @@ class _Drawn:
         try:
             env = self._env({**kwargs, "render_mode": "rgb_array"})
         except (InputError, *FAILURES) as error:
-            self._no_films(str(error), final=isinstance(error.__cause__, TypeError))  # it knows no render_mode
+            knows_none = isinstance(error.__cause__, TypeError) and "render_mode" in str(error.__cause__)
+            because = "its class has no render_mode: give it that argument, and a render() that returns a picture"
+            self._no_films(because if knows_none else str(error), final=knows_none)
             return None
         try:
             env.reset(seed=0)
