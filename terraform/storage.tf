@@ -228,6 +228,7 @@ resource "aws_s3_object" "run" {
     overrides   = {}
     launched_by = "terraform"
     deadline    = timeadd(local.launched[each.key], "${ceil(var.max_runtime_hours * 60)}m")
+    volume      = local.volume
   })
 }
 

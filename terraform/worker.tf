@@ -2,6 +2,9 @@
 # it for good.
 
 locals {
+  # Also in run.json, for the worker's account of what it costs.
+  volume = { type = "gp3", gb = var.root_volume_gb, iops = 3000, throughput = 500 }
+
   hook     = "final-commit"
   image_id = coalesce(var.ami_id, one(data.aws_ssm_parameter.image[*].insecure_value))
   # A volume cannot be smaller than the snapshot that it is made from.
@@ -100,10 +103,10 @@ resource "aws_launch_template" "worker" {
     device_name = data.aws_ami.image.root_device_name
 
     ebs {
-      volume_type           = "gp3"
-      volume_size           = var.root_volume_gb
-      iops                  = 3000
-      throughput            = 500
+      volume_type           = local.volume.type
+      volume_size           = local.volume.gb
+      iops                  = local.volume.iops
+      throughput            = local.volume.throughput
       encrypted             = true
       kms_key_id            = var.kms_key_arn
       delete_on_termination = true

@@ -13,6 +13,8 @@ from urllib.parse import parse_qs
 class Prices(ThreadingHTTPServer):
     """:ivar spot: (zone, ISO 8601, dollars an hour) of each change
     :ivar on_demand: dollars an hour of each product that matches
+    :ivar volumes: dollars a month of gp3, by unit
+    :ivar addresses: dollars an hour of a public address, by usage type
     :ivar refuses: status of every answer, if it is no 200
     :ivar asked: what came, as it came
     """
@@ -24,6 +26,8 @@ class Prices(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.spot: list[tuple[str, str, str]] = []
         self.on_demand: list[str] = []
+        self.volumes: dict[str, str] = {}
+        self.addresses: dict[str, str] = {}
         self.refuses = 0
         self.asked: list[dict[str, object]] = []
 
@@ -33,8 +37,16 @@ class Prices(ThreadingHTTPServer):
 
     def answer(self, target: str, body: str) -> str:
         if target == "AWSPriceListService.GetProducts":
-            self.asked.append(json.loads(body))
-            return json.dumps({"FormatVersion": "aws_v1", "PriceList": [_product(price) for price in self.on_demand]})
+            asked = json.loads(body)
+            self.asked.append(asked)
+            filters = {entry["Field"]: entry["Value"] for entry in asked["Filters"]}
+            if asked["ServiceCode"] == "AmazonVPC":
+                found = [_product(price, usage=usage) for usage, price in self.addresses.items()]
+            elif filters.get("volumeApiName") == "gp3":
+                found = [_product(price, unit) for unit, price in self.volumes.items()]
+            else:
+                found = [_product(price) for price in self.on_demand]
+            return json.dumps({"FormatVersion": "aws_v1", "PriceList": found})
         call = {name: values[0] for name, values in parse_qs(body).items()}
         assert call["Action"] == "DescribeSpotPriceHistory", call
         self.asked.append(dict(call))
@@ -50,10 +62,11 @@ class Prices(ThreadingHTTPServer):
         )
 
 
-def _product(price: str) -> str:
-    dimension = {"unit": "Hrs", "pricePerUnit": {"USD": price}, "description": f"${price} per On Demand Linux"}
+def _product(price: str, unit: str = "Hrs", *, usage: str = "BoxUsage") -> str:
+    dimension = {"unit": unit, "pricePerUnit": {"USD": price}, "description": f"${price} per {unit}"}
     term = {"priceDimensions": {"A.B.C": dimension}, "sku": "A"}
-    return json.dumps({"product": {"sku": "A"}, "terms": {"OnDemand": {"A.B": term}, "Reserved": {}}})
+    product = {"sku": "A", "attributes": {"usagetype": usage}}
+    return json.dumps({"product": product, "terms": {"OnDemand": {"A.B": term}, "Reserved": {}}})
 
 
 class _Exchange(BaseHTTPRequestHandler):

@@ -18,7 +18,7 @@ import requests
 from botocore.exceptions import ClientError
 
 from train_cloud.errors import TrainCloudError
-from train_cloud.instance.price import read_price
+from train_cloud.instance.price import Volume, read_price
 from train_cloud.rehearsal.aws import EmbeddedAws
 
 OWNER = """
@@ -168,8 +168,10 @@ def test_it_has_prices_and_only_for_what_is_asked(aws: EmbeddedAws, monkeypatch:
         monkeypatch.setenv(name, value)
     now = datetime.now(timezone.utc)
     for life_cycle in ("spot", "on-demand"):
-        price = read_price("g6.xlarge", "us-east-1b", now, life_cycle=life_cycle)
-        assert price.because is None and price.on_demand == 0.8048
+        volume = Volume(type="gp3", gb=150, iops=3000, throughput=500)
+        price = read_price("g6.xlarge", "us-east-1b", now, life_cycle=life_cycle, volume=volume, public_address=True)
+        assert (price.because, price.on_demand, price.address) == (None, 0.8048, 0.005)
+        assert price.volume == pytest.approx(27 / 730)
         assert price.spot == (0.3316 if life_cycle == "spot" else None)
     unknown = read_price("x1e.32xlarge", "us-east-1b", now)
     assert (unknown.spot, unknown.on_demand) == (None, None)

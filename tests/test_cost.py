@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import pytest
 from prices import Prices, serving
 
-from train_cloud.instance.price import Price, read_price
+from train_cloud.config.run_file import Limits as Configured
+from train_cloud.instance.price import Price, Volume, read_price
 from train_cloud.run.cost import cost
-from train_cloud.run.session import SessionRecord
+from train_cloud.run.session import SessionRecord, begin_session, read_sessions
+from train_cloud.store import open_store
+from train_cloud.worker.limits import Limits
 
 AT = datetime(2026, 3, 1, 12, tzinfo=timezone.utc)
 
@@ -28,31 +32,38 @@ def prices(monkeypatch: pytest.MonkeyPatch) -> Iterator[Prices]:
             ("us-east-1b", "2026-03-01T11:59:00Z", "0.100000"),
         ]
         server.on_demand = ["1.0060000000"]
+        server.volumes = {"GB-Mo": "0.1", "GiBps-mo": "51.2", "IOPS-Mo": "0.01"}
+        server.addresses = {
+            "PublicIPv4:InUseAddress": "0.006",
+            "PublicIPv4:IdleAddress": "0.5",
+            "PublicIPv4:ContiguousBlock": "0",
+        }
         yield server
 
 
 def test_the_price_that_is_in_effect_in_the_zone_at_that_time(prices: Prices) -> None:
-    price = read_price("g5.xlarge", "us-east-1a", AT)
-    assert price == Price(spot=0.4, on_demand=1.006, life_cycle="spot", because=None)
-    assert (price.hourly, price.at_most) == (0.4, 0.4)
-    by_api = {"Action" in asked: asked for asked in prices.asked}
-    assert by_api[True]["AvailabilityZone"] == "us-east-1a" and by_api[True]["StartTime"] == "2026-03-01T12:00:00Z"
-    filters: Any = by_api[False]["Filters"]
-    wanted = {entry["Field"]: entry["Value"] for entry in filters}
+    price = read_price("g5.xlarge", "us-east-1a", AT, volume=VOLUME, public_address=False)
+    assert (price.spot, price.on_demand, price.life_cycle, price.because) == (0.4, 1.006, "spot", None)
+    assert (price.machine, price.address) == (0.4, 0.0)
+    (asked,) = (asked for asked in prices.asked if "Action" in asked)
+    assert asked["AvailabilityZone"] == "us-east-1a" and asked["StartTime"] == "2026-03-01T12:00:00Z"
+    lists: list[Any] = [asked["Filters"] for asked in prices.asked if "Filters" in asked]
+    filters = [{entry["Field"]: entry["Value"] for entry in each} for each in lists]
+    (wanted,) = (each for each in filters if "instanceType" in each)
     assert wanted["instanceType"] == "g5.xlarge" and wanted["regionCode"] == "us-east-1"
     assert wanted["tenancy"] == "Shared" and wanted["operatingSystem"] == "Linux"
 
 
 def test_on_demand_pays_the_on_demand_price(prices: Prices) -> None:
-    price = read_price("g5.xlarge", "us-east-1a", AT, life_cycle="on-demand")
-    assert (price.spot, price.hourly, price.because) == (None, 1.006, None)
+    price = read_price("g5.xlarge", "us-east-1a", AT, life_cycle="on-demand", volume=VOLUME, public_address=False)
+    assert (price.spot, price.machine, price.because) == (None, 1.006, None)
     assert not any("Action" in asked for asked in prices.asked), "there is no spot price to ask for"
 
 
 def test_what_cannot_be_read_is_unknown_and_never_a_guess(prices: Prices) -> None:
     prices.spot = [("us-east-1b", "2026-03-01T11:59:00Z", "0.1")]
     prices.on_demand = ["1.0", "2.0"]
-    price = read_price("g5.xlarge", "us-east-1a", AT)
+    price = read_price("g5.xlarge", "us-east-1a", AT, volume=VOLUME, public_address=True)
     assert (price.spot, price.on_demand, price.hourly, price.at_most) == (None, None, None, None)
     assert price.because == (
         "spot price: the history has none for g5.xlarge in us-east-1a; "
@@ -60,6 +71,47 @@ def test_what_cannot_be_read_is_unknown_and_never_a_guess(prices: Prices) -> Non
     )
     prices.refuses = 403
     assert "not authorized" in (read_price("g5.xlarge", "us-east-1a", AT).because or "")
+
+
+VOLUME = Volume(type="gp3", gb=150, iops=3000, throughput=500)
+
+
+def test_volume_and_public_address_cost_too(prices: Prices) -> None:
+    price = read_price("g5.xlarge", "us-east-1a", AT, volume=VOLUME, public_address=True)
+    assert price.volume == pytest.approx((150 * 0.1 + (500 - 125) * 51.2 / 1024) / 730)
+    assert price.address == 0.006, "of one in use, not of an idle one"
+    assert price.hourly == price.at_most == pytest.approx(0.4 + (price.volume or 0) + 0.006)
+    faster = Volume(type="gp3", gb=150, iops=4000, throughput=125)
+    found = read_price("g5.xlarge", "us-east-1a", AT, volume=faster, public_address=True)
+    assert found.volume == pytest.approx((150 * 0.1 + 1000 * 0.01) / 730)
+
+
+def test_a_price_list_that_does_not_tell_them_is_replaced_by_what_was_published(
+    prices: Prices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prices.volumes = prices.addresses = {}
+    price = read_price("g5.xlarge", "us-east-1a", AT, volume=VOLUME, public_address=True)
+    assert price.volume == pytest.approx((150 * 0.08 + 375 * 0.04) / 730) and price.address == 0.005
+    monkeypatch.setenv("AWS_REGION", "eu-south-2")
+    elsewhere = read_price("g5.xlarge", "eu-south-2a", AT, volume=VOLUME, public_address=True)
+    assert (elsewhere.volume, elsewhere.address) == (None, 0.005)
+    assert "volume's price: the price list has no price for gp3 in eu-south-2" in (elsewhere.because or "")
+
+
+@pytest.mark.parametrize(
+    ("volume", "public", "missing", "said"),
+    [
+        (None, False, ["volume"], "the launch says nothing of the volume"),
+        (Volume(type="io2", gb=1, iops=1, throughput=1), False, ["volume"], "a volume of type io2 is not priced here"),
+        (VOLUME, None, ["address"], "does not say whether there is a public one"),
+    ],
+)
+def test_what_a_machine_has_may_be_unknown_too(
+    prices: Prices, volume: Volume | None, public: bool | None, missing: list[str], said: str
+) -> None:
+    price = read_price("g5.xlarge", "us-east-1a", AT, volume=volume, public_address=public)
+    assert price.left_out == missing and said in (price.because or "")
+    assert price.machine == 0.4 and price.hourly is not None
 
 
 @pytest.mark.parametrize("price", ["0", "-1", "free", "nan", "5000"])
@@ -110,6 +162,31 @@ def test_hours_times_price_repeated_steps_and_what_was_saved() -> None:
     assert (second.repeated_timesteps, second.repeated_dollars) == (0, 0.0)
     assert (found.dollars, found.saved_dollars) == (2.0, 6.0) and found.repeated_dollars == pytest.approx(0.2)
     assert (found.hours, found.unknown) == (4, ())
+
+
+def test_the_sum_has_volume_and_address_and_says_what_it_leaves_out() -> None:
+    whole = Price(spot=0.5, on_demand=2.0, volume=0.04, address=0.005)
+    found = cost([record(1, 0, 1000, 2, whole), record(2, 1000, 2000, 2, SPOT), record(3, 2000, 2000, 1, None)])
+    first, second, third = found.sessions
+    assert (first.machine_dollars, first.volume_dollars, first.address_dollars) == (1.0, 0.08, 0.01)
+    assert first.dollars == pytest.approx(1.09) and first.on_demand_dollars == pytest.approx(4.09)
+    assert (second.dollars, second.volume_dollars, third.dollars) == (1.0, None, None)
+    assert found.dollars == pytest.approx(2.09) and found.saved_dollars == pytest.approx(6.0)
+    assert (found.machine_dollars, found.volume_dollars, found.address_dollars) == (2.0, 0.08, 0.01)
+    assert (found.unknown, found.without_volume, found.without_address) == ((3,), (2,), (2,))
+
+
+@pytest.mark.parametrize(("volume", "reached"), [(71.0, True), (0.01, False), (None, False)])
+def test_a_dollar_limit_counts_the_volume(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, volume: float | None, reached: bool
+) -> None:
+    store = open_store(str(tmp_path))
+    price = Price(spot=1.0, on_demand=1.0, volume=volume, address=0.0, because=None if volume else "nobody says")
+    details = {"setup_seconds": 60.0, "price": price.model_dump()}
+    session = begin_session(store, tmp_path, instance_id="i", boot_id="b", details=details, persist=False)
+    limits = Limits(Configured(dollars=1.0), session, read_sessions(store), price=price, store=store, deadline=None)
+    assert (limits.reached() is not None) == reached
+    assert ("counts without the volume here: nobody says" in caplog.text) == (volume is None)
 
 
 def test_unknown_stays_unknown_and_is_named() -> None:

@@ -380,7 +380,8 @@ def test_run_file_and_overrides_arrive_as_written(stack: Stack) -> None:
     launch = json.loads(stack.body("a/b/runs/read-back/run.json"))
     launched = datetime.fromisoformat(worker_environment(stack.user_data())["TRAIN_CLOUD_LAUNCHED_AT"])
     assert datetime.fromisoformat(launch.pop("deadline")) == launched + timedelta(hours=24)
-    assert launch == {"run_id": "read-back", "overrides": {}, "launched_by": "terraform"}
+    volume = {"type": "gp3", "gb": 150, "iops": 3000, "throughput": 500}
+    assert launch == {"run_id": "read-back", "overrides": {}, "launched_by": "terraform", "volume": volume}
 
 
 def test_the_code_is_what_its_digest_names(stack: Stack) -> None:

@@ -108,8 +108,9 @@ run "storage" {
       overrides   = {}
       launched_by = "terraform"
       deadline    = timeadd(terraform_data.launched["tftest-1"].output, "24h")
+      volume      = { type = "gp3", gb = 150, iops = 3000, throughput = 500 }
     }
-    error_message = "The worker must find max_runtime_hours in run.json, as a time."
+    error_message = "The worker must find max_runtime_hours in run.json, as a time, and the volume that it pays for."
   }
   assert {
     condition = (

@@ -392,7 +392,9 @@ def _cost(cost: Cost) -> str:
     hours = f"{cost.hours:.2f} instance hours"
     if cost.dollars is None:
         return f"unknown, {hours}; {cost.sessions[-1].because}"
-    lines = [f"${cost.dollars:.2f} for {hours}"]
+    parts = {"machines": cost.machine_dollars, "volumes": cost.volume_dollars, "addresses": cost.address_dollars}
+    known = ", ".join(f"{name} ${dollars:.2f}" for name, dollars in parts.items() if dollars)
+    lines = [f"${cost.dollars:.2f} for {hours} ({known})"]
     if cost.saved_dollars is not None:
         lines.append(f"${cost.saved_dollars:.2f} less than on demand")
     if cost.repeated_dollars:
@@ -400,6 +402,9 @@ def _cost(cost: Cost) -> str:
         lines.append(f"{'' if sure else 'at least '}${cost.repeated_dollars:.2f} of it for steps done again")
     if cost.unknown:
         lines.append(f"without session {', '.join(map(str, cost.unknown))}, whose price is unknown")
+    for what, sessions in (("volume", cost.without_volume), ("address", cost.without_address)):
+        if sessions:
+            lines.append(f"without the {what} of session {', '.join(map(str, sessions))}, whose price is unknown")
     return ", ".join(lines)
 
 

@@ -161,7 +161,8 @@ class Limits(Section):
     )
     dollars: Annotated[Number, Field(gt=0, allow_inf_nan=False)] | None = Field(
         None,
-        description="US dollars for the machines of all sessions, at the price of each session's start; a spot machine "
+        description="US dollars for the machines of all sessions, their volumes and public addresses, at the price of "
+        "each session's start; a spot machine "
         "whose price is unknown counts as on demand. Not counted on a laptop; refused where AWS tells no price.",
     )
 

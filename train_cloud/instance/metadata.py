@@ -83,6 +83,10 @@ class Metadata:
         """``InService``, ``Terminated``, …: where Auto Scaling is taking this machine; None outside a group."""
         return self.read("meta-data/autoscaling/target-lifecycle-state")
 
+    def has_public_address(self) -> bool:
+        """Whether there is a public IPv4 address."""
+        return bool(self.read("meta-data/public-ipv4"))
+
     def launched(self) -> datetime | None:
         """When EC2 began to launch this machine, from its identity document; None where that does not say."""
         try:

@@ -62,6 +62,7 @@ class Launch:
         described = aws.client("ec2").describe_instances(InstanceIds=[instance_id])["Reservations"][0]["Instances"][0]
         self.instance_type: str = described["InstanceType"]
         self.availability_zone: str = described["Placement"]["AvailabilityZone"]
+        self.public_ipv4: str | None = described.get("PublicIpAddress")
         profile = template["IamInstanceProfile"]
         name = profile.get("Name") or profile["Arn"].rsplit("/", 1)[1]
         role = aws.client("iam").get_instance_profile(InstanceProfileName=name)["InstanceProfile"]["Roles"][0]
@@ -77,6 +78,7 @@ class Launch:
             instance_type=self.instance_type,
             availability_zone=self.availability_zone,
             role=self.role,
+            public_ipv4=self.public_ipv4,
             credentials=lambda: self._credentials,
             user_data=self.user_data,
             listener=listener,

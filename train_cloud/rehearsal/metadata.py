@@ -44,6 +44,7 @@ class MetadataService:
     :param role: name of the instance profile's role; None: no credentials are served
     :param credentials: called per request: ``AccessKeyId``, ``SecretAccessKey``, ``Token``, ``Expiration``
     :param launched: when EC2 began to launch the instance; default: now
+    :param public_ipv4: its address; None: it has none
     :param user_data: served under ``/latest/user-data``
     :param listener: a listening socket to serve on, already bound (in a network namespace, say); default: a free port
         on loopback
@@ -58,6 +59,7 @@ class MetadataService:
         role: str | None = None,
         credentials: Callable[[], Mapping[str, str]] | None = None,
         launched: datetime | None = None,
+        public_ipv4: str | None = None,
         user_data: bytes | None = None,
         listener: socket.socket | None = None,
     ) -> None:
@@ -82,6 +84,8 @@ class MetadataService:
             "meta-data/placement/region": availability_zone.rstrip("abcdefghijklmnopqrstuvwxyz").encode(),
             _LIFECYCLE: b"InService",
         }
+        if public_ipv4 is not None:
+            self._entries["meta-data/public-ipv4"] = public_ipv4.encode()
         if user_data is not None:
             self._entries["user-data"] = user_data
         if role is not None:

@@ -135,8 +135,12 @@ def _cost_line(run: RunStatus) -> str:
     if not any(session.instance_type for session in run.sessions):
         return "On a machine of one's own: no cost is counted."
     missing = ", ".join(map(str, run.cost.unknown))
-    line = "Machines alone, at the price that AWS gave for each session's start; without volumes, traffic and S3."
-    return f"{line} The price is unknown for session {missing}." if missing else line
+    line = "Machines, their volumes and public addresses, at the price of each session's start; without traffic and S3."
+    unknown = {"price": missing}
+    unknown |= {"volume's price": ", ".join(map(str, run.cost.without_volume))}
+    unknown |= {"address's price": ", ".join(map(str, run.cost.without_address))}
+    missed = [f"The {what} is unknown for session {which}." for what, which in unknown.items() if which]
+    return " ".join([line, *missed])
 
 
 def _times(sessions: Sequence[SessionStatus]) -> list[tuple[datetime, datetime]]:

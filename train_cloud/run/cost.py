@@ -1,8 +1,10 @@
 """What a run has cost, session by session, from what the sessions themselves have recorded. Pure.
 
-A session costs its machine's hours times the price that was read at its start. A price that could not be read stays
-unknown: nothing is made up for it, and the sum says which sessions it leaves out. Left out altogether: the volume,
-traffic, S3, the minute from the launch to the first word of a boot, and the one from the last commit to the end.
+A session costs its machine's hours times the price that was read at its start: the machine's, its volume's and its
+public address's. A price that could not be read stays unknown: nothing is made up for it, and the sum says which
+sessions it leaves out. Left out altogether: traffic, S3, the minute from the launch to the first word of a boot, and
+the one from the last commit to the end. A spot machine that AWS itself takes in its first hour is free; it is counted
+all the same, since only the bill tells.
 """
 
 from __future__ import annotations
@@ -29,8 +31,13 @@ class SessionCost(BaseModel):
     hours: float
     """Of the machine, from its boot's first word to the last sign of the session."""
     hourly: float | None
-    """Dollars an hour, as read at the session's start."""
+    """Dollars an hour of the machine alone, as read at the session's start."""
     dollars: float | None
+    """Of the machine, and of volume and address as far as they are known; None where the machine's is not."""
+    machine_dollars: float | None
+    volume_dollars: float | None
+    address_dollars: float | None
+    """Of a public IPv4 address; 0 where there was none."""
     on_demand_dollars: float | None
     """What the same hours on the same machine type would have cost without interruptions."""
     repeated_timesteps: int
@@ -54,12 +61,20 @@ class Cost(BaseModel):
     hours: float
     dollars: float | None
     """Of the sessions whose price is known; None where none is."""
+    machine_dollars: float | None
+    volume_dollars: float | None
+    address_dollars: float | None
+    """The parts of ``dollars``, each of the sessions where it is known."""
     saved_dollars: float | None
     """Against the same hours on demand, over the sessions where both prices are known; None where none is."""
     repeated_dollars: float | None
     """The part of ``dollars`` that went into steps that were done again."""
     unknown: tuple[int, ...]
     """Numbers of the sessions that ``dollars`` leaves out."""
+    without_volume: tuple[int, ...]
+    """Numbers of the others whose volume it leaves out."""
+    without_address: tuple[int, ...]
+    """Numbers of the others whose public address it leaves out."""
 
 
 def cost(records: Sequence[SessionRecord], reached: Mapping[int, int] | None = None) -> Cost:
@@ -77,13 +92,19 @@ def cost(records: Sequence[SessionRecord], reached: Mapping[int, int] | None = N
         for session in sessions
         if session.dollars is not None and session.on_demand_dollars is not None
     ]
+    counted = [session for session in sessions if session.dollars is not None]
     return Cost(
         sessions=sessions,
         hours=sum(session.hours for session in sessions),
         dollars=_sum(session.dollars for session in sessions),
+        machine_dollars=_sum(session.machine_dollars for session in counted),
+        volume_dollars=_sum(session.volume_dollars for session in counted),
+        address_dollars=_sum(session.address_dollars for session in counted),
         saved_dollars=_sum(both),
         repeated_dollars=_sum(session.repeated_dollars for session in sessions),
         unknown=tuple(session.session for session in sessions if session.dollars is None),
+        without_volume=tuple(session.session for session in counted if session.volume_dollars is None),
+        without_address=tuple(session.session for session in counted if session.address_dollars is None),
     )
 
 
@@ -121,14 +142,21 @@ def _session(record: SessionRecord, after: SessionRecord | None, reached: int | 
     on_demand = known.get("on_demand")
     hourly = known.get("spot") if known.get("life_cycle", "spot") == "spot" else on_demand
     spent = hours(record)
-    dollars = None if hourly is None else hourly * spent
+    machine, volume, address = (
+        None if each is None else each * spent for each in (hourly, known.get("volume"), known.get("address"))
+    )
+    others = (volume or 0.0) + (address or 0.0)
+    dollars = None if machine is None else machine + others
     repeated, most, steps = _repeated(record, after, reached)
     return SessionCost(
         session=record.number,
         hours=spent,
         hourly=hourly,
         dollars=dollars,
-        on_demand_dollars=None if on_demand is None else on_demand * spent,
+        machine_dollars=machine,
+        volume_dollars=volume,
+        address_dollars=address,
+        on_demand_dollars=None if on_demand is None else on_demand * spent + others,
         repeated_timesteps=repeated,
         repeated_at_most=most,
         repeated_dollars=None if dollars is None else dollars * repeated / steps if repeated else 0.0,

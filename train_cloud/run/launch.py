@@ -21,12 +21,29 @@ def read_deadline(store: ObjectStore) -> datetime | None:
 
     :raises StoreError: unknown
     """
+    text = _launch(store).get("deadline")
     try:
-        launch: Any = json.loads(bytes(store.get(layout.RUN_JSON).body))
-        text = launch.get("deadline")
         return None if text is None else datetime.fromisoformat(text.replace("Z", "+00:00"))
-    except ObjectMissing:
-        return None
     except (ValueError, AttributeError) as error:  # the outer stop holds all the same
         log.warning("%s/%s says no deadline: %s", store.url, layout.RUN_JSON, error)
         return None
+
+
+def read_volume(store: ObjectStore) -> dict[str, Any] | None:
+    """The workers' root volume: ``type``, ``gb``, ``iops``, ``throughput`` in MiB/s; None where nobody has said.
+
+    :raises StoreError: unknown
+    """
+    found = _launch(store).get("volume")
+    return found if isinstance(found, dict) else None
+
+
+def _launch(store: ObjectStore) -> dict[str, Any]:
+    try:
+        found: Any = json.loads(bytes(store.get(layout.RUN_JSON).body))
+    except ObjectMissing:
+        return {}
+    except ValueError as error:
+        log.warning("%s/%s cannot be read: %s", store.url, layout.RUN_JSON, error)
+        return {}
+    return found if isinstance(found, dict) else {}

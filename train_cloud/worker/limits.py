@@ -9,17 +9,19 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
+
+from pydantic import ValidationError
 
 from train_cloud.config.run_file import Limits as Configured
 from train_cloud.errors import TrainCloudError
 from train_cloud.instance.metadata import Metadata
-from train_cloud.instance.price import Price, read_price
+from train_cloud.instance.price import Price, Volume, read_price
 from train_cloud.run import layout
 from train_cloud.run.cost import hours, price, setup_seconds
-from train_cloud.run.launch import read_deadline
+from train_cloud.run.launch import read_deadline, read_volume
 from train_cloud.run.session import Session, SessionRecord, read_sessions
 from train_cloud.store import ObjectStore
 
@@ -33,16 +35,38 @@ log = logging.getLogger(__name__)
 def describe_machine(store: ObjectStore, metadata: Metadata, instance_id: str) -> dict[str, Any]:
     """What a session's start says of its machine, price included; for ``begin_session``."""
     now = datetime.now(timezone.utc)
-    instance_type, zone = metadata.instance_type(), metadata.availability_zone()
+    machine = {
+        "instance_type": metadata.instance_type(),
+        "availability_zone": metadata.availability_zone(),
+        "volume": read_volume(store),
+        "public_address": metadata.has_public_address(),
+    }
     boots = [info.modified for info in store.list(layout.BOOTS) if info.key.endswith(f"-{instance_id}")]
     setup = (now - max(boots)).total_seconds() if boots else None
     return {
-        "instance_type": instance_type,
-        "availability_zone": zone,
-        "price": read_price(instance_type, zone, now, life_cycle=metadata.life_cycle()).model_dump(),
+        **machine,
+        "price": _price(machine, now, life_cycle=metadata.life_cycle()).model_dump(),
         # By two clocks, S3's and this machine's: nonsense counts as nothing.
         "setup_seconds": setup if setup is not None and 0 <= setup < _LONGEST_SETUP else None,
     }
+
+
+def _price(machine: Mapping[str, Any], at: datetime, *, life_cycle: str) -> Price:
+    """:param machine: as :func:`describe_machine` tells it"""
+    volume = None
+    if machine.get("volume") is not None:
+        try:
+            volume = Volume.model_validate(machine["volume"])
+        except ValidationError as error:
+            log.warning("run.json: volume: %s", error.errors()[0]["msg"])
+    return read_price(
+        machine["instance_type"],
+        machine["availability_zone"],
+        at,
+        life_cycle=life_cycle,
+        volume=volume,
+        public_address=machine.get("public_address"),
+    )
 
 
 def begin_limits(limits: Configured, store: ObjectStore, session: Session, *, on_worker: bool) -> Limits:
@@ -56,7 +80,7 @@ def begin_limits(limits: Configured, store: ObjectStore, session: Session, *, on
         while here.at_most is None and time.monotonic() < until:
             time.sleep(min(5.0, max(0.1, until - time.monotonic())))
             began = datetime.fromisoformat(start["started"])
-            here = read_price(start["instance_type"], start["availability_zone"], began, life_cycle=here.life_cycle)
+            here = _price(start, began, life_cycle=here.life_cycle)
     deadline = read_deadline(store) if on_worker else None
     return Limits(limits, session, records, price=here, store=store, deadline=deadline)
 
@@ -128,6 +152,9 @@ class Limits:
             )
         if price_here is None:
             log.warning("limits.dollars: %s does not count here: only a worker on AWS has a price", dollars)
+        elif self._hourly is not None and price_here.left_out:
+            missing = " and ".join(price_here.left_out)
+            log.warning("limits.dollars: counts without the %s here: %s", missing, price_here.because)
         elif self._hourly is None:
             self.refusal = (
                 f"limits.dollars: {dollars} dollars cannot be kept to, because this machine's price is unknown "
