@@ -28,9 +28,8 @@ from train_cloud.store import open_store
 from train_cloud.worker.machine import PINNED, pin_instructions
 from train_cloud.worker.pulse import read_timesteps
 
-#: What a session imports sooner or later. ``torch._dynamo`` comes with the first optimizer, and takes a second.
+#: What a session imports sooner or later.
 WARM = [
-    "torch._dynamo",
     "torch.utils.tensorboard",
     "tensorboard",
     "train_cloud.cli.train",
