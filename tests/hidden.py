@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 #: Of this process: a resumed one counts from 0.
 steps = 0
@@ -65,6 +70,54 @@ class Waits(BaseCallback):
                 break
             time.sleep(0.01)
         return True
+
+
+class WaitsForReplay(BaseCallback):
+    """At step 500, for the end of the session's replay; with ``STOP_IN_REPLAY`` it stops the training in the midst of
+    it. There it does nothing.
+    """
+
+    def _on_step(self) -> bool:
+        if Path.cwd().name == "work":  # in the replay
+            if os.environ.get("STOP_IN_REPLAY"):
+                time.sleep(120)
+            return True
+        deadline = time.monotonic() + 120
+        while self.num_timesteps == 500 and time.monotonic() < deadline and self.goes_on():
+            time.sleep(0.02)
+        return True
+
+    @staticmethod
+    def goes_on() -> bool:
+        running = any(thread.name == "train-cloud-replay" for thread in threading.enumerate())
+        started = Path(os.environ.get("STOP_IN_REPLAY", "nowhere"))
+        if running and started.exists() and started.stat().st_size:
+            os.environ["STOP_IN_REPLAY"] = ""
+            os.kill(os.getpid(), signal.SIGTERM)
+            return False
+        return running
+
+
+class WritesOutside(BaseCallback):
+    """Appends to a file somewhere else at each rollout."""
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        with Path(os.environ["WRITES_TO"]).open("a") as file:
+            file.write(f"{os.getpid()}\n")
+
+
+def script() -> None:
+    """PPO in two processes' worth of environments, as a script of SB3 trains it."""
+    import train_cloud
+
+    run = train_cloud.run_file()
+    env = DummyVecEnv([lambda: Monitor(Line()), lambda: Monitor(Line())])
+    model = PPO("MlpPolicy", env, seed=run.seed, device="cpu", n_steps=25, batch_size=25, n_epochs=2,
+                policy_kwargs={"net_arch": [8]})  # fmt: skip
+    model.learn(run.total_timesteps, callback=[WaitsForReplay(), train_cloud.checkpoints()])
 
 
 class Anneals(BaseCallback):

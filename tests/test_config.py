@@ -29,6 +29,7 @@ from train_cloud.config.artifacts import Artifacts, Wandb
 from train_cloud.config.code import NEVER
 from train_cloud.config.evaluation import Category, Evaluation, Routes, Video
 from train_cloud.config.load import read_yaml
+from train_cloud.config.reproducibility import Reproducibility
 from train_cloud.errors import InputError, NotYet
 from train_cloud.worker.requirements import pip_arguments
 
@@ -152,6 +153,7 @@ def test_step_counts_may_be_written_as_people_do(written: str) -> None:
 
 BAD: list[tuple[str, str, str]] = [
     # override of a good file, the field that is named, a part of the fix
+    ("reproducibility.replay=off", "reproducibility.replay", "use idle, always or never"),
     ("artifacts.sync_seconds=0", "artifacts.sync_seconds", "at least 0.1"),
     ("wandb={}", "wandb.project", "required"),
     ("wandb={project: p, mode: disabled}", "wandb.mode", "online"),
@@ -554,6 +556,7 @@ def fields_as_markdown() -> str:
         ("evaluation.video", Video),
         ("evaluation.routes", Routes),
         ("artifacts", Artifacts),
+        ("reproducibility", Reproducibility),
         ("wandb", Wandb),
     ]
     lines = []

@@ -38,6 +38,7 @@ PARTS: Mapping[str, Literal["identity", "budget"]] = {
     "webhook": "budget",
     "limits": "budget",
     "preservation": "budget",
+    "reproducibility": "budget",
 }
 
 

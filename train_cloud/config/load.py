@@ -20,6 +20,7 @@ from train_cloud.config.artifacts import Artifacts, Wandb
 from train_cloud.config.environment import Environment
 from train_cloud.config.evaluation import Category, Evaluation, Routes, Video
 from train_cloud.config.initial_model import InitialModel
+from train_cloud.config.reproducibility import Reproducibility
 from train_cloud.config.run_file import Code, Limits, Preservation, RunFile, suggestion
 from train_cloud.errors import InputError
 
@@ -37,6 +38,7 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "initial_model": InitialModel,
     "limits": Limits,
     "preservation": Preservation,
+    "reproducibility": Reproducibility,
     "artifacts": Artifacts,
     "wandb": Wandb,
     "evaluation": Evaluation,

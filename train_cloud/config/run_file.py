@@ -20,6 +20,7 @@ from train_cloud.config.environment import Environment
 from train_cloud.config.evaluation import Evaluation
 from train_cloud.config.identity import PARTS
 from train_cloud.config.initial_model import InitialModel, from_text
+from train_cloud.config.reproducibility import Reproducibility
 from train_cloud.config.shapes import (
     MODULE,
     REFERENCE,
@@ -268,6 +269,9 @@ class RunFile(Section):
     )
     limits: Limits = Field(Limits(), description="Where to stop early; see below.")
     preservation: Preservation = Field(Preservation(), description="Which checkpoints stay; see below.")
+    reproducibility: Reproducibility = Field(
+        Reproducibility(), description="Evidence that the run goes on exactly; see below."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> RunFile:

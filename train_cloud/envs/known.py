@@ -126,3 +126,20 @@ def _module(name: str) -> str | None:
 
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def loaded_code() -> dict[str, Any]:
+    """What this process runs that neither Python nor an installed package nor this one has brought: JSON values for
+    :func:`is_unchanged`.
+    """
+    ours = __package__.split(".")[0]
+    modules = sorted(name for name in _loose_modules(()) if name.split(".")[0] != ours)
+    return {"modules": modules, "content": _told([_module(name) for name in modules])}
+
+
+def is_unchanged(code: Mapping[str, Any]) -> bool:
+    """Whether an import would find the same now.
+
+    :param code: what :func:`loaded_code` gave, in this process or another one
+    """
+    return bool(code["content"] == _told([_module(name) for name in code["modules"]]))

@@ -44,6 +44,7 @@ class Evidence:
         self.because = ""
         """Why it is not exact; empty while nothing speaks against it."""
         self._proof: Mapping[str, Any] | None = None
+        self._earlier_proof: Mapping[str, Any] | None = None
         self._digests: Digests | None = None
         self._of = ""
 
@@ -90,6 +91,7 @@ class Evidence:
         self._of = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         expected: list[Recording] = []
         if facts is not None:
+            self._earlier_proof = facts.get(PROOF)
             local = read_table(state_dir / _LOCAL, "what was computed here before", self._of)
             expected += [local] if local is not None else []
             for record in before:
@@ -117,9 +119,15 @@ class Evidence:
         if self.because and facts.get("exact", True):
             facts |= {"exact": False, "exact_because": self.because}
         facts["exact_evidence"] = self.kind if facts.get("exact", True) else "no"
-        if self._proof is not None:
-            facts[PROOF] = self._proof
+        proof = self._proof or self._earlier_proof  # which holds on another machine than this, perhaps
+        if proof is not None and not self.because:
+            facts[PROOF] = proof
         return facts
+
+    def recording(self) -> Recording:
+        """What was computed since the last commit."""
+        assert self._digests is not None
+        return self._digests.recording("the training")
 
     def committed(self, facts: Mapping[str, Any]) -> None:
         """:param facts: what :meth:`facts` gave for a checkpoint that the head names now"""

@@ -110,7 +110,7 @@ def prove(
         *overrides,
         *(f"total_timesteps={timesteps}", f"schedule_total={config.schedule_timesteps}"),
         *(f"save_frequency={save}", "max_seconds_at_risk=null", "preservation={}", "limits={}", "experiment=null"),
-        *("evaluation=null", "wandb=null", "webhook=null"),
+        *("evaluation=null", "wandb=null", "webhook=null", "reproducibility.replay=never"),
     ]
     with _temporary_folder() as folder:
         control, run = (_Run(run_file, changes, folder / name) for name in ("uninterrupted", "interrupted"))

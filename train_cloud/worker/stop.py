@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
@@ -52,6 +53,8 @@ class Stop:
         """``notice``, ``signal``, ``limit``; None while nobody asked."""
         self.limit: str | None = None
         """Which limit was reached, in words."""
+        self.on_request: Callable[[], None] = lambda: None
+        """Called at once when somebody asks to stop; also in a signal handler."""
         self._taken_over = False
         for number in _STOPPING:
             signal.signal(number, self._on_signal)
@@ -94,6 +97,7 @@ class Stop:
         if self._deadline is None:
             self.reason, self.limit = "limit", limit
             self._deadline = time.monotonic() + 3600.0
+            self.on_request()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._deadline is not None and number == signal.SIGINT:
@@ -107,3 +111,4 @@ class Stop:
                 seconds = max(0.0, min(seconds, left))
             self.reason, self.limit = ("notice" if notice is not None else "signal"), None
             self._deadline = time.monotonic() + seconds
+            self.on_request()

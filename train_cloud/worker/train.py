@@ -75,6 +75,7 @@ from train_cloud.worker.limits import Limits, begin_limits, describe_machine
 from train_cloud.worker.line import Line
 from train_cloud.worker.predecessor import note_reached, reached_before, reached_here, taken_from
 from train_cloud.worker.pulse import Pulse, last_alive
+from train_cloud.worker.replay import Replay
 from train_cloud.worker.seeds import train_each
 from train_cloud.worker.stop import Stop
 from train_cloud.worker.trial import Trial
@@ -235,6 +236,8 @@ class _Session:
         self._machine: dict[str, Any] = {}
         self._evidence = Evidence(trial.digests if trial is not None else None)
         self._committing: Mapping[str, Any] = {}
+        self._replay = Replay(config, store.url, state_dir, self._lock, self._on_replay)
+        stop.on_request = self._replay.stop
         self._trial: Mapping[str, Any] | None = None
         self._begun_with: Mapping[str, Any] | None = None
         self._finished = False
@@ -256,6 +259,7 @@ class _Session:
         return self._session.number if self._session is not None else 0
 
     def close(self) -> None:
+        self._replay.close()
         self._pulse.stop()
         if self._evaluations is not None:
             self._evaluations.end()
@@ -393,7 +397,7 @@ class _Session:
             self._lease,
             self._manifest,
             policy=self._config.preservation,
-            hold=self._evaluations.pending if self._evaluations is not None else tuple,
+            hold=self._held,
             along=self._along,
             facts=self._facts,
             before_head=self._before_head,
@@ -566,6 +570,8 @@ class _Session:
 
     def _end(self, ended_by: str, because: str | None = None) -> None:
         assert self._session is not None
+        if self._machine and self._reported < 0:
+            self._write_progress()  # what a replay found since the last commit
         facts: dict[str, Any] = {"ended_by": ended_by}
         if because is not None:
             facts["because"] = because
@@ -736,6 +742,19 @@ class _Session:
     def _lock(self) -> str:
         return machine.lock()
 
+    def _held(self) -> list[int]:
+        """Timesteps of checkpoints that somebody reads."""
+        evaluated = self._evaluations.pending() if self._evaluations is not None else []
+        return [*self._replay.held(), *evaluated]
+
+    def _on_replay(self, proof: Mapping[str, Any] | None, because: str) -> None:
+        """A fresh process came to the same results, or to others; from its thread."""
+        if proof is not None:
+            self._evidence.prove(proof)
+        else:
+            self._evidence.object(because)
+        self._reported = float("-inf")  # the next second's progress tells it
+
     def _before_head(self) -> None:
         self._head_began = time.monotonic()
         self._at_risk = max(self._at_risk, self._pulse.timesteps - self._lease.head.timesteps)
@@ -743,7 +762,10 @@ class _Session:
     def _on_commit(self, committed: Committed) -> None:
         swap = time.monotonic() - self._head_began
         self._line.note(committed.sent_bytes, committed.seconds - swap, swap)
+        recording = self._evidence.recording()
         self._evidence.committed(self._committing)
+        if self._evidence.exact:
+            self._replay.committed(committed.head, self._committing, recording)
         self._artifacts.committed(committed.head.timesteps, committed.head.manifest)
         self._artifacts.measured("commit_seconds", committed.seconds)
         self._last_commit = {"commit_seconds": committed.seconds, "sent_bytes": committed.sent_bytes}
@@ -763,6 +785,7 @@ class _Session:
                 committed_timesteps=self._lease.head.timesteps,
                 steps_per_second=self._pulse.steps_per_second(),
                 **self._evidence.progress(),
+                replay=self._replay.said,
                 at_risk=self._at_risk,
                 repeated=self._repeated,
                 **self._last_commit,
