@@ -25,6 +25,8 @@ The exit codes follow sysexits.h: 64 EX_USAGE, 73 EX_CANTCREAT, 75 EX_TEMPFAIL.
 
 from __future__ import annotations
 
+from train_cloud.safe_text import is_private, masked
+
 EXIT_COMPLETED = 0
 
 
@@ -48,11 +50,22 @@ class InputError(TrainCloudError, ValueError):
         self.field = field
         self.value = value
         self.fix = fix
-        super().__init__(f"{field}: {value!r}: {fix}")
+        super().__init__(f"{field}: {_shown(field, value)}: {fix}")
 
     def __reduce__(self) -> tuple[type[InputError], tuple[str, object, str]]:
         """From process to process: an exception's own way gives the constructor the message alone."""
         return type(self), (self.field, self.value, self.fix)
+
+
+def _shown(field: str, value: object) -> str:
+    """Of what may be a secret not even a wrong one is shown."""
+    if value is None:
+        return "None"
+    if is_private(field) or (field == "--set" and is_private(str(value))):
+        return "***"
+    if isinstance(value, dict):
+        value = {key: "***" if is_private(str(key)) else item for key, item in value.items()}
+    return masked(repr(value))
 
 
 class NotYet(InputError):

@@ -13,6 +13,7 @@ from typing import Any
 
 from train_cloud.artifacts.uploads import now
 from train_cloud.errors import ConditionFailed, ObjectMissing, StoreUnavailable
+from train_cloud.safe_text import masked_values
 from train_cloud.store import ObjectStore, open_store
 from train_cloud.store.foreign import ignore
 
@@ -31,7 +32,7 @@ def enter_config(root: str, experiment: str, run_id: str, run_file: Mapping[str,
     """
 
     def entered(content: dict[str, Any]) -> dict[str, Any]:
-        return {**content, "runs": {**content.get("runs", {}), run_id: dict(run_file)}}
+        return {**content, "runs": {**content.get("runs", {}), run_id: masked_values(run_file)}}
 
     _swap(open_store(experiment_url(root, experiment)), CONFIG, experiment, entered)
 

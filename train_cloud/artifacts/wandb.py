@@ -30,6 +30,7 @@ from typing import Any
 from train_cloud import child_process
 from train_cloud.config.artifacts import Wandb as Settings
 from train_cloud.errors import InputError
+from train_cloud.safe_text import adopt, clean, guard, masked, masked_values
 
 PROGRESS = "progress.csv"
 SEGMENTS = "wandb"
@@ -66,7 +67,7 @@ class Wandb:
             "run_id": run_id,
             "folder": str(folder),
             "scratch": str(scratch),
-            "config": dict(config),
+            "config": masked_values(config),
         }
         scratch.mkdir(parents=True, exist_ok=True)
         (scratch / "wandb.json").write_text(json.dumps(told))
@@ -175,7 +176,8 @@ class _Sender:
         except (wandb.errors.Error, OSError, TimeoutError) as error:
             if self._next_attempt == 0.0:
                 said = " ".join(str(error).split())
-                print(f"Weights & Biases is not reached; the training goes on without: {said}", file=sys.stderr)
+                words = f"Weights & Biases is not reached; the training goes on without: {said}"
+                print(clean(masked(words)), file=sys.stderr)
             self._next_attempt = time.monotonic() + _RETRY_SECONDS
             return None
         self._sent = run.starting_step - 1
@@ -204,6 +206,8 @@ class _Sender:
 
 def main(path: str) -> None:
     """Lines on standard input say up to which timesteps all is committed; its end, that this was the last."""
+    adopt()
+    guard()
     sender = _Sender(json.loads(Path(path).read_text()))
     if sender.settings.base_url is not None:
         os.environ["WANDB_BASE_URL"] = sender.settings.base_url

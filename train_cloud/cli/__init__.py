@@ -16,6 +16,7 @@ import typer
 from train_cloud import hash_seed
 from train_cloud.cli import account, artifacts, evaluate, files, rehearse, report, runs, train, worker
 from train_cloud.errors import Interrupted, TrainCloudError
+from train_cloud.safe_text import adopt, clean, guarded, show_traceback
 
 EXIT_CODES = {
     0: "completed",
@@ -46,7 +47,7 @@ class _ToStderr(logging.Handler):
     """Looks ``sys.stderr`` up at each line: while the progress bar lives, it puts something else there."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr, flush=True)
+        print(clean(self.format(record)), file=sys.stderr, flush=True)
 
 
 def _show_version(wanted: bool) -> None:
@@ -78,12 +79,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     :param arguments: by default this process's own; then it may be started again with a fixed hash seed
     """
+    with guarded():
+        try:
+            return _run(arguments)
+        except Exception:  # noqa: BLE001 - shown as Python shows it, but no secret and nothing that a terminal obeys
+            show_traceback(*sys.exc_info())
+            return 1
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
+        adopt()
         if arguments is None and next((word for word in sys.argv[1:] if word[:1] != "-"), None) in _REPEATABLE:
             hash_seed.fix()
         app(args=arguments, prog_name="train-cloud")
     except TrainCloudError as error:
-        print(f"train-cloud: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"train-cloud: {' '.join(clean(str(error)).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return Interrupted.exit_code
@@ -95,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         # A folder that is full, may not be written, or is none: nothing of it is a defect of the program.
         where = error.filename or "a file that is to be written"
-        print(f"train-cloud: {where}: {error.strerror or error}", file=sys.stderr)
+        print(clean(f"train-cloud: {where}: {error.strerror or error}"), file=sys.stderr)
         return 1
     except SystemExit as leaving:
         # 2 is typer's word for a usage error, 130 for Ctrl-C; both have a code of ours.

@@ -9,6 +9,7 @@ import typer
 
 from train_cloud.cli import options
 from train_cloud.cli.report import find
+from train_cloud.cli.terminal import echo
 from train_cloud.errors import CloudError, InputError
 
 if TYPE_CHECKING:
@@ -123,24 +124,22 @@ def relaunch(
         raise InputError("--group", group, "there is no such group in this region: run terraform apply")
     if changes:
         key = overrides_key(write_overrides(run_store, changes))
-        typer.echo(
-            f"{key}: {', '.join(f'{name}={value}' for name, value in changes.items())}, from the next session on"
-        )
+        echo(f"{key}: {', '.join(f'{name}={value}' for name, value in changes.items())}, from the next session on")
     if read is not None and read[0].outcome is not None:
         reopen(run_store)
-        typer.echo(f"{run_id} was {read[0].outcome}" + (f" ({read[0].reason})" if read[0].reason else ""))
+        echo(f"{run_id} was {read[0].outcome}" + (f" ({read[0].reason})" if read[0].reason else ""))
     suspended = scaling.suspended()
     if suspended:
         scaling.resume(list(suspended))
         told = ", ".join(f"{process} ({reason})" for process, reason in suspended.items())
-        typer.echo(f"resumed what was suspended in {group}: {told}")
+        echo(f"resumed what was suspended in {group}: {told}")
     scaling.set_capacity(1)
-    typer.echo(f"{run_id} goes on at {read[0].timesteps if read else 0:,} timesteps: {group} has desired capacity 1")
+    echo(f"{run_id} goes on at {read[0].timesteps if read else 0:,} timesteps: {group} has desired capacity 1")
     closing = None
     with contextlib.suppress(CloudError):  # only a hint, and not everybody may ask
         closing = scaling.closing_time()
     if closing is not None:
-        typer.echo(
+        echo(
             f"the group's limit was reached at {closing}: it goes to 0 again within the hour, "
             "unless max_runtime_hours is raised and applied"
         )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from train_cloud.cli import options
+from train_cloud.cli.terminal import echo
 from train_cloud.errors import InputError, StoreUnavailable, TrainCloudError
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def sync(
     folder = folder.absolute()
     syncing = Sync(open_store(url), folder, name=folder.name, alone=False)
     if dry_run:
-        typer.echo(as_json(syncing.plan()).decode(), nl=False)
+        echo(as_json(syncing.plan()).decode(), nl=False)
     elif follow:
         _follow(syncing, seconds)
     else:
@@ -58,7 +59,7 @@ def sync(
     _refuse_failed(syncing)
     if not dry_run:
         files, size = syncing.total()
-        typer.echo(f"{files:,} files, {size / 1e6:,.1f} MB under {url}")
+        echo(f"{files:,} files, {size / 1e6:,.1f} MB under {url}")
 
 
 def _follow(syncing: Sync, seconds: float) -> None:
@@ -72,7 +73,7 @@ def _follow(syncing: Sync, seconds: float) -> None:
         try:
             syncing.everything()
         except StoreUnavailable as error:
-            typer.echo(f"tried again in {seconds:g} s: {error}", err=True)
+            echo(f"tried again in {seconds:g} s: {error}", err=True)
         over.wait(seconds)
     syncing.everything()
 
@@ -112,10 +113,10 @@ def pull(
     root, run_id = find(run, store)
     if run_id is None:
         raise InputError("run", run, "name one run: its file, its id, or its folder's URL")
-    done = pull_run(root, run_id, what=what or (), out=out, each=lambda name, size: typer.echo(f"{size:>12,}  {name}"))
-    typer.echo(f"{done.folder}: {done.fetched} files fetched ({done.bytes / 1e6:,.1f} MB), {done.kept} there already")
+    done = pull_run(root, run_id, what=what or (), out=out, each=lambda name, size: echo(f"{size:>12,}  {name}"))
+    echo(f"{done.folder}: {done.fetched} files fetched ({done.bytes / 1e6:,.1f} MB), {done.kept} there already")
     if done.unverified:
-        typer.echo(f"no manifest names {', '.join(done.unverified)}: not verified", err=True)
+        echo(f"no manifest names {', '.join(done.unverified)}: not verified", err=True)
 
 
 def tensorboard(
@@ -151,4 +152,4 @@ def tensorboard(
         if next(iter(open_store(layout.run_url(root, run_id)).list()), None) is None:
             raise InputError("run", run, f"no such run under {root}")
     with tempfile.TemporaryDirectory(prefix="train-cloud-tensorboard-") as folder:
-        show(found, Path(folder), port=port, interval=seconds, ready=lambda url: typer.echo(f"TensorBoard: {url}"))
+        show(found, Path(folder), port=port, interval=seconds, ready=lambda url: echo(f"TensorBoard: {url}"))

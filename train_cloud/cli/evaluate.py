@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from train_cloud.cli import options
+from train_cloud.cli.terminal import echo
 
 
 def register(app: typer.Typer) -> None:
@@ -41,16 +42,16 @@ def evaluate(
 
     found = evaluate_run(run_file, store=store, at=at, out=out, events=events, record=record, overrides=overrides or ())
     if json:
-        typer.echo(found.model_dump_json(by_alias=True, indent=2))
+        echo(found.model_dump_json(by_alias=True, indent=2))
         return
-    typer.echo(f"at {found.timesteps:,} timesteps")
-    typer.echo(f"  {'category':<20} {'episodes':>8} {'return':>10} {'95 %':>22} {'length':>8} {'success':>8}")
+    echo(f"at {found.timesteps:,} timesteps")
+    echo(f"  {'category':<20} {'episodes':>8} {'return':>10} {'95 %':>22} {'length':>8} {'success':>8}")
     for name, summary in {**found.categories, "overall": found.overall}.items():
         interval, rate = summary.returns.interval, summary.success_rate
         within = "" if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}"
         succeeded = "" if rate is None else f"{rate:.0%}"
         figures = f"{summary.returns.mean:>10.2f} {within:>22} {summary.lengths.mean:>8.1f} {succeeded:>8}"
-        typer.echo(f"  {name:<20} {summary.episodes:>8} {figures}")
+        echo(f"  {name:<20} {summary.episodes:>8} {figures}")
     for warning in found.warnings:
-        typer.echo(f"  {warning}", err=True)
-    typer.echo(f"  see {out / 'eval_results.json'}")
+        echo(f"  {warning}", err=True)
+    echo(f"  see {out / 'eval_results.json'}")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from train_cloud.cli import options
+from train_cloud.cli.terminal import echo
 from train_cloud.errors import InputError
 
 _Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder that the run files are written to.")]
@@ -32,7 +33,7 @@ def expand(run_file: options.RunFile, out: _Out = Path(), overrides: options.Ove
     if checked.seeds is None:
         raise InputError("seeds", None, "add it, for example seeds: [1, 2, 3]")
     for path in write_each(checked, out, run_file.name):
-        typer.echo(str(path))
+        echo(str(path))
 
 
 def import_zoo(
@@ -62,12 +63,12 @@ def import_zoo(
     out.mkdir(parents=True, exist_ok=True)
     for one in imported:
         if one.run_file is None:
-            typer.echo(f"{one.name}: no run file")
+            echo(f"{one.name}: no run file")
         else:
             path = out / f"{one.run_file.run_id}.yaml"
             path.write_text(one.text(out.absolute(), file.name), encoding="utf-8")
-            typer.echo(f"{one.name}: {path}")
+            echo(f"{one.name}: {path}")
         for key, why in one.left_out:
-            typer.echo(f"  not carried over: {key}: {why}")
+            echo(f"  not carried over: {key}: {why}")
     if not taken:
         raise InputError("FILE", str(file), "none of its entries can be carried over, see above")

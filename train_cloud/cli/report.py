@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from train_cloud.cli import options
+from train_cloud.cli.terminal import echo
 from train_cloud.errors import CloudError, InputError
 
 if TYPE_CHECKING:
@@ -88,20 +89,20 @@ def status(
     if run_id is not None:
         found = _one(root, run_id)
         if as_json:
-            typer.echo(found.model_dump_json(indent=1))
+            echo(found.model_dump_json(indent=1))
         else:
             _print(_run_view(found))
         return
     everything = statuses(root, [name for name in run_ids(root) if not seeded or name in seeded])
     groups = experiments(everything)
     if as_json:
-        typer.echo("[" + ",\n".join(found.model_dump_json(indent=1) for found in everything) + "]")
+        echo("[" + ",\n".join(found.model_dump_json(indent=1) for found in everything) + "]")
     elif everything:
         _print(_table_of_runs(everything))
         for group in groups:
-            typer.echo(_told(group))
+            echo(_told(group))
     else:
-        typer.echo(f"no runs under {root}")
+        echo(f"no runs under {root}")
 
 
 def logs(
@@ -161,12 +162,12 @@ def report(
         raise InputError("run", run, "name one run: its file, its id, or its folder's URL")
     from train_cloud.worker.page import write_page
 
-    typer.echo(str(write_page(root, run_id, out or Path(f"{run_id}.html"))))
+    echo(str(write_page(root, run_id, out or Path(f"{run_id}.html"))))
 
 
 def _write(body: bytes) -> None:
-    sys.stdout.buffer.write(body)
-    sys.stdout.buffer.flush()
+    echo(body.decode(errors="replace"), nl=False)
+    sys.stdout.flush()
 
 
 def export(
@@ -192,7 +193,7 @@ def export(
         raise InputError("run", run, "name one run: its file, its id, or its folder's URL")
     from train_cloud.worker.export import export as export_run
 
-    typer.echo(str(export_run(root, run_id, at=at, out=out)))
+    echo(str(export_run(root, run_id, at=at, out=out)))
 
 
 def _one(root: str, run_id: str) -> RunStatus:
@@ -362,11 +363,11 @@ def _run_view(found: RunStatus) -> RenderableType:
         )
         table.add_row(
             str(session.session),
-            session.instance_id,
+            escape(session.instance_id),
             _time(session.started),
             f"{first} - {last}",
-            ", ".join(str(notice.get("kind", "?")) for notice in session.notices) or "-",
-            session.ended_by or "[cyan]at work[/cyan]",
+            escape(", ".join(str(notice.get("kind", "?")) for notice in session.notices) or "-"),
+            escape(session.ended_by) if session.ended_by else "[cyan]at work[/cyan]",
             *(["unknown" if spent.dollars is None else f"{spent.dollars:.2f}"] if on_aws else []),
             escape(exactness_in_words(session)),
         )

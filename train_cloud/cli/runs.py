@@ -10,6 +10,7 @@ import typer
 
 from train_cloud.cli import options
 from train_cloud.cli.report import find
+from train_cloud.cli.terminal import echo
 from train_cloud.errors import CloudError, InputError
 
 
@@ -52,14 +53,14 @@ def fork(
         root, run_id, new_id, at=at, overrides=overrides or (), with_rows=not without_buffer, base=base, out=out
     )
     for field, before, after in made.changes:
-        typer.echo(f"{field}: {before!r} becomes {after!r}")
+        echo(f"{field}: {before!r} becomes {after!r}")
     if made.code:
-        typer.echo(f"code: {made.code}")
+        echo(f"code: {made.code}")
     buffer = "" if made.rows else ", with an empty replay buffer"
-    typer.echo(f"{new_id} begins at {made.timesteps:,} timesteps ({made.bytes / 1e6:,.1f} MB copied){buffer}")
+    echo(f"{new_id} begins at {made.timesteps:,} timesteps ({made.bytes / 1e6:,.1f} MB copied){buffer}")
     if root.startswith("s3://"):
-        typer.echo(f"  terraform apply -var run_file={made.run_file}    or, on this machine,")
-    typer.echo(f"  train-cloud train {made.run_file} --store {root}")
+        echo(f"  terraform apply -var run_file={made.run_file}    or, on this machine,")
+    echo(f"  train-cloud train {made.run_file} --store {root}")
 
 
 def rollback(
@@ -78,7 +79,7 @@ def rollback(
 
     root, run_id = _one(run, store)
     head = roll_back(root, run_id, to)
-    typer.echo(f"{run_id} is at {head.timesteps:,} timesteps again; train-cloud train or relaunch goes on from there")
+    echo(f"{run_id} is at {head.timesteps:,} timesteps again; train-cloud train or relaunch goes on from there")
 
 
 def repair(
@@ -102,20 +103,20 @@ def repair(
 
     root, run_id = _one(run, store)
     planned = plan(root, run_id, to)
-    typer.echo(f"{run_id}: {planned.fault}")
+    echo(f"{run_id}: {planned.fault}")
     for each in planned.found.checkpoints:
         said = f"{len(each.lacks)} of its objects are missing" if each.lacks else "whole"
         if each is planned.chosen:
             said = "whole, every byte of it read"
         said = planned.damaged.get(each.timesteps, said)
-        typer.echo(f"  {each.timesteps:>12,} timesteps, session {each.token.session}: {said}")
+        echo(f"  {each.timesteps:>12,} timesteps, session {each.token.session}: {said}")
     for key in planned.found.unreadable:
-        typer.echo(f"  {key} is no manifest")
+        echo(f"  {key} is no manifest")
     goes = f"{run_id} goes back to {planned.chosen.timesteps:,} timesteps; the next session deletes what came after"
     if not yes and typer.prompt(f"{goes}. Type the run's id to go on") != run_id:
         raise InputError("run", run_id, "another id was typed: nothing was changed")
     head = write_anew(planned)
-    typer.echo(f"{run_id} is at {head.timesteps:,} timesteps again; train-cloud train or relaunch goes on from there")
+    echo(f"{run_id} is at {head.timesteps:,} timesteps again; train-cloud train or relaunch goes on from there")
 
 
 def delete(
@@ -139,7 +140,7 @@ def delete(
         _refuse_group(run_id)
     if not yes and typer.prompt(f"Everything under {url} is deleted. Type the run's id to go on") != run_id:
         raise InputError("run", run_id, "another id was typed: nothing was deleted")
-    typer.echo(f"{delete_run(root, run_id, force=force)} objects under {url} are deleted")
+    echo(f"{delete_run(root, run_id, force=force)} objects under {url} are deleted")
 
 
 def _one(run: str, store: str | None) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from train_cloud.cli import options
+from train_cloud.cli.terminal import echo
 from train_cloud.errors import NotExact
 
 
@@ -37,6 +38,7 @@ def validate(
     """
     from train_cloud.config import load_run_file
     from train_cloud.instance import fit
+    from train_cloud.worker.private import hide_variables
 
     checked = load_run_file(run_file, overrides or ())
     types = instance_types or fit.DEFAULT_TYPES
@@ -45,6 +47,7 @@ def validate(
         from train_cloud.report.standing import check_standing
 
         check_standing(store, checked)
+    hide_variables(checked, warn=True)
     os.environ.update(checked.env)  # before torch, which reads some when it is imported
     from train_cloud.learn.build import check_memory
     from train_cloud.learn.check import check
@@ -73,29 +76,29 @@ def validate(
     pace = f"a commit every {checked.save_frequency:,}"
     if checked.save_frequency is None:
         pace = f"at most {checked.max_seconds_at_risk:g} seconds at risk"
-    typer.echo(f"{checked.run_id}: {what}, {checked.total_timesteps:,} timesteps, {pace}")
+    echo(f"{checked.run_id}: {what}, {checked.total_timesteps:,} timesteps, {pace}")
     for name, space in (("observations", found.observation_space), ("actions", found.action_space)):
         if space is not None:
-            typer.echo(f"  {name:<13} {shorten(str(space), 100, placeholder=' …')}")
+            echo(f"  {name:<13} {shorten(str(space), 100, placeholder=' …')}")
     if found.buffer_bytes:
         kind = "replay buffer" if found.capacity else "rollout"
-        typer.echo(f"  {kind:<13} {found.buffer_bytes / 1e6:,.1f} MB of memory when full")
+        echo(f"  {kind:<13} {found.buffer_bytes / 1e6:,.1f} MB of memory when full")
         needed = (found.buffer_bytes + found.beside_bytes) / 2**30
-        typer.echo(f"  memory        {needed:.1f} GiB in all: fits into {', '.join(types)}")
+        echo(f"  memory        {needed:.1f} GiB in all: fits into {', '.join(types)}")
         each = found.parts_bytes + min(checked.save_frequency or 0, found.capacity) * found.row_bytes
         sizes = f"{each / 1e6:,.1f} MB each, at most {stored / 1e6:,.1f} in the store"
         if checked.save_frequency is None and found.row_bytes:
             sizes = f"{found.parts_bytes / 1e6:,.1f} MB each, and {found.row_bytes:,.0f} bytes for each timestep since"
-        typer.echo(f"  checkpoints   {sizes}")
+        echo(f"  checkpoints   {sizes}")
     if found.choice is not None:
         exact = "exact" if found.choice.exact else f"not exact, because {found.choice.because}"
-        typer.echo(f"  resume        {exact} (environment's state: {found.choice.provider})")
+        echo(f"  resume        {exact} (environment's state: {found.choice.provider})")
     if model is not None:
         told = "fits" if initial is not None else "not tried: give --store"
-        typer.echo(f"  begins with   {model.source} ({told})")
+        echo(f"  begins with   {model.source} ({told})")
     if checked.seeds is not None:
-        typer.echo(f"  seeds         {', '.join(map(str, checked.seeds))}: a run for each")
-    typer.echo("  it can be trained")
+        echo(f"  seeds         {', '.join(map(str, checked.seeds))}: a run for each")
+    echo("  it can be trained")
     if prove_too:
         _prove(run_file, checked.run_id, None, overrides, quick=True)
 
@@ -135,27 +138,27 @@ def _prove(run_file: Path, run_id: str, steps: int | None, overrides: list[str] 
     from train_cloud.worker.prove import prove as prove_run
 
     def say(text: str) -> None:
-        typer.echo(f"  {text}", err=True)
+        echo(f"  {text}", err=True)
 
     proof = prove_run(run_file, steps=steps, overrides=overrides or (), quick=quick, say=say)
     how = " and ".join(f"{name} at step {at:,}" for name, at in proof.interruptions)
-    typer.echo(f"{run_id}: {proof.timesteps:,} timesteps without interruption, and with {how}")
-    typer.echo(f"  reached       {', '.join(proof.reached) or 'neither an update nor the end of an episode'}")
+    echo(f"{run_id}: {proof.timesteps:,} timesteps without interruption, and with {how}")
+    echo(f"  reached       {', '.join(proof.reached) or 'neither an update nor the end of an episode'}")
     if proof.missed:
-        typer.echo(f"  not reached   {', '.join(proof.missed)}: nothing is shown of that; give more --steps")
+        echo(f"  not reached   {', '.join(proof.missed)}: nothing is shown of that; give more --steps")
     if proof.because is not None:
-        typer.echo(f"  status says   exact: no, because {proof.because}")
+        echo(f"  status says   exact: no, because {proof.because}")
     if proof.equal:
-        typer.echo(f"  equal         {', '.join(proof.compared)}")
+        echo(f"  equal         {', '.join(proof.compared)}")
         return
     if proof.first is not None:
-        typer.echo(f"  first         {proof.first}")
+        echo(f"  first         {proof.first}")
     # A tensor follows from what else differs, and there are many.
     paths = sorted(proof.differences, key=lambda path: path.startswith(("tensors", "rows", "scalar")))
     for path in paths[:_MOST_DIFFERENCES]:
-        typer.echo(f"  differs       {path}")
+        echo(f"  differs       {path}")
     if len(proof.differences) > _MOST_DIFFERENCES:
-        typer.echo(f"  differs       and {len(proof.differences) - _MOST_DIFFERENCES} more")
+        echo(f"  differs       and {len(proof.differences) - _MOST_DIFFERENCES} more")
     where = str(proof.first) if proof.first is not None else paths[0]
     if not proof.reproducible:
         raise NotExact(f"{run_id} is not reproducible: started twice, it differs before any interruption, {where}")

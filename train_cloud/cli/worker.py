@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from train_cloud.cli import options
+from train_cloud.cli.terminal import echo
 from train_cloud.errors import InputError
 
 if TYPE_CHECKING:
@@ -174,4 +175,4 @@ def requirements(run_file: options.RunFile) -> None:
     from train_cloud.worker.requirements import pip_arguments
 
     for argument in pip_arguments(load_run_file(run_file)):
-        typer.echo(argument)
+        echo(argument)

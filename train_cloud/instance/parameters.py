@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from train_cloud.errors import InputError
 from train_cloud.instance.api import call, client, until_it_holds
+from train_cloud.safe_text import hide
 
 PATIENCE_S = 120.0
 """IAM tells all of its servers about a new role within seconds, seldom minutes."""
@@ -33,4 +34,5 @@ def read_secrets(secrets: Mapping[str, str], *, patience_s: float = PATIENCE_S) 
         value = answer["Parameter"]
         assert isinstance(value, dict)
         found[name] = str(value["Value"])
+        hide({name: found[name]})
     return found

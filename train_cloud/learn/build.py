@@ -39,6 +39,7 @@ from train_cloud.config.run_file import ALGORITHMS, CONTRIB, ELSEWHERE, MULTIAGE
 from train_cloud.envs.known import recall, record
 from train_cloud.envs.state import FAILURES, Choice, Env, StatefulEnv, choose
 from train_cloud.errors import InputError
+from train_cloud.safe_text import adopt, guard
 
 ACTIVATIONS = {
     "elu": torch.nn.ELU,
@@ -268,6 +269,8 @@ def _enter_worker(seed: int) -> None:
     """Ctrl-C reaches the whole process group; the trainer alone decides when its environments end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    adopt()
+    guard()
     set_random_seed(seed)  # SB3 seeds this process's global generators nowhere
 
 

@@ -27,6 +27,7 @@ from train_cloud.errors import (
     StoreUnavailable,
 )
 from train_cloud.run import layout
+from train_cloud.safe_text import clean, clean_values, masked
 from train_cloud.store import ObjectStore
 
 Outcome = Literal["completed", "stopped", "failed"]
@@ -107,7 +108,7 @@ def parse_head(body: bytes) -> Head:
     """
     fields = json.loads(body)
     checksum = fields.pop(_CHECKSUM, None) if isinstance(fields, dict) else None
-    head = Head.model_validate(fields)
+    head = Head.model_validate(clean_values(fields))
     if checksum is not None and checksum != _crc32(fields):
         raise ValueError(f"its CRC-32 is not {checksum}")
     return head
@@ -264,6 +265,7 @@ class Lease:
                     raise Fenced(_fenced(current, token))
                 before = current
                 again = failed and current.session == token.session
+                died = clean(masked(failure)) if again and failure and current.outcome is None else None
                 head = current.model_copy(
                     update={
                         "session": token.session,
@@ -272,7 +274,7 @@ class Lease:
                         "commit": _random(),
                         "seq": current.seq + 1,
                         "attempts": current.attempts + again,
-                        "reason": failure if again and failure and current.outcome is None else current.reason,
+                        "reason": died or current.reason,
                     }
                 )
                 if max_attempts is not None and head.attempts >= max_attempts and head.outcome is None:
@@ -307,6 +309,8 @@ class Lease:
         return self._write(reason=reason)
 
     def _write(self, **changes: object) -> Head:
+        if isinstance(changes.get("reason"), str):
+            changes["reason"] = clean(masked(str(changes["reason"])))
         head = self.head.model_copy(update={**changes, "commit": _random(), "seq": self.head.seq + 1})
         try:
             self._etag = _swap(self._store, head, self._etag)
@@ -340,6 +344,7 @@ def conclude(store: ObjectStore, outcome: Outcome, reason: str, *, session: int,
     :return: the head as it stands afterwards; an outcome that was there already is left as it is
     :raises Fenced: the head belongs to a newer session
     """
+    reason = clean(masked(reason))
 
     def change(head: Head | None) -> Head | None:
         if head is None:

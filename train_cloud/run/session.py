@@ -23,6 +23,7 @@ from pydantic_core import to_json
 from train_cloud.errors import ConditionFailed, ObjectMissing
 from train_cloud.run import layout
 from train_cloud.run.head import Token
+from train_cloud.safe_text import clean_values, masked_values
 from train_cloud.store import ObjectStore
 from train_cloud.store.foreign import ignore
 
@@ -123,7 +124,8 @@ def begin_session(
         number = max(number, above + 1)
         nonce = uuid.uuid4().hex
         while True:
-            start = {**details, "session": number, "instance_id": instance_id, "boot_id": boot_id, "nonce": nonce}
+            own = {"session": number, "instance_id": instance_id, "boot_id": boot_id, "nonce": nonce}
+            start = {**masked_values(details), **own}
             body = json.dumps({**start, "started": now()}, indent=1).encode()
             try:
                 store.create(layout.start_key(number), body)
@@ -142,7 +144,7 @@ def begin_session(
 def end_session(store: ObjectStore, session: Session, **facts: Any) -> None:
     """Write how this process of the session ended, once."""
     own = {"session": session.number, "restart": session.restart, "ended": now(), "seconds": session.seconds}
-    body = json.dumps({**own, **facts}, indent=1)
+    body = json.dumps({**own, **masked_values(facts)}, indent=1)
     try:
         store.create(layout.end_key(session.number, session.restart), body.encode())
     except ConditionFailed:
@@ -152,6 +154,7 @@ def end_session(store: ObjectStore, session: Session, **facts: Any) -> None:
 def write_progress(store: ObjectStore, session: Session, **facts: Any) -> None:
     """Overwrite the session's progress: the only one of its records that changes."""
     # Beside the training, which waits while Python writes JSON with indents.
+    facts = masked_values(facts)
     body = to_json({"session": session.number, "at": now(), "seconds": session.seconds, **facts}, indent=1)
     store.put(layout.progress_key(session.number), body)
 
@@ -217,6 +220,7 @@ def _content(store: ObjectStore, key: str) -> dict[str, Any] | None:
     """Of a record; None where it is missing or, with a warning, damaged. Values of a wrong kind are left out."""
     try:
         content = json.loads(bytes(store.get(key).body), parse_constant=lambda name: None)  # NaN is no number
+        content = clean_values(content)
         if not isinstance(content, dict):
             raise ValueError("it is no JSON object")
     except ObjectMissing:

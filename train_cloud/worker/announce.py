@@ -15,6 +15,7 @@ from train_cloud.errors import ConditionFailed, CorruptCheckpoint, StoreError
 from train_cloud.run import layout
 from train_cloud.run.head import Head, read_head
 from train_cloud.run.session import SessionRecord, now, read_sessions
+from train_cloud.safe_text import clean, masked
 from train_cloud.store import ObjectStore
 
 News = Literal["completed", "stopped", "failed", "interrupted"]
@@ -104,7 +105,8 @@ def _tell(store: ObjectStore, channel: Channel, news: News, session: int, lines:
     except StoreError as error:  # rather twice than never
         _log.warning("whether %s was told already cannot be read: %s", news, error)
     run_id = store.url.rstrip("/").rsplit("/", 1)[1]
-    message = "\n".join([f"{run_id}: {news}", *filter(None, lines), "", f"train-cloud status {store.url}"])
+    told = [clean(masked(line)) for line in lines if line]
+    message = "\n".join([f"{run_id}: {news}", *told, "", f"train-cloud status {store.url}"])
     sent = channel.publish(f"train-cloud: {run_id} {news}", message, {"run_id": run_id, "news": news})
     _log.info("told: %s (message %s)", news, sent)
     record = json.dumps({"news": news, "session": session, "message": sent, "at": now()}, indent=1)

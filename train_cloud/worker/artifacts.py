@@ -37,6 +37,7 @@ from train_cloud.errors import CorruptCheckpoint, Fenced, StoreError, StoreUnava
 from train_cloud.run import layout
 from train_cloud.run.head import Reference, Token
 from train_cloud.run.session import write_local
+from train_cloud.safe_text import masked, masked_values
 from train_cloud.snapshot import Part
 from train_cloud.store import ObjectStore, open_store
 from train_cloud.worker.evaluations import RESULTS
@@ -158,7 +159,7 @@ class Artifacts:
         from train_cloud.learn.scalars import Episodes, SessionTensorBoard, Table
 
         board = SessionTensorBoard(self.events, self._number, self._resumed_at)
-        board.add_hyperparameters(_hyperparameters(self._config), {"rollout/ep_rew_mean": 0.0})
+        board.add_hyperparameters(masked_values(_hyperparameters(self._config)), {"rollout/ep_rew_mean": 0.0})
         if notices:
             board.add_text("system/interruptions", notices, self._resumed_at)
         self._episodes = Episodes(self.folder / MONITOR, environment, time.time())
@@ -445,7 +446,7 @@ class Artifacts:
             "identity": self._config.identity(),
             "versions": dict(versions),
         }
-        write_whole(self.folder / CONFIG, (json.dumps(config, indent=1) + "\n").encode())
+        write_whole(self.folder / CONFIG, (json.dumps(masked_values(config), indent=1) + "\n").encode())
 
 
 def _hyperparameters(config: RunFile) -> dict[str, Any]:
@@ -477,7 +478,7 @@ class Tee:
 
     def note(self, text: str) -> None:
         with contextlib.suppress(OSError, ValueError):
-            self._file.write(f"{text.rstrip()}\n")
+            self._file.write(f"{masked(text.rstrip())}\n")
 
     def close(self) -> None:
         """As it was before."""
@@ -495,7 +496,7 @@ class _Both:
 
     def write(self, text: str) -> int:
         with contextlib.suppress(OSError, ValueError):  # a full disk, or closed: the stream itself goes on
-            self._file.write(text)
+            self._file.write(masked(text))
         return self._stream.write(text)
 
     def __getattr__(self, name: str) -> Any:

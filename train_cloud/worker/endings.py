@@ -13,6 +13,7 @@ from typing import NamedTuple
 from pydantic import BaseModel, ValidationError
 
 from train_cloud.run.session import write_local
+from train_cloud.safe_text import masked
 from train_cloud.worker.units import UnitState
 
 _LEFT, _KILLED, _STOOD = "left.json", "killed.json", "stood.txt"
@@ -44,7 +45,7 @@ def leave(state_dir: Path, boot_id: str, restart: int) -> None:
 
 def stand_still(state_dir: Path, words: str) -> None:
     """By the trainer's pulse: systemd is about to kill it, and this is where it stands."""
-    (state_dir / _STOOD).write_text(words)
+    (state_dir / _STOOD).write_text(masked(words))
 
 
 def note_kill(state_dir: Path, boot_id: str, train: UnitState) -> None:

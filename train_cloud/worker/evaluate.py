@@ -25,6 +25,7 @@ from train_cloud.run import layout
 from train_cloud.run.session import now
 from train_cloud.store import ObjectStore, open_store
 from train_cloud.worker.evaluations import RESULTS, is_recorded, model_checksum, recorded
+from train_cloud.worker.private import hide_variables
 from train_cloud.worker.train import import_path
 
 BEST = "best_model"
@@ -54,6 +55,7 @@ def evaluate(
     """
     config = load_run_file(run_file, overrides)
     os.environ.update(config.env)
+    hide_variables(config)
     run_store = open_store(layout.run_url(store, config.run_id))
     _, newest = committed(run_store, config.run_id)
     manifest = find(run_store, newest, at)

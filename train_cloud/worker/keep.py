@@ -18,6 +18,7 @@ from train_cloud.checkpoint import read_manifest, restore
 from train_cloud.checkpoint.manifest import Manifest
 from train_cloud.errors import CorruptCheckpoint, StoreError
 from train_cloud.run.head import Reference, read_head
+from train_cloud.safe_text import adopt, guard
 from train_cloud.store import ObjectStore, open_store
 
 FINAL_MODEL = "final_model.zip"
@@ -78,6 +79,8 @@ def _export(store: ObjectStore, manifest: Manifest, path: Path) -> bool:
 
 def main(arguments: list[str]) -> None:
     """``--final``: the newest one is the final model too, as of a run that has failed."""
+    adopt()
+    guard()
     final = arguments[:1] == ["--final"]
     url, folder, *there = arguments[final:]
     if hasattr(os, "nice"):

@@ -28,6 +28,7 @@ from train_cloud.report.status import run_status
 from train_cloud.run import layout
 from train_cloud.run.head import read_head
 from train_cloud.store import open_store
+from train_cloud.worker.private import hide_variables
 from train_cloud.worker.trial import VARIABLE, Trial
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def prove(
         fix = "prove trains in a store of its own, which has no other run: export that model, and name its model.zip"
         raise InputError("initial_model", config.initial_model.source, fix)
     os.environ.update(config.env)
+    hide_variables(config)
     kind = _Kind.of(config)
     timesteps = steps or kind.steps(quick)
     if timesteps < _FEWEST:

@@ -63,6 +63,7 @@ from train_cloud.run.session import (
     write_local,
     write_progress,
 )
+from train_cloud.safe_text import masked
 from train_cloud.snapshot import ENDED_EARLY, Part, Snapshot
 from train_cloud.store import PATIENCE, ObjectStore, open_store
 from train_cloud.worker import endings, machine, units
@@ -74,6 +75,7 @@ from train_cloud.worker.initial import begin_with
 from train_cloud.worker.limits import Limits, begin_limits, describe_machine
 from train_cloud.worker.line import Line
 from train_cloud.worker.predecessor import note_reached, reached_before, reached_here, taken_from
+from train_cloud.worker.private import hide_variables
 from train_cloud.worker.pulse import Pulse, last_alive
 from train_cloud.worker.replay import Replay
 from train_cloud.worker.seeds import train_each
@@ -90,7 +92,6 @@ log = logging.getLogger(__name__)
 
 _GROUP = "TRAIN_CLOUD_AUTOSCALING_GROUP"
 _RUN_ID = "TRAIN_CLOUD_RUN_ID"
-_OVERRIDES = "TRAIN_CLOUD_OVERRIDES"
 _MAX_ATTEMPTS = "TRAIN_CLOUD_MAX_ATTEMPTS"
 _STARTS = "starts.json"
 _TRIAL = "environment_trial"
@@ -123,7 +124,7 @@ def train(
     on_worker = _GROUP in os.environ
     boot_id = units.boot_id() if on_worker else f"process-{os.getpid()}"
     try:
-        config = load_run_file(run_file, overrides, extra=_launch_overrides())
+        config = load_run_file(run_file, overrides)
     except InputError as error:
         if on_worker and state_dir is not None:
             _fail_unread(open_store(layout.run_url(store, os.environ[_RUN_ID])), state_dir, boot_id, str(error))
@@ -138,6 +139,7 @@ def train(
     if hash_seed.VARIABLE in config.env:
         hash_seed.fix(config.env[hash_seed.VARIABLE])
     os.environ.update(config.env)
+    hide_variables(config, warn=True)
     state_dir = (state_dir or Path(".train-cloud") / config.run_id).absolute()
     _check_writable(state_dir)
     mark_as_cache(state_dir)
@@ -166,6 +168,7 @@ def train(
             if on_worker:
                 session.begin()  # early, so that a boot that fails later has left its start, and may end the run
             os.environ.update(_secrets(config, on_worker))
+            hide_variables(config)
             if config.wandb is not None:
                 wandb.check(config.wandb, os.environ)
             return session.run(check_standing(store, config, alive=alive, go_on=go_on))
@@ -526,7 +529,7 @@ class _Session:
         :param words: by default that exception's traceback
         :param more: what follows them
         """
-        words = words or traceback.format_exc()[-_TRACEBACK_CHARACTERS:]
+        words = words or masked(traceback.format_exc())[-_TRACEBACK_CHARACTERS:]
         reason = f"{words.rstrip()}\n{more}" if more else words
         self._pulse.phase("store")
         with contextlib.suppress(TrainCloudError, OSError):
@@ -926,17 +929,6 @@ def _secrets(config: RunFile, on_worker: bool) -> dict[str, str]:
             fix = f"set the environment variable {name}: only a worker reads the parameter"
             raise InputError(f"secrets.{name}", parameter, fix)
     return {}
-
-
-def _launch_overrides() -> dict[str, Any]:
-    """What the launch sets on top of the run file: Terraform's variables."""
-    path = os.environ.get(_OVERRIDES)
-    if not path or not Path(path).exists():
-        return {}
-    content = json.loads(Path(path).read_text())
-    if not isinstance(content, dict):
-        raise InputError(_OVERRIDES, path, "the file must hold one JSON object")
-    return content
 
 
 def _fail_unread(store: ObjectStore, state_dir: Path, boot_id: str, reason: str) -> None:
