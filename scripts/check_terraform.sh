@@ -39,4 +39,6 @@ terraform -chdir="$module" init -backend=false -lockfile=readonly -no-color >"$s
 terraform -chdir="$module" validate -no-color
 terraform -chdir="$module" test -no-color
 checkov=$(scripts/get_checkov.sh)
-"$checkov" -d "$module" --framework terraform --compact --quiet --skip-download
+"$checkov" -d "$module" --framework terraform --compact --quiet --skip-download | tee "$scratch/checkov.txt"
+# A file that its parser cannot read is not checked, and checkov ends well all the same.
+if grep -q 'Parsing errors' "$scratch/checkov.txt"; then exit 1; fi

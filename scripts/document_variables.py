@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,8 @@ def section(name: str, block: dict[str, Any]) -> str:
     lines = [f"## {name}", "", str(plain(block["description"])), ""]
     lines += [f"- type: `{plain(block['type'])}`", f"- default: {default}"]
     refused = [plain(found["error_message"]).removeprefix(f"{name}: ") for found in block.get("validation", ())]
-    lines += [f"- refused with: {message}" for message in refused if "${" not in message]
+    # In the place of what Terraform will put in: the values that are refused.
+    lines += [f"- refused with: {re.sub(r'[$][{][^}]*[}]', '…', message)}" for message in refused]
     return "\n".join(lines) + "\n"
 
 

@@ -56,8 +56,7 @@ locals {
   user_files = {
     for id, folder in local.user_folder : id => folder == null ? [] : [
       for file in setsubtract(fileset(folder, "**"), local.user_excluded[id]) : file
-      if !anytrue([for never in local.never_folders[id] : startswith(file, never)])
-      && !(can(regex("\\.ya?ml$", file)) && can(regex("(?m)^(\\{\\s*)?[\"']?run_id[\"']?\\s*:", file("${folder}/${file}"))))
+      if !anytrue([for never in local.never_folders[id] : startswith(file, never)]) && !(can(regex("\\.ya?ml$", file)) && can(regex("(?m)^(\\{\\s*)?[\"']?run_id[\"']?\\s*:", file("${folder}/${file}"))))
     ]
   }
 

@@ -155,6 +155,14 @@ variable "subnet_ids" {
   }
 }
 
+# Instance types that cannot work, by their names.
+locals {
+  types_foreign        = "^(mac|a1\\.|[a-z]+[0-9]+[a-z]*(g[a-z]*|-gb[0-9]+)\\.)"
+  types_without_cuda   = "^((inf|trn|dl|f|vt)[0-9]|g[0-9]+a|(g2|p2|cg1)\\.)"
+  types_paravirtual    = "^(c1|m1|m2|t1)\\."
+  types_not_by_default = "^(g3s?|p3(dn)?|gr?[0-9]+[a-z]*f)\\."
+}
+
 variable "instance_types" {
   description = "Acceptable instance types; more types find spot capacity sooner. For spot their order says nothing: AWS takes, by price and by spare capacity, the one that it expects to interrupt least (price-capacity-optimized). On demand it takes the first that it has. Types without a GPU train on the CPU. The default image drives NVIDIA's GPUs from Turing on: g4dn, g5, g6, g6e, gr6, p4, p5, p6 and newer."
   type        = list(string)
@@ -173,23 +181,23 @@ variable "instance_types" {
   }
 
   validation {
-    condition     = alltrue([for type in var.instance_types : !can(regex("^(mac|a1\\.|[a-z]+[0-9]+[a-z]*(g[a-z]*|-gb[0-9]+)\\.)", type))])
-    error_message = "instance_types: the worker is Linux on x86_64; leave out macOS and ARM (Graviton and Grace: a1, and those with a g after the number, such as g5g)."
+    condition     = alltrue([for type in var.instance_types : !can(regex(local.types_foreign, type))])
+    error_message = "instance_types: leave out ${join(", ", [for type in var.instance_types : type if can(regex(local.types_foreign, type))])}: the worker is Linux on x86_64, and these are macOS or ARM (Graviton, Grace)."
   }
 
   validation {
-    condition     = alltrue([for type in var.instance_types : !can(regex("^((inf|trn|dl|f|vt)[0-9]|g[0-9]+a|(g2|p2|cg1)\\.)", type))])
-    error_message = "instance_types: PyTorch's builds for CUDA compute on none of these, with no image: AMD's GPUs (g4ad), Inferentia, Trainium, Gaudi, FPGAs (inf, trn, dl, f, vt), GPUs older than Maxwell (g2, p2); leave them out."
+    condition     = alltrue([for type in var.instance_types : !can(regex(local.types_without_cuda, type))])
+    error_message = "instance_types: leave out ${join(", ", [for type in var.instance_types : type if can(regex(local.types_without_cuda, type))])}: PyTorch's builds for CUDA compute on none of these, whatever the image: AMD's GPUs, Inferentia, Trainium, Gaudi, FPGAs, NVIDIA's before Maxwell."
   }
 
   validation {
-    condition     = alltrue([for type in var.instance_types : !can(regex("^(c1|m1|m2|t1)\\.", type))])
-    error_message = "instance_types: c1, m1, m2 and t1 boot paravirtual images only, which no Ubuntu of today is; leave them out."
+    condition     = alltrue([for type in var.instance_types : !can(regex(local.types_paravirtual, type))])
+    error_message = "instance_types: leave out ${join(", ", [for type in var.instance_types : type if can(regex(local.types_paravirtual, type))])}: these boot paravirtual images only, which no Ubuntu of today is."
   }
 
   validation {
-    condition     = var.ami_id != null || alltrue([for type in var.instance_types : !can(regex("^(g3s?|p3(dn)?|gr?[0-9]+[a-z]*f)\\.", type))])
-    error_message = "instance_types: the default image's driver knows GPUs from Turing on, and whole ones; leave out g3, p3 and the fractions g6f and gr6f, or give an ami_id with a driver for them."
+    condition     = var.ami_id != null || alltrue([for type in var.instance_types : !can(regex(local.types_not_by_default, type))])
+    error_message = "instance_types: leave out ${join(", ", [for type in var.instance_types : type if can(regex(local.types_not_by_default, type))])}: the default image's driver knows NVIDIA's GPUs from Turing on, and whole ones; or give an ami_id with a driver for them."
   }
 }
 

@@ -153,6 +153,13 @@ def test_the_requests_are_those_that_the_provider_makes(plans: Plans) -> None:
     group = by_operation["autoscaling:CreateAutoScalingGroup"]
     assert group["Tags"] == [{"Key": "train-cloud-run", "Value": RUN_ID, "PropagateAtLaunch": True}]
     assert re.fullmatch(r"subnet-\w+(,subnet-\w+)+", group["VPCZoneIdentifier"])
+    (image,) = [
+        found
+        for found in plans["off"]["prior_state"]["values"]["root_module"]["resources"]
+        if found["type"] == "aws_ami"
+    ]
+    (root,) = image["values"]["block_device_mappings"]
+    assert int(root["ebs"]["volume_size"]) > 0, "with which root_volume_gb is compared"
     (ports,) = [
         request.parameters["IpPermissions"]
         for request in made
@@ -546,9 +553,13 @@ def test_a_session_reads_no_parameter(plans: Plans) -> None:
 
 def refusing(variable: str) -> list[re.Pattern[str]]:
     """The variable's own patterns of what it refuses, whatever else is given; RE2's, which Python reads too."""
-    block = (MODULE / "variables.tf").read_text().split(f'variable "{variable}" {{')[1].split("\nvariable ")[0]
-    found = re.findall(r'condition += [^\n]*!can\(regex\("(.*?)", (?:type|var)', block)
-    return [re.compile(pattern.replace("\\\\", "\\")) for pattern in found]
+    written = (MODULE / "variables.tf").read_text()
+    block = written.split(f'variable "{variable}" {{')[1].split("\nvariable ")[0]
+    found = re.findall(r'condition += [^\n]*!can\(regex\((?:"(.*?)"|local\.(\w+)), (?:type|var)', block)
+    named = dict(re.findall(r'^  (\w+) += "(\^.*)"$', written, re.MULTILINE))
+    patterns = [pattern or named[name] for pattern, name in found]
+    assert patterns
+    return [re.compile(pattern.replace("\\\\", "\\")) for pattern in patterns]
 
 
 @pytest.mark.parametrize(

@@ -490,6 +490,10 @@ def test_a_bad_value_names_variable_value_and_fix_and_nothing_is_made(stack: Sta
     terraform = Terraform(tmp_path / "work", stack.aws)
     with pytest.raises(InputError, match=r"^save_frequency: 0: give a whole number of at least 1$"):
         terraform.apply({"run_file": stack.run_file, "project_name": "bad", "save_frequency": 0})
+    with pytest.raises(
+        InputError, match=r"^availability_zones: \['us-east-1z'\]: the default VPC has no default subnet"
+    ):
+        terraform.plan({"run_file": stack.run_file, "project_name": "bad", "availability_zones": ["us-east-1z"]})
     with pytest.raises(TrainCloudError, match=r"data\.aws_s3_bucket\.existing.*reading S3 Bucket \(no-such-bucket\)"):
         terraform.apply(
             {

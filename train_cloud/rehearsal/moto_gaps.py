@@ -18,7 +18,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 from xml.etree import ElementTree
 
-# Both are read when moto is imported. Without the first, a policy of AWS's own (AmazonSSMManagedInstanceCore) is "not
+# Both are read when moto is imported. Without the first, a policy of AWS's own (AdministratorAccess) is "not
 # found"; without the second, an image need not exist.
 os.environ["MOTO_IAM_LOAD_MANAGED_POLICIES"] = "true"
 os.environ["MOTO_ENABLE_AMI_VALIDATION"] = "true"
