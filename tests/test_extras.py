@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
+from train_cloud.config import load_run_file
 from train_cloud.rehearsal.aws import EmbeddedAws
 from train_cloud.rehearsal.machine import MachineInstance, missing, prepare
 from train_cloud.rehearsal.systemd import Line
 from train_cloud.rehearsal.terraform import Terraform
+from train_cloud.worker.requirements import packages
 from train_cloud.worker.units import FINISH, TRAIN
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "pendulum_sac.yaml"
@@ -33,7 +35,7 @@ def test_the_journal_and_the_news_leave_a_real_machine(tmp_path: Path) -> None:
     if lacking:
         assert os.environ.get("CI") != "true", lacking
         pytest.skip(f"needs {lacking}")
-    image = prepare(say=print)
+    image = prepare(packages=packages(load_run_file(EXAMPLE)), say=print)
     lines: list[Line] = []
     with EmbeddedAws(log=tmp_path / "aws.log") as aws:
         variables = {"run_file": EXAMPLE, "project_name": "extras", "notification_emails": [], "cloudwatch_log_days": 1}

@@ -23,6 +23,7 @@ from typing import Any
 import psutil
 import pytest
 
+from train_cloud.config import load_run_file
 from train_cloud.errors import InputError, Interrupted, TrainCloudError
 from train_cloud.rehearsal.aws import EmbeddedAws
 from train_cloud.rehearsal.instance import Launch
@@ -30,6 +31,7 @@ from train_cloud.rehearsal.machine import Image, MachineInstance, missing, prepa
 from train_cloud.rehearsal.machine import image as images
 from train_cloud.rehearsal.systemd import Line
 from train_cloud.rehearsal.terraform import Terraform, worker_environment
+from train_cloud.worker.requirements import packages
 from train_cloud.worker.units import TRAIN, UnitState
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "pendulum_sac.yaml"
@@ -51,7 +53,7 @@ def needed() -> None:
 @pytest.fixture(scope="module")
 def image() -> Image:
     needed()
-    return prepare(say=print)
+    return prepare(packages=packages(load_run_file(EXAMPLE)), say=print)
 
 
 # What there is of machines, and whether it is still there later.

@@ -660,6 +660,15 @@ def test_addresses_on_aws_itself(monkeypatch: pytest.MonkeyPatch, bucket_name: s
     assert asked.startswith(f"CONNECT {host} ")
 
 
+@pytest.mark.parametrize("region", ["cn-north-1", "us-isob-east-1", "eusc-de-east-1"])
+def test_a_region_with_addresses_of_its_own_needs_one(region: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_REGION", region)
+    with pytest.raises(InputError, match=rf"^AWS_REGION: '{region}': .* AWS_ENDPOINT_URL_S3$"):
+        list(open_store("s3://somebodys-bucket/x").list(""))
+
+
 @pytest.mark.parametrize(
     "url", ["http://example.com", "http://10.0.0.1:9000", "ftp://127.0.0.1", "127.0.0.1:9000", "https://", "x"]
 )

@@ -510,7 +510,10 @@ class BucketStore:
 
     def _region(self, session: botocore.session.Session | None = None) -> str:
         session = session or botocore.session.Session()
-        return str(os.environ.get("AWS_REGION") or session.get_config_variable("region") or "us-east-1")
+        region = str(os.environ.get("AWS_REGION") or session.get_config_variable("region") or "us-east-1")
+        if self._endpoint is None and _OTHER_PARTITION.match(region):
+            raise InputError("AWS_REGION", region, "S3 has another address there: name it in AWS_ENDPOINT_URL_S3")
+        return region
 
     def _raise(self, key: str, error: Exception) -> NoReturn:
         """One of our errors for one of obstore's, which differ by little more than their text."""
@@ -591,6 +594,12 @@ def _etag(reply: object) -> str:
     if not isinstance(etag, str):
         raise StoreError("the S3 server sends no e-tags: it cannot hold a run")
     return etag
+
+
+_OTHER_PARTITION = re.compile(r"(cn|eusc)-|[a-z]+-iso[a-z]*-")
+"""Regions whose addresses do not end in amazonaws.com: China, the European Sovereign Cloud, the isolated ones ("AWS
+service endpoints", AWS General Reference). obstore makes addresses for the others only. ``terraform/variables.tf``
+refuses the same ones."""
 
 
 def _endpoint() -> str | None:
