@@ -59,22 +59,26 @@ class Line(gymnasium.Env[Any, Any]):
 gymnasium.register("Line-v0", "hidden:Line")
 
 
+def wait_for_commit(timesteps: int) -> None:
+    """Of so many: ``HEAD_FILE`` tells. A busy machine may train faster than it commits."""
+    head = Path(os.environ.get("HEAD_FILE", "nowhere"))
+    deadline = time.monotonic() + 60
+    while head.exists() and time.monotonic() < deadline and json.loads(head.read_text())["timesteps"] < timesteps:
+        time.sleep(0.01)
+
+
 class Waits(BaseCallback):
-    """At step 160, for the first commit, of which ``HEAD_FILE`` tells: a busy machine may train faster."""
+    """At step 160, for the first commit."""
 
     def _on_step(self) -> bool:
-        head = os.environ.get("HEAD_FILE")
-        deadline = time.monotonic() + 60
-        while self.num_timesteps == 160 and head and time.monotonic() < deadline:
-            if json.loads(Path(head).read_text())["timesteps"]:
-                break
-            time.sleep(0.01)
+        if self.num_timesteps == 160:
+            wait_for_commit(150)
         return True
 
 
 class WaitsForReplay(BaseCallback):
-    """At step 500, for the end of the session's replay; with ``STOP_IN_REPLAY`` it stops the training in the midst of
-    it. There it does nothing.
+    """For two commits, and at step 500 for the end of the session's replay; with ``STOP_IN_REPLAY`` it stops the
+    training in the midst of it. There it does nothing.
     """
 
     def _on_step(self) -> bool:
@@ -82,6 +86,8 @@ class WaitsForReplay(BaseCallback):
             if os.environ.get("STOP_IN_REPLAY"):
                 time.sleep(120)
             return True
+        if self.num_timesteps in (160, 340):
+            wait_for_commit({160: 150, 340: 300}[self.num_timesteps])
         deadline = time.monotonic() + 120
         while self.num_timesteps == 500 and time.monotonic() < deadline and self.goes_on():
             time.sleep(0.02)

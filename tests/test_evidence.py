@@ -37,11 +37,17 @@ CLEAN: dict[str, dict[str, Any]] = {
 }
 
 
+def train(run: Rehearsed, interrupt: str = "", options: tuple[str, ...] = (), **env: str) -> int:
+    """A session with callbacks that wait for a commit."""
+    head = run.folder / "store" / "runs" / "a-run" / "head.json"
+    return run.session(interrupt, options=options, env={"HEAD_FILE": str(head), **env})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CLEAN)
 def test_a_clean_run_is_proved(warm: Any, tmp_path: Path, name: str) -> None:
-    run = Rehearsed(warm, tmp_path, CLEAN[name])
-    assert run.session() == 0, run.log()
+    run = Rehearsed(warm, tmp_path / "run", CLEAN[name])
+    assert train(run) == 0, run.log()
     progress = read_sessions(run.store)[0].progress
     assert progress is not None and progress["exact_evidence"] == "proved", run.log()
     assert progress["replay"].startswith("steps 15") and progress["replay"].endswith("the same in a fresh process")
@@ -57,8 +63,8 @@ def test_a_proof_holds_for_the_next_session_on_the_same_kind_of_machine(warm: An
     run = Rehearsed(
         warm, tmp_path, line(**{**ALWAYS, "callbacks": ["hidden:WaitsForReplay", "interrupting:InterruptAt"]})
     )
-    assert run.session("SIGTERM@505") == 75, run.log()
-    assert run.session(options=("--set", "total_timesteps=900")) == 0, run.log()
+    assert train(run, "SIGTERM@505") == 75, run.log()
+    assert train(run, options=("--set", "total_timesteps=900")) == 0, run.log()
     said = [(record.progress or {})["replay"] for record in read_sessions(run.store)]
     assert said[0].startswith("steps 150 to ") and said[1] == "proved in session 1", said
     assert run.final().facts["exact_evidence"] == "proved"
@@ -66,8 +72,8 @@ def test_a_proof_holds_for_the_next_session_on_the_same_kind_of_machine(warm: An
 
 @pytest.mark.slow
 def test_a_replay_finds_what_the_process_alone_has(warm: Any, tmp_path: Path) -> None:
-    run = Rehearsed(warm, tmp_path, line("count", **ALWAYS))
-    assert run.session() == 0, run.log()
+    run = Rehearsed(warm, tmp_path / "run", line("count", **ALWAYS))
+    assert train(run) == 0, run.log()
     status = run_status(run.root, "a-run")
     assert (status.exact, status.exact_evidence) == (False, "no")
     words = exactness_in_words(status)
@@ -85,7 +91,7 @@ def test_a_replay_writes_nothing_elsewhere_and_says_what_it_would_have_written(w
     run = Rehearsed(
         warm, tmp_path / "run", line(**{**ALWAYS, "callbacks": ["hidden:WritesOutside", "hidden:WaitsForReplay"]})
     )
-    assert run.session(env={"WRITES_TO": str(out)}) == 0, run.log()
+    assert train(run, WRITES_TO=str(out)) == 0, run.log()
     progress = read_sessions(run.store)[0].progress
     assert progress is not None and progress["replay"] == f"none, because the run's code writes to {out}"
     assert (progress["exact"], progress["exact_evidence"]) == (True, "not contradicted")
@@ -95,9 +101,9 @@ def test_a_replay_writes_nothing_elsewhere_and_says_what_it_would_have_written(w
 
 @pytest.mark.slow
 def test_a_stop_ends_the_replay_at_once(warm: Any, tmp_path: Path) -> None:
-    run = Rehearsed(warm, tmp_path, line(**ALWAYS))
+    run = Rehearsed(warm, tmp_path / "run", line(**ALWAYS))
     digests = run.folder / "state" / "replay" / "digests"
-    assert run.session(env={"STOP_IN_REPLAY": str(digests)}) == 75, run.log()
+    assert train(run, STOP_IN_REPLAY=str(digests)) == 75, run.log()
     end = read_sessions(run.store)[0].end
     assert end is not None and end["ended_by"] == "signal"
     left = [
