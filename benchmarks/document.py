@@ -108,3 +108,60 @@ def _limit(figure: dict[str, Any]) -> str:
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.3g}"
+
+
+_GPU_HEAD = """# On a GPU
+
+Written by `python -m benchmarks.gpu take` from [`benchmarks/gpu.json`](../benchmarks/gpu.json); do not edit. Where there is a GPU
+and no network, `scripts/gpu.sh OUT` measures all of it in 8 minutes, and `scripts/gpu.sh OUT cuda speed` one part.
+"""
+_GPU_PARTS = {
+    "tests": "`tests/test_cuda.py`: capture, restore and resume of six algorithms on the GPU, from there to the CPU and back; "
+    "the GPU's generator; processes that are forked before CUDA begins.",
+    "determinism": "A run that is stopped at step 43 and goes on in a new process, against the same run without a stop: networks, "
+    "optimizers, buffer, generators. *Deterministic*: with `torch.use_deterministic_algorithms(True)` and "
+    "`CUBLAS_WORKSPACE_CONFIG=:4096:8`. *As it comes*: without. Small networks on one machine: another GPU, other libraries or "
+    "larger layers may choose other kernels, which is why equality on a GPU is reported and not promised.",
+    "consistency": "A snapshot is taken, and two updates set out at once, while it is still being copied to pinned memory by a "
+    "stream of its own: it must have the parameters from before them, each time.",
+    "stall": "What a snapshot of SAC (nets 256x256) keeps the training waiting, and after how long all of it has arrived in memory, "
+    "by where the tensors are.",
+    "speed": "Steps a second with an update at each step (PPO: 10 epochs over 2,048), batch 256 (PPO: 64), nets 256x256: stock "
+    "Stable-Baselines3, and with a checkpoint every 100 steps. Median of three turns. The CPU has one thread.",
+    "precision": "Milliseconds of an update of SAC, batch 256, by width of the two hidden layers. Median of five turns.",
+}
+
+
+def gpu_document(taken: dict[str, Any]) -> str:
+    """:param taken: by part, see ``benchmarks.gpu.take``"""
+    lines = [_GPU_HEAD]
+    if missing := [part for part in _GPU_PARTS if part not in taken]:
+        lines += [f"**Not measured on a GPU yet**: {', '.join(missing)}.", ""]
+    for part, how in _GPU_PARTS.items():
+        if part not in taken:
+            continue
+        found, machine = taken[part]["found"], taken[part]["machine"]
+        values = {name: value for name, value in found.items() if name not in ("seconds", "failed")}
+        lines += [f"## {part.capitalize()}", "", how, "", *_gpu_table(values), ""]
+        if "failed" in found:
+            lines += [f"**Not all of it**: {found['failed']}.", ""]
+        software = f"driver {machine['driver']}, torch {machine['torch']}, Python {machine['python']}"
+        cpu = f"{machine['cores']} cores of {machine['cpu']}"
+        lines += [f"{machine['when'][:10]}: {machine['gpu']}, {software}, stable-baselines3 "
+                  f"{machine['stable_baselines3']}; {cpu}.", ""]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _gpu_table(values: dict[str, Any]) -> list[str]:
+    """Of figures by setting, of single figures, or of lists of differences."""
+    if not values:
+        return ["Nothing was found."]
+    if not all(isinstance(value, dict) for value in values.values()):
+        shown = {
+            name: ("; ".join(value[:3]) if value else "equal bit for bit") if isinstance(value, list) else f"{value:,}"
+            for name, value in values.items()
+        }
+        return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in shown.items())]
+    columns = list(dict.fromkeys(column for value in values.values() for column in value))
+    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    return lines + [f"| {name} | " + " | ".join(f"{v[c]:,}" for c in columns) + " |" for name, v in values.items()]

@@ -1,8 +1,8 @@
 """What train-cloud does on a GPU, part by part: ``python -m benchmarks.gpu PART --device cuda --out FOLDER``.
 
 ``scripts/gpu.sh`` runs them all. Each part writes what it has found so far to ``PART.json``; ``summary`` puts the files
-together. A part that finds what it must not find raises. With ``--device cpu`` everything runs too, with less of it:
-that tries the program and measures nothing.
+together, and ``take`` puts what passed into ``benchmarks/gpu.json`` and ``docs/gpu.md``. A part that finds what it must
+not find raises. With ``--device cpu`` everything runs too, but less of it: that tries the program and measures nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import argparse
 import concurrent.futures
 import contextlib
 import json
-import multiprocessing
 import os
 import pickle
 import platform
@@ -28,7 +27,10 @@ from typing import Any, TypeAlias
 from xml.etree import ElementTree
 
 TESTS = Path(__file__).parent.parent / "tests"
-_AT_ONCE = 4
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "gpu.json"
+#: Processes: each has CUDA and torch of its own, half a minute of a core in all.
+_AT_ONCE = max(2, min(8, (os.cpu_count() or 2) // 2))
 #: cuBLAS is deterministic only with a workspace of a fixed size ("cuBLAS: Results Reproducibility").
 _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
@@ -95,17 +97,21 @@ _CASES = {
 
 
 def determinism(device: str, out: Path) -> Iterator[Found]:
-    """An interrupted run against the uninterrupted one, as CUDA comes and with deterministic operations alone.
+    """An interrupted run against the uninterrupted one, with deterministic operations alone and as CUDA comes.
 
     Found by algorithm: where the two differ (empty: equal bit for bit), or which operation torch refuses.
     """
-    _check_comparison()
+    sys.path.insert(0, str(TESTS))
+    import exactness
+
     names = list(_CASES) if device == "cuda" else list(_CASES)[:2]
-    with concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as pool:
+    cases = {name: exactness.Case(*_CASES[name][:2], "dummy", False, _CASES[name][2]) for name in names}
+    # Each training is a process, forked from one that has imported everything and has not touched the GPU.
+    with exactness.warm_parent() as context, concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as pool:
+        runs = {name: (context, {**case.run(), "device": device}, case.choice()) for name, case in cases.items()}
+        _check_comparison(*runs["sac"])
         compared = {
-            (name, strict): pool.submit(_differences, device, name, strict)
-            for strict in (True, False)
-            for name in names
+            (name, strict): pool.submit(_differences, *runs[name], strict) for strict in (True, False) for name in names
         }
         for (name, strict), future in compared.items():
             how = "deterministic" if strict else "as it comes"
@@ -113,53 +119,50 @@ def determinism(device: str, out: Path) -> Iterator[Found]:
             yield {f"{name}, {how}": future.result()}
 
 
-def _check_comparison() -> None:
+def _check_comparison(context: Any, run: Found, choice: Any) -> None:
     """A comparison that cannot fail would say nothing."""
-    one, other = (_trained("cpu", "td3", False, seed=seed) for seed in (1, 2))
-    if one == other:
+    with tempfile.TemporaryDirectory() as folder:
+        ends = [_stretch(context, {**run, "seed": seed}, choice, False, Path(folder) / str(seed)) for seed in (1, 2)]
+    if not _compared(*ends):
         raise AssertionError("two seeds gave the same parameters")
 
 
-def _trained(device: str, name: str, strict: bool, seed: int) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        state = _stretch(device, name, strict, Path(folder) / "end", seed=seed)["state"]
-    arrays = pickle.loads(state).parts["model"].arrays
-    return b"".join(array.tobytes() for _, array in sorted(arrays.items()))
-
-
-def _differences(device: str, name: str, strict: bool) -> list[str]:
-    from train_cloud.learn.compare import differences
-
+def _differences(context: Any, run: Found, choice: Any, strict: bool) -> list[str]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         try:
-            whole = _stretch(device, name, strict, folder / "whole")
-            _stretch(device, name, strict, folder / "first", stop_at=43)
-            resumed = _stretch(device, name, strict, folder / "second", begin=folder / "first")
+            whole = _stretch(context, run, choice, strict, folder / "whole")
+            _stretch(context, run, choice, strict, folder / "first", stop_at=43)
+            resumed = _stretch(context, run, choice, strict, folder / "second", begin=folder / "first")
         except RuntimeError as error:
             return [str(error)]
+    return _compared(whole, resumed)
+
+
+def _compared(one: Found, other: Found) -> list[str]:
+    from train_cloud.learn.compare import differences
+
     # A snapshot has the rows since the last one; the whole buffers are compared by their digests.
-    states = [replace(pickle.loads(end["state"]), streams={}) for end in (whole, resumed)]
-    found = differences(states[0], states[1])
-    return found + (["replay buffer"] if whole["buffer"] != resumed["buffer"] else [])
+    states = [replace(pickle.loads(end["state"]), streams={}) for end in (one, other)]
+    return differences(*states) + (["replay buffer"] if one["buffer"] != other["buffer"] else [])
 
 
 def _stretch(
-    device: str,
-    name: str,
+    context: Any,
+    run: Found,
+    choice: Any,
     strict: bool,
     out: Path,
     *,
     stop_at: int | None = None,
     begin: Path | None = None,
-    seed: int | None = None,
 ) -> Found:
     """A part of a training in a process of its own, as tests/exactness.py makes it.
 
     :raises RuntimeError: it failed, with the last line that it said
     """
-    process = multiprocessing.get_context("spawn").Process(
-        target=_stretched, args=(device, name, strict, stop_at, str(begin) if begin else None, str(out), seed)
+    process = context.Process(
+        target=_stretched, args=(run, choice, strict, stop_at, str(begin) if begin else None, str(out))
     )
     process.start()
     process.join(120)
@@ -167,29 +170,27 @@ def _stretch(
         process.kill()
         process.join()
     if process.exitcode or not out.exists():
-        raise RuntimeError(f"the training of {name} ended with {process.exitcode}")
+        raise RuntimeError(f"the training of {run['algorithm']} ended with {process.exitcode}")
     found: Found = pickle.loads(out.read_bytes())
     if "failed" in found:
         raise RuntimeError(found["failed"].strip().splitlines()[-1][:500])
     return found
 
 
-def _stretched(
-    device: str, name: str, strict: bool, stop_at: int | None, begin: str | None, out: str, seed: int | None
-) -> None:
+def _stretched(run: Found, choice: Any, strict: bool, stop_at: int | None, begin: str | None, out: str) -> None:
     if strict:
         os.environ[_CUBLAS] = ":4096:8"
     sys.path.insert(0, str(TESTS))
     import exactness
     import torch
 
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        raise AssertionError("CUDA was begun before the settings were made")
     if strict:
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
-    algorithm, world, gsde = _CASES[name]
-    case = exactness.Case(algorithm, world, "dummy", False, gsde)
-    run = {**case.run(), "device": device, **({"seed": seed} if seed is not None else {})}
-    exactness.stretch(run, case.choice(), stop_at, begin, out, "")
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    exactness.stretch(run, choice, stop_at, begin, out, "")
 
 
 # ------------------------------------------------------------------------------------------------------------- speed
@@ -228,20 +229,24 @@ def _model(algorithm: str, device: str, **more: Any) -> Any:
     import stable_baselines3
 
     kind = getattr(stable_baselines3, algorithm.upper())
-    world = "CartPole-v1" if algorithm == "ppo" else "Pendulum-v1"
+    world = "CartPole-v1" if algorithm in ("ppo", "dqn") else "Pendulum-v1"
     given: dict[str, Any] = {} if algorithm == "ppo" else {"learning_starts": 100, "buffer_size": 20_000}
+    if algorithm == "dqn":
+        given |= {"train_freq": 1, "batch_size": 256}  # an update at each step, as SAC and TD3 have them
     given["policy_kwargs"] = {"net_arch": [256, 256]}
     return kind("MlpPolicy", gymnasium.make(world), seed=1, device=device, **{**given, **more})
 
 
 def speed(device: str, out: Path) -> Iterator[Found]:
-    """Steps a second of stock Stable-Baselines3 and with checkpoints every 500 steps, on the CPU and on the device."""
+    """Steps a second of stock Stable-Baselines3, and with a checkpoint every 100 steps that goes nowhere, in turns, on
+    the device and on one core.
+    """
     import torch
 
     torch.set_num_threads(1)
-    for algorithm, most in (("sac", 1500), ("td3", 1500), ("ppo", 8192)):
-        steps, repeats = (most, 3) if device == "cuda" else (most // 8, 1)
-        for where in dict.fromkeys(("cpu", device)):
+    for algorithm, most in (("sac", 200), ("td3", 200), ("dqn", 500), ("ppo", 2048)):
+        steps, repeats = (most, 3) if device == "cuda" else (most // 3, 1)
+        for where in dict.fromkeys((device, "cpu")):
             rates: dict[str, list[float]] = {"stock": [], "ours": []}
             for _ in range(repeats):
                 for kind in rates:
@@ -256,17 +261,20 @@ def _rate(algorithm: str, device: str, steps: int, *, ours: bool) -> float:
     from train_cloud.learn.callback import learn
 
     model = _model(algorithm, device)
-    model.learn(200)  # warm
+    model.learn(130)  # warm, and with enough in the buffer for an update at each step from now on
+    model.learning_starts = 0
+    _synchronize(device)
     began = time.perf_counter()
     if ours:
-        host: Any = _Nothing(steps, 500)
+        host: Any = _Nothing(steps, 100)
         learn(model, host, [], Choice("pickle", True, "measured elsewhere"))
     else:
         model.learn(steps)
     _synchronize(device)
+    seconds = time.perf_counter() - began
     done = int(model.num_timesteps)
     model.get_env().close()
-    return done / (time.perf_counter() - began)
+    return done / seconds
 
 
 def _synchronize(device: str) -> None:
@@ -336,25 +344,31 @@ def consistency(device: str, out: Path) -> Iterator[Found]:
 
 
 def precision(device: str, out: Path) -> Iterator[Found]:
-    """Milliseconds of an update of SAC in fp32, with TF32 products and under bf16 autocast, by width of the network."""
+    """Milliseconds of an update of SAC, batch 256, by width of the networks: in fp32, with deterministic operations
+    alone, with TF32 products, and under bf16 autocast. They take turns; a figure is the median of the turns.
+    """
+    os.environ[_CUBLAS] = ":4096:8"  # for all, as it has to be set before the first product
     import torch
 
-    for width, most in ((256, 40), (2048, 10)) if device == "cuda" else ((64, 5),):
-        for kind in ("fp32", "tf32", "bf16"):
-            torch.backends.cuda.matmul.allow_tf32 = kind == "tf32"
-            model = _model("sac", device, policy_kwargs={"net_arch": [width, width]})
-            model.learn(130)
-            around = torch.autocast(device, torch.bfloat16) if kind == "bf16" else contextlib.nullcontext()
-            with around:
-                model.train(gradient_steps=5, batch_size=256)
-                _synchronize(device)
-                began = time.perf_counter()
-                model.train(gradient_steps=most, batch_size=256)
-                _synchronize(device)
-            milliseconds = round(1e3 * (time.perf_counter() - began) / most, 2)
-            print(f"{width} wide, {kind}: {milliseconds} ms")
-            yield {f"{width} wide, {kind}": milliseconds}
-    torch.backends.cuda.matmul.allow_tf32 = False
+    wide, turns = ((256, 20), (2048, 10)) if device == "cuda" else ((64, 3),), 5 if device == "cuda" else 1
+    for width, updates in wide:
+        model = _model("sac", device, policy_kwargs={"net_arch": [width, width]})
+        model.learn(130)
+        seconds: dict[str, list[float]] = {"fp32": [], "deterministic": [], "tf32": [], "bf16": []}
+        for _ in range(turns):
+            for kind, taken in seconds.items():
+                torch.backends.cuda.matmul.allow_tf32 = kind == "tf32"
+                torch.use_deterministic_algorithms(kind == "deterministic")
+                with torch.autocast(device, torch.bfloat16) if kind == "bf16" else contextlib.nullcontext():
+                    model.train(gradient_steps=5, batch_size=256)  # the first ones choose kernels
+                    _synchronize(device)
+                    began = time.perf_counter()
+                    model.train(gradient_steps=updates, batch_size=256)
+                    _synchronize(device)
+                taken.append((time.perf_counter() - began) / updates)
+        found = {kind: round(1e3 * statistics.median(taken), 2) for kind, taken in seconds.items()}
+        print(f"{width} wide: {found} ms")
+        yield {f"{width} wide": found}
 
 
 PARTS: dict[str, Callable[[str, Path], Iterator[Found]]] = {
@@ -369,23 +383,40 @@ PARTS: dict[str, Callable[[str, Path], Iterator[Found]]] = {
 
 
 def summary(out: Path) -> None:
-    """``results.json``: every part's findings, or what it ended with."""
-    results = {}
-    for name in PARTS:
-        path = out / f"{name}.json"
-        results[name] = json.loads(path.read_text()) if path.exists() else {"failed": "it did not end: see the log"}
+    """``results.json``: the findings of every part that was asked for, or what it ended with."""
+    results = {name: json.loads(path.read_text()) for name in PARTS if (path := out / f"{name}.json").exists()}
     (out / "results.json").write_text(json.dumps(results, indent=1))
     print(json.dumps(results, indent=1))
 
 
+def take(out: Path) -> None:
+    """What ``out`` has found becomes what the documents say: each part with the machine and the day it is from.
+
+    A part that failed does not take the place of one that passed.
+
+    :raises AssertionError: it was not measured on a GPU
+    """
+    from benchmarks.document import gpu_document
+
+    found = json.loads((out / "results.json").read_text())
+    assert "gpu" in found.get("machine", {}), "these are no figures of a GPU"
+    taken = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    machine = {name: value for name, value in found["machine"].items() if name != "seconds"}
+    for part, values in found.items():
+        if part != "machine" and ("failed" not in values or "failed" in taken.get(part, {"failed": ""})):
+            taken[part] = {"found": values, "machine": machine} | ({"failed": True} if "failed" in values else {})
+    RESULTS.write_text(json.dumps(taken, indent=1) + "\n")
+    (ROOT / "docs" / "gpu.md").write_text(gpu_document(taken))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=[*PARTS, "summary"])
+    parser.add_argument("part", choices=[*PARTS, "summary", "take"])
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    if given.part == "summary":
-        summary(given.out)
+    if given.part in ("summary", "take"):
+        {"summary": summary, "take": take}[given.part](given.out)
         return
     began, path, found = time.monotonic(), given.out / f"{given.part}.json", Found()
     path.write_text(json.dumps({"failed": "it ran out of time before it had found anything"}))
