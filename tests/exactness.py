@@ -522,8 +522,8 @@ environments, `dummy` one.
 
 CI tries a selection in which every two values of two columns stand together, from a seed that it prints
 (`tests/test_exactness_table.py`). Signals, leases and stores are tested with whole sessions in
-`tests/test_exactness.py`. On a GPU equality is not promised; `tests/test_cuda.py` says what is, and what an H100 did stands
-in [gpu.md](gpu.md).
+`tests/test_exactness.py`. On a GPU equality is not promised; `tests/test_cuda.py` says what is, and what an H100 did
+stands in [gpu.md](gpu.md).
 
 | algorithm | environment (state by) | dummy | dummy, normalised | subproc | subproc, normalised |
 |---|---|---|---|---|---|

@@ -65,7 +65,13 @@ def test_every_part_has_a_limit_and_they_are_eight_minutes_in_all() -> None:
 
 
 def _outcome(folder: Path, **parts: dict[str, Any]) -> Path:
-    machine = {"when": "2030-01-02T03:04:05+00:00", "gpu": "a GPU", "driver": "1", "torch": "2", "python": "3"}
+    machine: dict[str, Any] = {
+        "when": "2030-01-02T03:04:05+00:00",
+        "gpu": "a GPU",
+        "driver": "1",
+        "torch": "2",
+        "python": "3",
+    }
     machine |= {"stable_baselines3": "4", "cpu": "a CPU", "cores": 8, "seconds": 1.0}
     folder.mkdir()
     (folder / "results.json").write_text(json.dumps({"machine": machine, **parts}))
