@@ -19,13 +19,20 @@ from PIL import Image
 from train_cloud.artifacts import tensorboard
 from train_cloud.cli import main
 from train_cloud.evaluate.results import Episode, Evaluation, summarise
+from train_cloud.report.page import _best, _plot
 from train_cloud.run import layout
 from train_cloud.run.head import Lease, Reference
 from train_cloud.run.session import begin_session, end_session, write_progress
 from train_cloud.store import ObjectStore, open_store
 
 RUN_YAML = "run_id: racer\nalgorithm: sac  # <b>not bold</b>\ntotal_timesteps: 40000\n"
+LONG = "an_extremely_long_name_of_a_racing_track_with_obstacles_and_more"
+REASON = f"""5 attempts without a new commit; the last: Traceback (most recent call last):
+  File "/opt/train-cloud/code/my_project/{LONG}.py", line 1203, in step
+    observation, reward, terminated, truncated, info = self._simulator.advance(action, self._seconds_per_step)
+RuntimeError: <the simulator> has left the track"""
 PRICE = {"price": {"spot": 0.31, "on_demand": 1.006, "life_cycle": "spot"}}
+CONSTANTS = (200.0, 3e-4, 0.001, -5.0, 1e9, 1e-12)
 SPOT = {"instance_type": "g5.xlarge", "availability_zone": "eu-central-1a", "setup_seconds": 300.0, **PRICE}
 
 
@@ -44,8 +51,8 @@ def evaluation(timesteps: int, reward: float) -> Evaluation:
                     "success": index > 0,
                     "collisions": 1.0,
                     "inference_ms": 0.4,
-                    "video": f"videos/{name}/{name}_000_failure.mp4" if index == 0 else None,
-                    "route": f"route_visualizations/route_{name}.png" if index == 0 else None,
+                    "video": f"videos/{name}/{LONG}_{name}_000_failure.mp4" if index == 0 else None,
+                    "route": f"route_visualizations/route_{LONG}_{name}.png" if index == 0 else None,
                 }
             )
             for index in range(4)
@@ -96,13 +103,15 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         if ended_by:
             end_session(store, session, ended_by=ended_by, first_timestep=before, last_timestep=reached)
-    lease.conclude("completed", None)
+    lease.conclude("failed", REASON)
     events = folder / "events"
     for at in range(1000, 40_001, 1000):
         values = {
             "rollout/ep_rew_mean": -200 + at / 200,
             "train/actor_loss": float(np.sin(at / 3000)),
             "x/nan": float("nan"),
+            **{f"constant/{value}": value for value in CONSTANTS},
+            "rollout/success_rate": 0.0,
         }
         tensorboard.write_scalars(events / f"events.out.tfevents.{at:09d}", at, values)
     for path in events.iterdir():
@@ -113,8 +122,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     clip = film(folder / "clip.mp4")
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 400, 3), np.uint8)).save(folder / "route.png")
     for name in ("easy", "hard"):
-        store.put(f"artifacts/videos/{name}/{name}_000_failure.mp4", clip)
-        store.put(f"artifacts/route_visualizations/route_{name}.png", (folder / "route.png").read_bytes())
+        store.put(f"artifacts/videos/{name}/{LONG}_{name}_000_failure.mp4", clip)
+        store.put(f"artifacts/route_visualizations/route_{LONG}_{name}.png", (folder / "route.png").read_bytes())
     store.put("artifacts/videos/easy/of_an_earlier_evaluation.mp4", clip)
     out = folder / "out" / "racer.html"
     assert main(["report", "racer", "--store", root, "--out", str(out)]) == 0
@@ -177,6 +186,30 @@ def test_a_run_that_has_only_been_launched_has_a_page(tmp_path: Path) -> None:
     assert "waiting" in (tmp_path / "new.html").read_text()
 
 
+@pytest.mark.parametrize("value", [*CONSTANTS, 0.0])
+def test_a_constant_curve_has_an_axis_to_be_read_from(value: float) -> None:
+    plot = _plot("t", [(0, value), (10, value)], [])
+    assert plot is not None
+    labels = [label for _, label in plot.y_ticks]
+    assert len(labels) >= 3 and len(set(labels)) == len(labels) and "0" in labels
+    assert all(len(label) <= 8 for label in labels)
+    heights = [float(point.split()[1]) for point in plot.path[1:].split("L")]
+    assert all(height == pytest.approx(1000 if value == 0 else 500, abs=120) for height in heights)
+
+
+def test_a_rate_is_shown_between_0_and_1() -> None:
+    plot = _plot("t", [(0, 0.4), (10, 0.5)], [], [(0, 0.2, 0.9), (10, 0.1, 1.0)], (0.0, 1.0))
+    assert plot is not None and [plot.y_ticks[0][1], plot.y_ticks[-1][1]] == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    ("means", "best"), [([1.0], None), ([1.0, 2.0], 2), ([2.0, 1.0, 2.0], None), ([0.0, 0.0], None), ([], None)]
+)
+def test_the_best_is_better_than_all_others(means: list[float], best: int | None) -> None:
+    evaluations = [{"timesteps": at, "overall": {"returns": {"mean": mean}}} for at, mean in enumerate(means, 1)]
+    assert _best(evaluations) == best
+
+
 def chromium() -> str:
     found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if found is None:
@@ -189,6 +222,11 @@ addEventListener("load", () => setTimeout(() => {
   const wide = [...document.querySelectorAll("body *")].filter(
     e => e.getBoundingClientRect().right > innerWidth + 1 && !e.closest(".scroll, pre, svg"));
   document.body.innerHTML = "<pre id=found>" + JSON.stringify({
+    scrolling: [...document.querySelectorAll("pre, .scroll")].filter(e => e.scrollWidth > e.clientWidth + 1)
+      .map(e => e.tagName),
+    overflowing: [...document.querySelectorAll("figcaption, p, td, b, summary")]
+      .filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent.slice(0, 80)),
+    lines: [...document.querySelectorAll("header pre")].map(e => e.textContent.split("\\n").length),
     width: document.documentElement.scrollWidth, inner: innerWidth, wide: wide.map(e => e.outerHTML.slice(0, 80)),
     videos: [...document.querySelectorAll("video")].map(v => [v.videoWidth, v.duration]),
     pictures: [...document.querySelectorAll("img")].map(i => i.naturalWidth),
@@ -221,4 +259,7 @@ def test_a_browser_shows_it(page: Path, tmp_path: Path, width: int) -> None:
     assert found["videos"] == [[64, pytest.approx(1.0, abs=0.2)]] * 2
     assert found["pictures"] == [400, 400]
     assert min(found["small"]) >= 11.5
+    assert not found["overflowing"], "text that lies over its neighbour"
+    assert found["scrolling"] == ([] if width > 1000 else ["DIV", "DIV"]), "tables on a phone alone"
+    assert found["lines"] == [4], "a traceback keeps its lines"
     assert len(found["curves"]) >= 3 and all(length > 500 for length in found["curves"])

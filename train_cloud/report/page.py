@@ -27,6 +27,10 @@ _FIRST = {
     "rollout/success_rate": "success rate of the last 100 training episodes",
     "rollout/ep_len_mean": "mean length of the last 100 training episodes",
 }
+_RATE = (0.0, 1.0)
+_CONSTANT = 1e-6
+"""Of its values: a curve that varies by less is shown as a constant, since TensorBoard's floats have 7 digits."""
+_NO_UNIT = 1e13
 _UNITS = (("G", 1e9), ("M", 1e6), ("k", 1e3))
 _TYPES = {".mp4": "video/mp4", ".png": "image/png"}
 
@@ -72,7 +76,11 @@ def page(
     marks = [session.last_timestep for session in run.sessions[:-1] if session.last_timestep is not None]
     evaluation = dict(evaluations[-1]) if evaluations else None
     summaries = [] if evaluation is None else [*evaluation["categories"].items(), ("all", evaluation["overall"])]
-    plots = [plot for tag, title in _FIRST.items() if (plot := _plot(title, scalars.get(tag, ()), marks))]
+    firsts = [
+        _plot(title, scalars.get(tag, ()), marks, within=_RATE if tag.endswith("rate") else None)
+        for tag, title in _FIRST.items()
+    ]
+    plots = [plot for plot in firsts if plot is not None]
     shown = [Medium(name, _data(name, body)) for name, body in sorted(media.items())]
     found: str = _template().render(
         run=run,
@@ -87,7 +95,7 @@ def page(
         evaluation=evaluation,
         summaries=[(name, {**each, "success_percent": _percent(each["success_interval"])}) for name, each in summaries],
         evaluations=len(evaluations),
-        best=max(evaluations, key=_merit)["timesteps"] if evaluations else None,
+        best=_best(evaluations),
         videos=[medium for medium in shown if medium.name.endswith(".mp4")],
         pictures=[medium for medium in shown if medium.name.endswith(".png")],
         left_out=left_out,
@@ -97,8 +105,10 @@ def page(
     return found
 
 
-def _merit(evaluation: Mapping[str, Any]) -> tuple[float, int]:
-    return evaluation["overall"]["returns"]["mean"], -evaluation["timesteps"]
+def _best(evaluations: Sequence[Mapping[str, Any]]) -> int | None:
+    """Timesteps of the one with the highest mean return; None where there is no other, or another is as good."""
+    means = sorted(((each["overall"]["returns"]["mean"], each["timesteps"]) for each in evaluations), reverse=True)
+    return means[0][1] if len(means) > 1 and means[0][0] > means[1][0] else None
 
 
 def _percent(interval: Sequence[float] | None) -> list[float] | None:
@@ -191,7 +201,7 @@ def _evaluated(evaluations: Sequence[Mapping[str, Any]], marks: Sequence[int]) -
     found.append(_plot("mean return in evaluations, with its 95 % interval", points, marks, band))
     points = [(at, overall["success_rate"]) for at, overall in rates]
     band = [(at, *overall["success_interval"]) for at, overall in rates]
-    found.append(_plot("success rate in evaluations, with its 95 % interval", points, marks, band))
+    found.append(_plot("success rate in evaluations, with its 95 % interval", points, marks, band, _RATE))
     return [plot for plot in found if plot is not None]
 
 
@@ -208,9 +218,16 @@ def _others(scalars: Mapping[str, Points], marks: Sequence[int]) -> list[tuple[s
 
 
 def _plot(
-    title: str, points: Points, marks: Sequence[int], band: Sequence[tuple[int, float, float]] = ()
+    title: str,
+    points: Points,
+    marks: Sequence[int],
+    band: Sequence[tuple[int, float, float]] = (),
+    within: tuple[float, float] | None = None,
 ) -> _Plot | None:
-    """None where there are no two points to join."""
+    """None where there are no two points to join.
+
+    :param within: what the values can be, which the axis then shows
+    """
     points = [(at, value) for at, value in points if math.isfinite(value)]
     if len(points) < 2 or points[0][0] == points[-1][0]:
         return None
@@ -218,8 +235,15 @@ def _plot(
     points = [*points[:-1:stride], points[-1]]
     left, right = points[0][0], points[-1][0]
     ends = [value for _, value in points] + [end for _, low, high in band for end in (low, high)]
-    ticks = [float(tick) for tick in MaxNLocator(4).tick_values(min(ends), max(ends))]
-    low, high = min(ticks[0], *ends), max(ticks[-1], *ends)
+    low, high = (min(ends), max(ends)) if within is None else (min(within[0], *ends), max(within[1], *ends))
+    if high - low <= _CONSTANT * max(abs(low), abs(high)):  # from 0 on, the line in the middle
+        low, high = min(0.0, 2 * low), max(0.0, 2 * high)
+    if high == low:
+        low, high = 0.0, 1.0
+    ticks = [float(tick) for tick in MaxNLocator(4).tick_values(low, high)]
+    if within is not None:
+        ticks = [tick for tick in ticks if low <= tick <= high]
+    low, high = min(ticks[0], low), max(ticks[-1], high)
 
     def x(at: float) -> float:
         return round(1000 * (at - left) / (right - left), 1)
@@ -240,10 +264,16 @@ def _plot(
 
 
 def _labels(values: Sequence[float]) -> list[str]:
-    """In one unit, at most about six characters each."""
+    """In one unit, with as many digits as tell them apart, about six characters each."""
     size = max(map(abs, values))
     unit, scale = next(((unit, scale) for unit, scale in _UNITS if size >= 10 * scale), ("", 1.0))
-    return [f"{value / scale:.4g}{unit if value else ''}" for value in values]
+    if size >= _NO_UNIT:
+        unit, scale = "", 1.0
+    for digits in (4, 5, 6, 8):
+        labels = [f"{value / scale:.{digits}g}{unit if value else ''}" for value in values]
+        if len(set(labels)) == len(set(values)):
+            break
+    return labels
 
 
 def _data(name: str, body: bytes) -> str:
