@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 import typer
 
 from train_cloud import errors
-from train_cloud.cli import EXIT_CODES, app, main
+from train_cloud.cli import EXIT_CODES, _in_code_of_the_users, app, main
 from train_cloud.run import layout
 from train_cloud.run.head import Lease, Token
 from train_cloud.snapshot import Snapshot
@@ -225,3 +226,71 @@ def test_validate_checks_the_standing_in_a_store(run_yaml: Path, tmp_path: Path)
     refused = command("validate", str(run_yaml), "--store", store, "--set", "total_timesteps=500")
     assert refused.returncode == 64
     assert "run_id: 'pendulum-1': completed already" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "what", ["a file", "below a file", "a link to nowhere", "a link to itself", "no folder can be"]
+)
+def test_a_state_folder_that_cannot_be_used_is_one_line(
+    run_yaml: Path, tmp_path: Path, what: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    places = {name: tmp_path / name.replace(" ", "-") for name in ("a file", "a link to nowhere", "a link to itself")}
+    places["a file"].touch()
+    places["a link to nowhere"].symlink_to("/nowhere/at/all")
+    places["a link to itself"].symlink_to(places["a link to itself"])
+    places |= {"below a file": places["a file"] / "x", "no folder can be": Path("/proc/here")}
+    store = tmp_path / "store"
+    assert main(["train", str(run_yaml), "--store", str(store), "--state-dir", str(places[what])]) == 64
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("train-cloud: state-dir: ") and "give another --state-dir" in line
+    assert not store.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["status"],
+        ["status", "a-run"],
+        ["status", "RUN.yaml"],
+        ["logs", "a-run"],
+        ["report", "a-run"],
+        ["export", "a-run"],
+        ["pull", "a-run"],
+        ["tensorboard", "a-run"],
+        ["fork", "a-run", "--as", "b"],
+        ["rollback", "a-run", "--to", "1"],
+        ["repair", "a-run", "--yes"],
+        ["delete", "a-run", "--yes"],
+    ],
+)
+def test_a_store_that_is_not_there_is_an_error(
+    run_yaml: Path, tmp_path: Path, bucket: str, arguments: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(run_yaml) if each == "RUN.yaml" else each for each in arguments]
+    assert main([*arguments, "--store", str(tmp_path / "typo")]) == 64
+    said = capfd.readouterr()
+    assert "--store: " in said.err and "there is no folder" in said.err and not said.out
+    assert not (tmp_path / "typo").exists()
+    assert main([*arguments, "--store", f"s3://{bucket}-typo/x"]) == 1
+    assert f"s3://{bucket}-typo does not exist" in capfd.readouterr().err
+
+
+def test_what_cannot_be_written_is_one_line_and_what_the_users_code_raises_is_not(
+    run_yaml: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    store = open_store(layout.run_url(str(tmp_path / "store"), "pendulum-1"))
+    store.put(layout.RUN_YAML, run_yaml.read_bytes())
+    out = tmp_path / "page.html"
+    out.symlink_to(tmp_path / "page.html")
+    assert main(["report", "pendulum-1", "--store", str(tmp_path / "store"), "--out", str(out)]) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"train-cloud: {out}: ")
+    broken = tmp_path / "broken.py"
+    broken.write_text("open('/nowhere/at/all')\n")
+    with pytest.raises(FileNotFoundError) as caught:
+        runpy.run_path(str(broken))
+    assert _in_code_of_the_users(caught.value)
+    with pytest.raises(NotADirectoryError) as refused:
+        (run_yaml / "x").read_text()
+    refused.value.__traceback__ = refused.tb.tb_next  # without this file
+    assert not _in_code_of_the_users(refused.value)

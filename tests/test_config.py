@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 from pathlib import Path
@@ -306,6 +307,10 @@ def test_several_mistakes_are_told_at_once() -> None:
         parse_run_file(GOOD, ["seed=-1", "environment.n_envs=0"])
 
 
+BYTES = bytes(range(256))
+CHAIN = list(itertools.pairwise("abcdefghijklmnopqrstuvw"))
+
+
 @pytest.mark.parametrize(
     ("text", "field", "part"),
     [
@@ -322,9 +327,26 @@ def test_several_mistakes_are_told_at_once() -> None:
         ("1: a\n", "1", "quotes"),
         (
             "environment: &e {id: a, kwargs: {x: *e}}\n" + "run_id: a\ntotal_timesteps: 1\nsave_frequency: 1\n",
-            "",
-            "deep",
+            "run.yaml",
+            "contains itself",
         ),
+        (
+            "a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in CHAIN),
+            "",
+            "aliases",
+        ),
+        (
+            "a: &a {x: 1}\n" + "".join(f"{b}: &{b} {{<<: [*{a}, *{a}], y: *{a}}}\n" for a, b in CHAIN),
+            "run.yaml",
+            "aliases",
+        ),
+        ("{a: " * 1200, "run.yaml", "too deeply"),
+        ("".join(f"{' ' * depth}a:\n" for depth in range(1200)), "run.yaml", "too deeply"),
+        ("# " + "x" * 1_000_000, "run.yaml", "more than 1,000,000"),
+        ("run_id: a\0b", "run.yaml", "correct the YAML"),
+        ("run_id: !!bool 7", "run.yaml", "correct the YAML"),
+        ("run_id: !!binary x", "run.yaml", "correct the YAML"),
+        ("total_timesteps: " + "9" * 5000, "run.yaml", "correct the YAML"),
     ],
 )
 def test_bad_files(tmp_path: Path, text: str, field: str, part: str) -> None:
@@ -335,7 +357,7 @@ def test_bad_files(tmp_path: Path, text: str, field: str, part: str) -> None:
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    for path, content in (("absent.yaml", None), ("latin.yaml", "é".encode("latin-1")), (".", None)):
+    for path, content in (("absent.yaml", None), ("latin.yaml", "é".encode("latin-1")), (".", None), ("bytes", BYTES)):
         if content:
             (tmp_path / path).write_bytes(content)
         with pytest.raises(InputError) as caught:

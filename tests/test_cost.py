@@ -12,7 +12,7 @@ from prices import Prices, serving
 
 from train_cloud.config.run_file import Limits as Configured
 from train_cloud.instance.price import Price, Volume, read_price
-from train_cloud.run.cost import cost
+from train_cloud.run.cost import cost, repeated
 from train_cloud.run.session import SessionRecord, begin_session, read_sessions
 from train_cloud.store import open_store
 from train_cloud.worker.limits import Limits
@@ -226,6 +226,33 @@ def test_repeated_steps_are_at_most_those_of_the_session(
     found = cost([first, then]).sessions[0]
     assert found.repeated_timesteps == repeated
     assert found.repeated_dollars is not None and 0 <= found.repeated_dollars <= 0.5
+
+
+DEAD = {"first_timestep": 0, "timesteps": 1003, "committed_timesteps": 1000, "steps_per_second": 50.0, "seconds": 60.0}
+
+
+@pytest.mark.parametrize(
+    ("progress", "start", "reached", "least", "most", "words"),
+    [
+        ({}, {}, None, 3, 3 + 50 * 70, "3 to about 3,503"),  # reported every minute
+        ({"at_risk": 520, "commit_seconds": 0.4}, {}, None, 3, 540, "3 to about 540"),  # committed more often than that
+        ({"commit_seconds": 0.4}, {"run_file": {"save_frequency": 500}}, None, 3, 520, "3 to about 520"),
+        ({"steps_per_second": None}, {}, None, 3, None, "at least 3"),
+        ({}, {}, 1303, 303, 303, "303"),  # somebody has its disk
+        ({"repeated": 40, "at_risk": 520}, {}, None, 43, 560, "43 to about 560"),
+    ],
+)
+def test_a_session_that_died_without_a_word_gives_a_range(
+    progress: dict[str, Any], start: dict[str, Any], reached: int | None, least: int, most: int | None, words: str
+) -> None:
+    dead = SessionRecord(number=1, start=start, progress={**DEAD, **progress})
+    after = SessionRecord(number=2, start={}, progress={"first_timestep": 1000, "timesteps": 1000})
+    found = cost([dead, after], {1: reached} if reached is not None else None).sessions[0]
+    assert (found.repeated_timesteps, found.repeated_at_most, repeated(found)) == (least, most, words)
+    on_disk = SessionRecord(number=2, start={"predecessor": {"session": 1, "timesteps": 1303}}, progress=after.progress)
+    known = cost([dead, on_disk]).sessions[0]
+    assert (known.repeated_timesteps, known.repeated_at_most) == (303 + progress.get("repeated", 0),) * 2
+    assert cost([dead]).sessions[0].repeated_at_most == progress.get("repeated", 0), "nobody has gone on yet"
 
 
 def test_a_run_without_a_session_costs_nothing_known() -> None:

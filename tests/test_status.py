@@ -197,6 +197,52 @@ def test_what_a_person_asks_first(
     assert "success rate 25%" in shown and "damaged" in shown  # its manifest is none
 
 
+def test_a_session_that_starts_stands_where_the_run_does(story: Story) -> None:
+    """Its first report is made before its first step; and a rollout of PPO may end beyond the total."""
+    story.reach(story.start("i-1"), 15_000)
+    second = story.start("i-2")
+    write_progress(story.store, second, first_timestep=15_000, timesteps=0, committed_timesteps=15_000)
+    found = story.read()
+    assert (found.state, found.timesteps, found.seconds_left) == ("running", 15_000, None)
+    write_progress(story.store, second, first_timestep=15_000, timesteps=20_480, steps_per_second=50.0)
+    assert (story.read().timesteps, story.read().seconds_left) == (20_480, 0.0)
+
+
+@pytest.mark.parametrize("ended_by", ["failure", "callback", "limit", "fenced", "signal"])
+def test_what_ended_a_session_is_known_at_once(story: Story, ended_by: str) -> None:
+    session = story.start("i-1")
+    story.reach(session, 5000)
+    end_session(story.store, session, ended_by=ended_by, first_timestep=0, last_timestep=5100)
+    found = story.read()
+    assert (found.state, found.sessions[0].ended_by) == ("interrupted", ended_by)
+    assert (found.steps_per_second, found.seconds_left) == (None, None)
+    # Started again within the boot: what is reported since says that it goes on.
+    again = session.model_copy(update={"restart": 1})
+    write_progress(story.store, again, first_timestep=0, timesteps=5200, steps_per_second=50.0)
+    assert story.read().state == "running"
+
+
+def test_an_evaluation_of_steps_that_were_taken_back_is_shown_no_longer(story: Story) -> None:
+    first = story.start("i-1")
+    for at in (1000, 2000):
+        story.reach(first, at)
+        evaluation = {"timesteps": at, "mean_return": float(at), "success_rate": None}
+        write_progress(story.store, first, first_timestep=0, timesteps=at, evaluation=evaluation)
+        second = story.start(f"i-{at}")
+        write_progress(story.store, second, first_timestep=at, timesteps=at, evaluation=evaluation)
+        first = second
+    assert story.read().evaluation == evaluation
+    back = story.start("rollback on here")
+    assert story.lease is not None
+    story.lease.commit(MANIFEST, 1500)
+    end_session(story.store, back, ended_by="rollback", first_timestep=2000, last_timestep=1500)
+    found = story.read().evaluation
+    assert found is not None and found["timesteps"] == 1000
+    story.reach(story.start("i-3"), 2500)
+    found = story.read().evaluation
+    assert found is not None and found["timesteps"] == 1000, "nor when the run is beyond it again"
+
+
 def test_watching_ends_with_the_runs(folder_root: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     story = Story(folder_root, tmp_path)
     story.reach(story.start("i-1"), 1000)

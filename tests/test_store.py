@@ -24,6 +24,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
+from filelock import FileLock
 
 from train_cloud.errors import (
     BucketMissing,
@@ -913,3 +914,59 @@ def test_a_disk_that_takes_no_more(folder_root: str) -> None:
     assert "File too large" in done.stdout, done.stdout + done.stderr
     assert store.get("key").body == b"x"
     assert entries(Path(folder_root, RESERVED)) == ["lock"]
+
+
+# ---------------------------------------------------------------------------------------------------- who is waited for
+
+
+def test_a_silent_endpoint_is_named_while_it_is_waited_for(
+    proxy: Proxy, s3_root: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    silent = threading.Event()
+
+    def stalled(request: Request, forward: Callable[[], Reply]) -> Reply:
+        silent.wait(20)
+        return forward()
+
+    proxy.rule = stalled
+    store = open_store(s3_root, patience=60)
+    asking = [threading.Thread(target=lambda: list(store.list())) for _ in range(3)]
+    for thread in asking:
+        thread.start()
+    until = time.monotonic() + 15
+    while not caplog.records and time.monotonic() < until:
+        time.sleep(0.05)
+    silent.set()
+    for thread in asking:
+        thread.join(30)
+    (record,) = caplog.records
+    assert record.message == f"waiting for an answer of {proxy.url} ({s3_root}), for 60 s in all"
+
+
+def test_a_store_that_has_answered_is_not_said_to_be_waited_for(
+    proxy: Proxy, s3_root: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = open_store(s3_root, patience=60)
+    assert list(store.list()) == []
+
+    def slow(request: Request, forward: Callable[[], Reply]) -> Reply:
+        time.sleep(4)
+        return forward()
+
+    proxy.rule = slow
+    store.put("x", b"1")
+    assert not caplog.records, "commits say themselves that they are delayed"
+
+
+def test_a_lock_that_is_held_is_named(folder_root: str, caplog: pytest.LogCaptureFixture) -> None:
+    store = open_store(folder_root, patience=60)
+    store.put("x", b"1")
+    with FileLock(Path(folder_root, ".train-cloud", "lock")):
+        writing = threading.Thread(target=lambda: store.put("x", b"2"))
+        writing.start()
+        until = time.monotonic() + 15
+        while not caplog.records and time.monotonic() < until:
+            time.sleep(0.05)
+    writing.join(30)
+    (record,) = caplog.records
+    assert "waiting for another process to release" in record.message and store.get("x").body == b"2"

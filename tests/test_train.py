@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,9 @@ from train_cloud.config import load_run_file
 from train_cloud.learn.check import check
 from train_cloud.learn.compare import differences
 from train_cloud.rehearsal.metadata import MetadataService
+from train_cloud.report.status import run_status
 from train_cloud.run import layout
-from train_cloud.run.head import Lease, Token, conclude
+from train_cloud.run.head import Lease, Token, conclude, read_head
 from train_cloud.run.session import read_sessions
 from train_cloud.worker.export import export
 
@@ -57,6 +60,13 @@ def worker() -> Iterator[dict[str, str]]:
             "TRAIN_CLOUD_AUTOSCALING_GROUP": "a-group",
             "AWS_EC2_METADATA_SERVICE_ENDPOINT": metadata.endpoint,
         }
+
+
+def ends(process: Any) -> int:
+    """The exit code of a session in whose state folder nothing is changed meanwhile."""
+    process.join(120)
+    assert process.exitcode is not None
+    return int(process.exitcode)
 
 
 def contents(run: Rehearsed) -> dict[str, bytes]:
@@ -251,16 +261,55 @@ def test_training_code_that_raises(run: Rehearsed) -> None:
     assert "ArithmeticError: on purpose" in run.log()
     assert run.head().outcome is None and "ArithmeticError: on purpose" in (run.head().reason or "")
     assert run.head().timesteps == 200
+    (session,) = read_sessions(run.store)
+    assert session.end is not None and session.end["ended_by"] == "failure" and session.end["last_timestep"] == 249
+    assert session.end["because"] == "ArithmeticError: on purpose"
+    found = run_status(run.root, "a-run")
+    assert (found.state, found.sessions[0].ended_by, found.seconds_left) == ("interrupted", "failure", None)
     assert run.session() == 0, run.log()
     assert run.head().reason is None
+    found = run_status(run.root, "a-run")
+    assert (found.interruptions, found.repeated_timesteps, found.repeated_at_most) == (1, 49, 49)
+
+
+def test_a_sudden_death_is_counted_to_the_step_by_who_finds_the_state_folder(run: Rehearsed) -> None:
+    assert ends(run.start(env={"INTERRUPT": "SIGKILL@250"})) == -9
+    found = run_status(run.root, "a-run")
+    assert (found.state, found.timesteps >= 200) == ("running", True)
+    assert ends(run.start(env={"INTERRUPT": "SIGTERM@230"})) == 75
+    found = run_status(run.root, "a-run")
+    assert (found.repeated_timesteps, found.repeated_at_most) == (49, 49)
+    assert (found.sessions[0].ended_by, found.sessions[0].last_timestep) == ("lost", 249)
+    assert "taken over" not in run.log()
+
+
+def test_who_takes_the_run_from_another_machine_says_from_whom(run: Rehearsed) -> None:
+    """The first one trains on until its next commit, and is fenced."""
+    first = run.start(env={"SLEEP_AT": "150"})
+    deadline = time.monotonic() + 120
+    while not (found := read_head(run.store)) or found[0].timesteps < 100:
+        assert time.monotonic() < deadline and first.exitcode is None, run.log()
+        time.sleep(0.05)
+    second = run.start(state="elsewhere")
+    second.join(120)
+    first.join(120)
+    assert (first.exitcode, second.exitcode) == (73, 0), run.log()
+    assert re.search(r"taken over from session 1 \(\S+\), last heard of \d+ s ago at 1\d\d timesteps", run.log())
+    ends = [record.end["ended_by"] for record in read_sessions(run.store) if record.end is not None]
+    assert ends == ["fenced", "completed"]
 
 
 def test_on_a_worker_it_fails_after_so_many_attempts(run: Rehearsed, worker: dict[str, str]) -> None:
     worker = {**worker, "TRAIN_CLOUD_MAX_ATTEMPTS": "2", "RAISE_AT": "250"}
-    assert [run.session(env=worker) for _ in range(3)] == [1, 1, 1]
+    assert [ends(run.start(env=worker)) for _ in range(3)] == [1, 1, 1]
     head = run.head()
     assert head.outcome == "failed" and "ArithmeticError: on purpose" in (head.reason or "")
     assert head.session == 1, "one boot is one session, however often its trainer restarts"
+    ended = [json.loads(bytes(run.store.get(layout.end_key(1, restart)).body)) for restart in range(3)]
+    assert [end["ended_by"] for end in ended] == ["failure"] * 3 and "attempts without" in ended[2]["because"]
+    (session,) = read_sessions(run.store)
+    assert session.end == ended[2]
+    assert run_status(run.root, "a-run").repeated_timesteps == 49, "by the second attempt, from 200 on"
     assert run.session(env=worker) == 0
     assert "nothing to do" in run.log()
 

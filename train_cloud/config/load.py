@@ -90,7 +90,7 @@ def read_yaml(text: str, source: str) -> Any:
         problem = " ".join(str(part) for part in (error.context, error.problem) if part)
         raise InputError(source, where, f"correct the YAML: {problem}") from error
     except (YAMLError, ValueError, LookupError, TypeError) as error:  # as of a tag with a value that it does not have
-        raise InputError(source, text[:40], f"correct the YAML: {error}") from error
+        raise InputError(source, text[:40], f"correct the YAML: {' '.join(str(error).split())}") from error
 
 
 def _is_long(root: Any) -> bool:
