@@ -340,7 +340,7 @@ def stretch(run: Values, choice: Any, stop_at: int | None, begin: str | None, ou
     forkserver: Any = multiprocessing.forkserver._forkserver
     forkserver._forkserver_address, forkserver.ensure_running = server, lambda: None
     multiprocessing.forkserver.ensure_running = forkserver.ensure_running
-    from train_cloud.envs.state import FAILURES
+    from train_cloud.envs.make import FAILURES
 
     try:
         found = _stretch(run, choice, stop_at, begin)
@@ -390,7 +390,7 @@ def warm_parent() -> Iterator[Any]:
 def _choice(environment: str) -> Any:
     """Tried once for each environment, whatever stands around it."""
     from train_cloud.config import Environment
-    from train_cloud.envs.state import choose
+    from train_cloud.envs.trial import choose
     from train_cloud.learn.build import MakeEnv
 
     section = Environment.model_validate(json.loads(environment))

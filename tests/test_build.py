@@ -28,7 +28,7 @@ from train_cloud.config import RunFile, parse_run_file
 from train_cloud.envs.state import StatefulEnv
 from train_cloud.errors import InputError
 from train_cloud.learn import build
-from train_cloud.learn.build import Built, build_callbacks, build_model, check_device, load_object
+from train_cloud.learn.build import Built, build_callbacks, build_model, check_device
 
 torch.set_num_threads(1)
 

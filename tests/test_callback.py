@@ -16,7 +16,7 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.logger import KVWriter
 
 from train_cloud.checkpoint.format import pack, unpack
-from train_cloud.envs.state import Choice
+from train_cloud.envs.trial import Choice
 from train_cloud.learn import callback
 from train_cloud.learn.callback import Checkpoints, TrainingStopped
 from train_cloud.learn.digest import Digests

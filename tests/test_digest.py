@@ -15,7 +15,7 @@ from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.env_util import make_vec_env
 from test_callback import Late
 
-from train_cloud.envs.state import Choice
+from train_cloud.envs.trial import Choice
 from train_cloud.learn.callback import Checkpoints
 from train_cloud.learn.digest import (
     LAYERS,

@@ -69,7 +69,7 @@ def test_the_selection_has_every_pair(seed: int) -> None:
 
 def test_a_difference_is_found(warm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An environment whose state nobody saves goes on with another episode."""
-    from train_cloud.envs.state import Choice
+    from train_cloud.envs.trial import Choice
 
     case = Case("sac", "Pendulum-v1", "dummy", False, False)
     monkeypatch.setattr(Case, "choice", lambda self: Choice("episode", True, "pretended"))

@@ -191,7 +191,7 @@ def test_states_go_on_in_mid_episode(one_car: Any) -> None:
 
     from train_cloud.envs.f1tenth import parallel_env
     from train_cloud.envs.parallel import Together
-    from train_cloud.envs.state import choose
+    from train_cloud.envs.trial import choose
 
     choice = choose(lambda: gymnasium.make("F1Tenth-v0", track="oval"))
     assert (choice.provider, choice.exact) == ("own", True), choice

@@ -14,7 +14,7 @@ from sessions import Rehearsed
 
 from train_cloud.checkpoint import read_manifest
 from train_cloud.envs.known import recall, record
-from train_cloud.envs.state import Choice
+from train_cloud.envs.trial import Choice
 
 CHOICE = Choice("pickle", True, "restored in mid-episode")
 ASKED = {"environment": {"id": "Own-v0", "kwargs": {"size": 3}}, "code": {"digest": None}, "env": {}}

@@ -16,7 +16,7 @@ from stable_baselines3 import SAC
 
 from train_cloud.config import RunFile
 from train_cloud.envs.parallel import Together
-from train_cloud.envs.state import choose
+from train_cloud.envs.trial import choose
 from train_cloud.errors import InputError, NotYet
 from train_cloud.learn.build import Built, build_model
 from train_cloud.learn.check import check

@@ -24,15 +24,13 @@ from stable_baselines3.common.monitor import Monitor
 
 from train_cloud.envs.state import (
     Actions,
-    Choice,
     StatefulEnv,
-    choose,
-    choose_for,
     dumps,
     get_state,
     loads,
     set_state,
 )
+from train_cloud.envs.trial import Choice, choose, choose_for
 from train_cloud.errors import InputError, TrainCloudError
 
 HERE = Path(__file__).parent

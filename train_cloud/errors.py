@@ -130,3 +130,11 @@ class CloudForbidden(CloudError):
 
 class CloudUnavailable(CloudError):
     """Temporary: network, time-out, throttling, a server error, or an answer that makes no sense."""
+
+
+def suggestion(name: str, known: tuple[str, ...]) -> str | None:
+    """``did you mean …?`` where one of the known names is close."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(name.lower(), known, n=1, cutoff=0.6)
+    return f"did you mean {close[0]}?" if close else None

@@ -49,6 +49,10 @@ def validate(
         check_standing(store, checked)
     hide_variables(checked, warn=True)
     os.environ.update(checked.env)  # before torch, which reads some when it is imported
+    from train_cloud.learn.environment import StateTrial
+
+    # Its processes play while this one loads torch.
+    begun = StateTrial(checked, None) if checked.environment is not None else None
     from train_cloud.learn.build import check_memory
     from train_cloud.learn.check import check
 
@@ -58,7 +62,7 @@ def validate(
         from train_cloud.worker.initial import read_initial
 
         initial = read_initial(model, store or "").initial
-    found = check(checked, initial)
+    found = check(checked, initial, begun)
     if checked.evaluation is not None:
         from train_cloud.evaluate.play import check as check_evaluation
         from train_cloud.worker.train import import_path

@@ -21,8 +21,8 @@ from train_cloud.config.environment import Environment
 from train_cloud.config.evaluation import Category, Evaluation, Routes, Video
 from train_cloud.config.initial_model import InitialModel
 from train_cloud.config.reproducibility import Reproducibility
-from train_cloud.config.run_file import Code, Limits, Preservation, RunFile, suggestion
-from train_cloud.errors import InputError
+from train_cloud.config.run_file import Code, Limits, Preservation, RunFile
+from train_cloud.errors import InputError, suggestion
 
 #: Names that users of the predecessor know. ``total_timesteps`` and ``save_frequency`` are the same in both.
 ALIASES = {"training_type": "algorithm"}

@@ -33,7 +33,7 @@ from train_cloud.config.shapes import (
     Whole,
     matching,
 )
-from train_cloud.errors import InputError, NotYet
+from train_cloud.errors import InputError, NotYet, suggestion
 
 CONTRIB = "sb3_contrib"
 #: One SAC for each agent of an environment (``train_cloud.learn.multiagent``).
@@ -424,11 +424,3 @@ class RunFile(Section):
             "python": self.code.python,
         }
         return same
-
-
-def suggestion(name: str, known: tuple[str, ...]) -> str | None:
-    """``did you mean …?`` where one of the known names is close."""
-    from difflib import get_close_matches
-
-    close = get_close_matches(name.lower(), known, n=1, cutoff=0.6)
-    return f"did you mean {close[0]}?" if close else None

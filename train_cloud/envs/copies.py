@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from train_cloud.envs.state import FAILURES
+from train_cloud.envs.make import FAILURES
 
 
 def copied(value: Any) -> Any:

@@ -24,7 +24,9 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from train_cloud.envs.state import FAILURES, PROVIDERS, Choice
+from train_cloud.envs.make import FAILURES
+from train_cloud.envs.state import PROVIDERS
+from train_cloud.envs.trial import Choice
 
 
 def record(choice: Choice, asked: Mapping[str, Any], sources: Collection[str]) -> dict[str, Any]:
@@ -40,6 +42,8 @@ def record(choice: Choice, asked: Mapping[str, Any], sources: Collection[str]) -
         "provider": choice.provider,
         "exact": choice.exact,
         "because": choice.because,
+        "notes": list(choice.notes),
+        "uncopied": list(choice.uncopied),
         "asked": _told(asked),
         "python": _python(),
         "installed": _installed(),
@@ -62,7 +66,8 @@ def recall(recorded: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> Choi
         return None
     if recorded["content"] != _told([_module(name) for name in recorded["modules"]]):
         return None
-    return Choice(recorded["provider"], recorded["exact"], recorded["because"])
+    notes, uncopied = (tuple(recorded.get(name, ())) for name in ("notes", "uncopied"))
+    return Choice(recorded["provider"], recorded["exact"], recorded["because"], notes, uncopied)
 
 
 def _told(value: Any) -> str:

@@ -13,41 +13,36 @@ episode   the generators alone: the next session begins a new episode, which is 
 ========  ==============================================================================================
 
 That something can be pickled proves nothing (``gymnasium.utils.EzPickle`` stores constructor arguments, and the copy
-plays on in another episode), so :func:`choose` takes the first provider that passes a round trip in mid-episode.
+plays on in another episode), so ``train_cloud.envs.trial`` finds the first provider that passes a round trip in
+mid-episode.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import hashlib
 import io
 import pickle
 import random
 import sys
-import time
 import types
-import warnings
 import weakref
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import gymnasium
 import numpy as np
 
+from train_cloud.envs.make import FAILURES, Env, told
 from train_cloud.envs.parallel import Together, inside
+from train_cloud.envs.pieces import Gone, Left, Taking, put, put_each
 from train_cloud.envs.sticky import StickyALE
-from train_cloud.errors import InputError, TrainCloudError
-
-Env: TypeAlias = gymnasium.Env[Any, Any]
-MakeEnv: TypeAlias = Callable[[], Env]
-
-#: What user code, or the pickling of its objects, raises when a state cannot be taken, carried or put back: anything,
-#: as environments define exceptions of their own. KeyboardInterrupt and SystemExit are none of it.
-FAILURES = (Exception,)
+from train_cloud.errors import TrainCloudError
 
 #: Attributes of a layer that say how it was made or where it writes: the fresh environment's own are right.
 KEPT = frozenset({"env", "spec", "_cached_spec", "_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs",
@@ -62,11 +57,13 @@ _VIEWERS = ("highway_env.envs.common.graphics", "highway_env.road.graphics", "mo
             "gymnasium.envs.mujoco.mujoco_rendering", "gymnasium.envs.classic_control.rendering")  # fmt: skip
 
 REPLAY_MAX_STEPS = 10_000
-#: Steps of the trial: to the end of a first episode, into the second, and on to the end of that one and beyond.
-_FIRST_EPISODE, _INTO_EPISODE, _COMPARED, _AFTER_END = 400, 9, 1_500, 12
-#: A slow environment's trial is cut short: seconds for each of these parts, but at least so many steps.
-_TRIAL_SECONDS, _LEAST_STEPS = 1.0, 3
-
+LARGE_BYTES = 64 << 10
+_CHUNK = 64 << 20
+#: Methods that are asked of an environment from outside and change nothing; some are called at every step.
+NOT_NOTED = frozenset({"action_masks", "close", "compute_reward", "compute_terminated", "compute_truncated",
+                       "get_state", "render", "reset", "step"})  # fmt: skip
+#: A call with so much in its arguments is hardly made to change something: what it has changed is noted instead.
+_LARGE_CALL_BYTES = 4096
 
 # ---------------------------------------------------------------------------------------------------- carrying it
 
@@ -83,8 +80,13 @@ class Pickler(pickle.Pickler):
     :param envs: the environments whose states are pickled, in the order in which :func:`loads` gets theirs
     """
 
-    def __init__(self, file: io.BytesIO, envs: Sequence[Env] = ()) -> None:
-        super().__init__(file, protocol=5)
+    def __init__(
+        self,
+        file: io.BytesIO,
+        envs: Sequence[Env] = (),
+        buffer_callback: Callable[[pickle.PickleBuffer], object] | None = None,
+    ) -> None:
+        super().__init__(file, protocol=5, buffer_callback=buffer_callback)
         self._layers = {id(layer): (i, j) for i, env in enumerate(envs) for j, layer in enumerate(layers(env))}
 
     def reducer_override(self, obj: Any) -> Any:
@@ -101,18 +103,54 @@ class Pickler(pickle.Pickler):
         return NotImplemented
 
 
-def dumps(obj: object, envs: Sequence[Env] = ()) -> bytes:
-    """One pickle of ``obj``, in which states of ``envs`` may stand anywhere: shared objects stay shared."""
+def dumps(obj: object, envs: Sequence[Env] = (), large: list[memoryview] | None = None) -> bytes:
+    """One pickle of ``obj``, in which states of ``envs`` may stand anywhere: shared objects stay shared.
+
+    :param large: takes the content of arrays of ``LARGE_BYTES`` and more, as it is in memory now; it is not in the
+        pickle then
+    """
     file = io.BytesIO()
-    Pickler(file, envs).dump(obj)
+
+    def keep_out(buffer: pickle.PickleBuffer) -> bool:
+        assert large is not None
+        raw = buffer.raw()
+        if raw.nbytes < LARGE_BYTES:
+            return True
+        large.append(raw)
+        return False
+
+    Pickler(file, envs, None if large is None else keep_out).dump(obj)
     return file.getvalue()
 
 
-def loads(blob: bytes, envs: Sequence[Env] = ()) -> Any:
-    """The counterpart of :func:`dumps`; ``envs`` are the live environments that the states are for."""
+def fingerprint(obj: object, envs: Sequence[Env] = ()) -> tuple[bytes, int]:
+    """Equal for equal content, as far as a pickle tells, and the size of that pickle without large arrays, which are
+    only read.
+    """
+    large: list[memoryview] = []
+    blob = dumps(obj, envs, large)
+    marks = b"".join(checksum(content).to_bytes(8, "little") for content in large)
+    return hashlib.blake2b(blob + marks, digest_size=16).digest(), len(blob)
+
+
+def checksum(content: memoryview) -> int:
+    """CRC-64/NVME: 20 GB/s and more."""
+    from awscrt import checksums
+
+    value = 0
+    for start in range(0, content.nbytes, _CHUNK):
+        value = checksums.crc64nvme(content[start : start + _CHUNK], value)
+    return value
+
+
+def loads(blob: bytes, envs: Sequence[Env] = (), large: Iterable[Any] = ()) -> Any:
+    """The counterpart of :func:`dumps`; ``envs`` are the live environments that the states are for.
+
+    :param large: the content of large arrays, in order, which the arrays will use as their own
+    """
     token = _live.set(envs)
     try:
-        return pickle.loads(blob)
+        return pickle.loads(blob, buffers=large)
     finally:
         _live.reset(token)
 
@@ -124,52 +162,122 @@ class StatefulEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Outermost wrapper that gives and takes its environment's state, also across a ``SubprocVecEnv``'s pipe.
 
     With the provider ``replay`` it also records, from each reset on, what a replay needs.
+
+    :param uncopied: keys of ``info`` whose values cannot be copied, as SB3 would; they are handed on as they are
     """
 
-    def __init__(self, env: Env, provider: str, *, replay_max_steps: int = REPLAY_MAX_STEPS) -> None:
+    def __init__(
+        self,
+        env: Env,
+        provider: str,
+        *,
+        replay_max_steps: int = REPLAY_MAX_STEPS,
+        uncopied: Collection[str] = (),
+    ) -> None:
         super().__init__(env)
         follow(env)
         self.train_cloud_provider = provider
+        self._uncopied = frozenset(uncopied)
         self.replay_max_steps = replay_max_steps
         self.record: Record | None = None
+        self._lasting: Lasting | None = None
+        self._outside = Outside(layers(env))
         # The very dict that a process of SubprocVecEnv keeps, and sends along with every step until the next reset.
         self._reset_info: dict[str, Any] = {}
+        self._own_attributes = frozenset([*vars(self), "_own_attributes"])
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        if self.train_cloud_provider == "replay":
-            self.record = Record.begin(self.env, seed, options)
+        recorded = self.train_cloud_provider == "replay"
+        if recorded:
+            self.record = Record.begin(self.env, seed, options, self._lasting)
         observation, self._reset_info = self.env.reset(seed=seed, options=options)
         if self.record is not None:
-            self.record.seen = _digest(observation)
+            self.record.see(observation)
+            self._outside.look()
+        if recorded and self._lasting is None:
+            self._lasting = Lasting(self.env)
+        if self._uncopied:
+            self._reset_info = Info(self._reset_info, self._uncopied)
         return observation, self._reset_info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        if self.record is not None:
-            if len(self.record.actions) < self.replay_max_steps:
-                self.record.actions.append(action)  # before the step: an environment may scale it in place
-            else:
-                self.record = None  # nothing to resume from until the next reset
-        result = self.env.step(action)
-        if self.record is not None:
-            self.record.seen = _digest(result[0])
+        record = self.record
+        if record is not None and len(record.actions) >= self.replay_max_steps:
+            record = self.record = None  # nothing to resume from until the next reset
+        if record is None:
+            result = self.env.step(action)
+        else:
+            self._outside.note_writes(record, self.env)
+            record.actions.append(action)  # before the step: an environment may scale it in place
+            result = self.env.step(action)
+            record.see(result[:4])
+            self._outside.look()
+        if self._uncopied:
+            return (*result[:4], Info(result[4], self._uncopied))
         return result
+
+    def get_wrapper_attr(self, name: str) -> Any:
+        """What callbacks get through ``env_method`` and ``get_attr``; a call of a method is noted for a replay."""
+        found = super().get_wrapper_attr(name)
+        if self.record is None or name in NOT_NOTED or name.startswith("train_cloud_") or not callable(found):
+            return found
+        return functools.partial(self._call, name, found)
+
+    def _call(self, name: str, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        if self.record is None:
+            return method(*arguments, **named)
+        self._outside.note_writes(self.record, self.env)
+        noted = self._outside.note_call(self.record, self.env, name, arguments, named)
+        result = method(*arguments, **named)
+        if noted:
+            self._outside.look()
+        return result
+
+    def follow_replayed(self, record: Record) -> None:
+        """An episode goes on that was played here again."""
+        self.record = record
+        self._outside.look()
+
+    @property
+    def foreign(self) -> dict[str, Any]:
+        """Attributes that somebody has set here (``set_attr``)."""
+        return {name: value for name, value in vars(self).items() if name not in self._own_attributes}
 
     def train_cloud_get_state(self) -> bytes:
         """For ``env_method``: the state as bytes, with this worker process's global generators."""
-        return dumps((get_state(self), _process_generators(), self._reset_info), [self])
+        return dumps((get_state(self), process_generators(), self._reset_info), [self])
 
     def train_cloud_set_state(self, blob: bytes) -> Any:
         """For ``env_method``: the counterpart; returns what :func:`set_state` returns."""
         held = self._reset_info
         state, generators, *info = loads(blob, [self])
-        observation = set_state(self, state)
-        now = [self._reset_info] if observation is not None else info
+        anew = set_state(self, state)
+        now = [self._reset_info] if anew is not None else info
         if now and now[0] is not held:
             held.clear()
             held.update(now[0])
         self._reset_info = held
-        _set_process_generators(generators)
-        return observation
+        set_process_generators(generators)
+        return anew
+
+
+class Info(dict[str, Any]):
+    """An ``info`` of which not everything can be copied, as SB3 does at each step: that is in the copy as it is, and
+    stays behind where the info goes to another process.
+
+    :param uncopied: keys of what cannot be copied
+    """
+
+    def __init__(self, content: Mapping[str, Any], uncopied: frozenset[str]) -> None:
+        super().__init__(content)
+        self._uncopied = uncopied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Info:
+        found = {key: value if key in self._uncopied else copy.deepcopy(value, memo) for key, value in self.items()}
+        return Info(found, self._uncopied)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, ({key: value for key, value in self.items() if key not in self._uncopied},)
 
 
 def layers(env: Env) -> list[Env]:
@@ -205,6 +313,22 @@ class EnvState:
     base: Any
     spaces: dict[str, Any] = field(default_factory=dict)
     np_random: Any = None
+    because: str = ""
+    """Where a new episode must begin: why."""
+    outer: dict[str, Any] | None = None
+    """Attributes that somebody has set on the outermost layer, which is ours."""
+
+
+@dataclass(frozen=True)
+class Anew:
+    """A new episode was begun, as the old one could not be gone on with.
+
+    :ivar observation: the first one, which must take the place of the saved one in the model
+    :ivar because: in one clause
+    """
+
+    observation: Any
+    because: str
 
 
 def _has_own(layer: Env) -> bool:
@@ -218,27 +342,28 @@ def _own_getstate(layer: Env) -> bool:
     return setstate is not None and getstate is not None and getstate not in theirs
 
 
-def _is_local_function(value: object) -> bool:
+def is_local_function(value: object) -> bool:
     return isinstance(value, types.FunctionType) and "<" in value.__qualname__
 
 
-def _attributes(layer: Env, without: Sequence[str] = ()) -> dict[str, Any]:
+def attributes(layer: Env, without: Sequence[str] = ()) -> dict[str, Any]:
     """The layer's attributes, less what a fresh one has by itself: settings, and lambdas, which cannot be pickled."""
     return {
         name: value
         for name, value in vars(layer).items()
-        if name not in KEPT and name not in without and not _is_local_function(value)
+        if name not in KEPT and name not in without and not is_local_function(value)
     }
 
 
 def _set_attributes(layer: Env, content: Mapping[str, Any], without: Sequence[str] = ()) -> None:
+    before = dict(vars(layer))
     kept = {
         name: value
-        for name, value in vars(layer).items()
-        if name in KEPT or name in without or (_is_local_function(value) and name not in content)
+        for name, value in before.items()
+        if name in KEPT or name in without or (is_local_function(value) and name not in content)
     }
     vars(layer).clear()
-    vars(layer).update(content)
+    vars(layer).update(put_each(before, content))
     vars(layer).update(kept)
 
 
@@ -265,12 +390,38 @@ class Numbers:
 _packed: weakref.WeakKeyDictionary[Env, dict[str, Numbers]] = weakref.WeakKeyDictionary()
 
 
+#: Wrappers with something in their attributes that cannot be pickled.
+_in_pieces: weakref.WeakSet[Env] = weakref.WeakSet()
+
+
+def take_apart(env: Env) -> list[Left]:
+    """From now on take the state of those wrappers in pieces that cannot be pickled as a whole.
+
+    :return: what of them is not taken: it stays as the fresh wrapper has it
+    """
+    left = []
+    for layer in layers(env)[:-1]:
+        try:
+            dumps(_get_layer(layer), [env])
+        except FAILURES:
+            _in_pieces.add(layer)
+        if layer in _in_pieces:
+            taking = Taking(lambda value: dumps(value, [env]))
+            for name, value in attributes(layer).items():
+                taking.take(value, f"{type(layer).__qualname__}.{name}")
+            left += taking.left
+    return left
+
+
 def _get_layer(layer: Env, *, own: bool = False) -> Layer:
     if own and _has_own(layer):
         return Layer("own", layer.get_state())  # type: ignore[attr-defined]
     if _own_getstate(layer):
         return Layer("getstate", layer.__getstate__())  # type: ignore[attr-defined,unused-ignore]
-    content = _attributes(layer)
+    content = attributes(layer)
+    if layer in _in_pieces:
+        taking = Taking(lambda value: dumps(value, [layer]))
+        content = {name: taking.take(value, name) for name, value in content.items()}
     if type(layer).__module__ == _MONITOR:
         packed = _packed.setdefault(layer, {name: Numbers(code) for name, code in _GROWING.items()})
         content |= {name: packed[name].follow(content[name]) for name in _GROWING}
@@ -310,10 +461,11 @@ class StateProvider(Protocol):
         :raises TrainCloudError: there is nothing to take, and other errors of user code
         """
 
-    def set(self, env: Env, state: EnvState) -> Any:
+    def set(self, env: Env, state: EnvState) -> Anew | None:
         """Put it into a fresh, reset environment of the same making.
 
-        :return: None, or the first observation of a new episode where the old one could not be gone on with
+        :return: None where the saved episode goes on
+        :raises TrainCloudError: that is not possible; and other errors of user code
         """
 
 
@@ -331,7 +483,7 @@ class _Layered:
         state = EnvState(self.name, [_get_layer(layer, own=self.own) for layer in wrappers], self._get(base))
         return _with_generators(state, base)
 
-    def set(self, env: Env, state: EnvState) -> Any:
+    def set(self, env: Env, state: EnvState) -> Anew | None:
         *wrappers, base = layers(env)
         if len(wrappers) != len(state.wrappers):
             raise TrainCloudError(f"the environment has {len(wrappers)} wrappers, its state {len(state.wrappers)}")
@@ -339,6 +491,7 @@ class _Layered:
         for layer, content in zip(wrappers, state.wrappers, strict=True):
             _set_layer(layer, content)
         _set_generators(state, base)
+        return None
 
     def _get(self, base: Env) -> Any:
         raise NotImplementedError
@@ -349,11 +502,11 @@ class _Layered:
 
 def _with_generators(state: EnvState, base: Env) -> EnvState:
     state.spaces = {name: vars(base)[name] for name in ("action_space", "observation_space") if name in vars(base)}
-    state.np_random = vars(base).get(_generator_name(base))
+    state.np_random = vars(base).get(generator_name(base))
     return state
 
 
-def _generator_name(base: Env) -> str:
+def generator_name(base: Env) -> str:
     """Of the attribute with the base's own generator: Gymnasium's, or the one that PettingZoo's environments have."""
     return "_np_random" if isinstance(base, gymnasium.Env) else "np_random"
 
@@ -361,11 +514,11 @@ def _generator_name(base: Env) -> str:
 def _set_generators(state: EnvState, base: Env) -> None:
     # A space is replaced, not changed: SB3's model holds the very object, and gets the same one from the same pickle.
     vars(base).update(state.spaces)
-    live = vars(base).get(_generator_name(base))
+    live = vars(base).get(generator_name(base))
     if live is not None and state.np_random is not None:
         live.bit_generator.state = state.np_random.bit_generator.state  # in place: the base's parts may hold it
     elif state.np_random is not None:
-        vars(base)[_generator_name(base)] = state.np_random
+        vars(base)[generator_name(base)] = state.np_random
 
 
 class _Own(_Layered):
@@ -420,7 +573,7 @@ class _MuJoCo(_Layered):
             for name in dir(data)
             if not name.startswith(("_", *self.PER_STEP)) and isinstance(value := getattr(data, name), np.ndarray)
         }
-        return state, derived, _attributes(base, without=("model", "data"))
+        return state, derived, attributes(base, without=("model", "data"))
 
     def _set(self, base: Any, content: Any) -> None:
         mujoco, model, data = sys.modules["mujoco"], base.model, base.data
@@ -455,7 +608,7 @@ class _ALE(_Layered):
 
     def _get(self, base: Any) -> Any:
         ale = self.follow(base)
-        return ale.cloneState(include_rng=True), _attributes(base, without=("ale",)), ale.windows()
+        return ale.cloneState(include_rng=True), attributes(base, without=("ale",)), ale.windows()
 
     def _set(self, base: Any, content: Any) -> None:
         machine, attributes, *windows = content  # the windows came later
@@ -509,9 +662,19 @@ class Record:
     options: dict[str, Any] | None
     actions: Actions = field(default_factory=lambda: Actions())
     seen: bytes = b""
+    """Of all that the episode has shown so far; of its last observation alone where not ``chained``."""
+    chained: bool = False
+    outside: list[tuple[int, bytes]] = field(default_factory=list)
+    """What was changed from outside: after how many actions, and how (:class:`Outside`)."""
+    lost: str = ""
+    """Why the episode cannot be played again: a change that cannot be carried."""
+
+    def see(self, shown: Any) -> None:
+        """Take note of what a reset or a step gave."""
+        self.seen = _digest((self.seen, shown) if self.chained else shown[0] if isinstance(shown, tuple) else shown)
 
     @staticmethod
-    def begin(env: Env, seed: int | None, options: dict[str, Any] | None) -> Record:
+    def begin(env: Env, seed: int | None, options: dict[str, Any] | None, lasting: Lasting | None) -> Record:
         *wrappers, base = layers(env)
         states = [_get_layer(layer) for layer in wrappers]
         for state in states:
@@ -521,8 +684,106 @@ class Record:
                     for name, value in state.content.items()
                     if not (name in _PAST_EPISODES and isinstance(value, Numbers))
                 }
-        before = _with_generators(EnvState("replay", states, None), base)
-        return Record(dumps(before, [env]), seed, copy.deepcopy(options))
+        changed = lasting.changed() if lasting is not None else None
+        before = _with_generators(EnvState("replay", states, changed), base)
+        return Record(dumps(before, [env]), seed, copy.deepcopy(options), chained=True)
+
+
+class Lasting:
+    """Which attributes of a replayed environment's base last over its episodes and have changed since its first one
+    began, so that a fresh instance, at the beginning of its first, lacks them.
+
+    What has not changed stays as the fresh instance has it: a port, a handle, a process's number are its own.
+    """
+
+    def __init__(self, env: Env) -> None:
+        self._env = env
+        self._base = layers(env)[-1]
+        self._first = {name: mark for name, (_, mark) in self._taken().items()}
+
+    def changed(self) -> dict[str, Any]:
+        """By name, as references; of what cannot be pickled the pieces that can."""
+        return {name: value for name, (value, mark) in self._taken().items() if mark != self._first.get(name)}
+
+    def _taken(self) -> dict[str, tuple[Any, bytes]]:
+        found: dict[str, tuple[Any, bytes]] = {}
+        generator = generator_name(self._base)
+        for name, value in attributes(self._base, without=("action_space", "observation_space", generator)).items():
+            taken = Taking(self._pickled).take(value, name)
+            if taken is not Gone.GONE:
+                found[name] = (taken, fingerprint(taken, [self._env])[0])
+        return found
+
+    def _pickled(self, value: object) -> None:
+        dumps(value, [self._env], [])
+
+    @staticmethod
+    def put(base: Env, changed: Mapping[str, Any] | None) -> None:
+        """Into an instance that is to play an episode again, before its reset."""
+        for name, value in (changed or {}).items():
+            vars(base)[name] = put(vars(base).get(name), value)
+
+
+class Outside:
+    """What callbacks do to a replayed environment between its steps: calls of its methods (``env_method``), and
+    attributes of its layers that have another value than the last step or reset has left there.
+
+    :param layers: of the environment
+    """
+
+    def __init__(self, layers: Sequence[Env]) -> None:
+        self._layers = layers
+        self._left: list[dict[str, Any]] = []
+
+    def look(self) -> None:
+        """What there is now is the environment's own doing."""
+        self._left = [dict(vars(layer)) for layer in self._layers]
+
+    def note_writes(self, record: Record, env: Env) -> None:
+        for number, (layer, left) in enumerate(zip(self._layers, self._left, strict=True)):
+            try:
+                if vars(layer) == left:
+                    continue
+            except FAILURES:  # arrays, among others, cannot be compared so
+                pass
+            for name, value in vars(layer).items():
+                if value is left.get(name) or name in KEPT:
+                    continue
+                try:
+                    self._note(record, dumps(("set", number, name, value), [env]))
+                except FAILURES as error:
+                    if left.get(name) is not None:  # what was made just now, a window perhaps, was not there before
+                        where = f"{type(layer).__qualname__}.{name}"
+                        record.lost = f"{where} was changed from outside, and cannot be carried: {told(error)}"
+
+    def note_call(
+        self, record: Record, env: Env, name: str, arguments: tuple[Any, ...], named: Mapping[str, Any]
+    ) -> bool:
+        """:return: whether it is called again in a replay; what a large call changes is seen as writes"""
+        try:
+            noted = dumps(("call", name, arguments, dict(named)), [env])
+        except FAILURES as error:
+            record.lost = f"{name}() was called from outside, and its arguments cannot be carried: {told(error)}"
+            return False
+        if len(noted) > _LARGE_CALL_BYTES:
+            return False
+        self._note(record, noted)
+        return True
+
+    def _note(self, record: Record, noted: bytes) -> None:
+        record.outside.append((len(record.actions), noted))
+
+    @staticmethod
+    def again(env: Env, outside: list[tuple[int, bytes]], number: int) -> None:
+        """Do what was done after so many actions, and take it out of the list."""
+        while outside and outside[0][0] <= number:
+            what, *how = loads(outside.pop(0)[1], [env])
+            if what == "call":
+                name, arguments, named = how
+                env.get_wrapper_attr(name)(*arguments, **named)
+            else:
+                layer, name, value = how
+                vars(layers(env)[layer])[name] = value
 
 
 class _Replay:
@@ -538,13 +799,15 @@ class _Replay:
 
     def get(self, env: Env) -> EnvState:
         record = env.record if isinstance(env, StatefulEnv) else None
-        if record is None:
-            return _Episode().get(env)  # longer than replay_max_steps, or not reset yet
+        if record is None or record.lost:
+            state = _Episode().get(env)
+            state.because = "it has become longer than replay_max_steps" if record is None else record.lost
+            return state
         *wrappers, base = layers(env)
         state = EnvState(self.name, [_get_layer(layer) for layer in wrappers], record)
         return _with_generators(state, base)
 
-    def set(self, env: Env, state: EnvState) -> Any:
+    def set(self, env: Env, state: EnvState) -> Anew | None:
         record = state.base
         if not isinstance(env, StatefulEnv):
             raise TrainCloudError("only an environment that train-cloud made can be replayed into")
@@ -557,12 +820,17 @@ class _Replay:
             _set_layer(layer, content)
         if before.np_random is None and isinstance(base, gymnasium.Env):
             base._np_random = None
+        Lasting.put(base, before.base)
         _set_generators(before, base)
-        observation, _ = env.env.reset(seed=record.seed, options=copy.deepcopy(record.options))
-        for action in record.actions:
-            observation = env.env.step(action)[0]
-        live = vars(base).get(_generator_name(base))
-        if _digest(observation) != record.seen or _generator_state(live) != _generator_state(state.np_random):
+        again = Record(b"", None, None, chained=record.chained)
+        again.see(env.env.reset(seed=record.seed, options=copy.deepcopy(record.options))[0])
+        outside = list(getattr(record, "outside", ()))  # which came later
+        for number, action in enumerate(record.actions):
+            Outside.again(env.env, outside, number)
+            again.see(env.env.step(action)[:4])
+        Outside.again(env.env, outside, len(record.actions))
+        live = vars(base).get(generator_name(base))
+        if again.seen != record.seen or generator_state(live) != generator_state(state.np_random):
             raise TrainCloudError(
                 f"replaying {len(record.actions)} steps did not lead to where the episode was saved: "
                 "the environment does not do the same twice"
@@ -570,7 +838,8 @@ class _Replay:
         for layer, content in zip(wrappers, state.wrappers, strict=True):
             _set_layer(layer, content)
         _set_generators(state, base)
-        env.record = record
+        env.follow_replayed(record)
+        return None
 
 
 class _Episode:
@@ -591,16 +860,16 @@ class _Episode:
             states.append(content)
         state = EnvState(self.name, states, None)
         # Without the spaces: these may be what cannot be pickled, and a draw more or less makes nothing worse.
-        state.np_random = vars(base).get(_generator_name(base))
+        state.np_random = vars(base).get(generator_name(base))
         return state
 
-    def set(self, env: Env, state: EnvState) -> Any:
+    def set(self, env: Env, state: EnvState) -> Anew | None:
         *wrappers, base = layers(env)
         for layer, content in zip(wrappers, state.wrappers, strict=True):
             if content.how != "fresh":
                 _set_layer(layer, content)
         _set_generators(state, base)
-        return env.reset()[0]
+        return Anew(env.reset()[0], state.because)
 
 
 PROVIDERS: dict[str, StateProvider] = {
@@ -624,315 +893,64 @@ def get_state(env: Env, provider: str | None = None) -> EnvState:
         if not isinstance(env, StatefulEnv):
             raise TrainCloudError("name a state provider: the environment was not made by train-cloud")
         provider = env.train_cloud_provider
-    return PROVIDERS[provider].get(env)
+    state = PROVIDERS[provider].get(env)
+    state.outer = env.foreign if isinstance(env, StatefulEnv) else None
+    return state
 
 
-def set_state(env: Env, state: EnvState) -> Any:
+def set_state(env: Env, state: EnvState) -> Anew | None:
     """Put a state into a fresh environment of the same making that has been reset.
 
-    :return: None where the saved episode goes on; else the first observation of a new episode, which must take the
-        place of the saved one in the model
+    :return: None where the saved episode goes on; else what began in its place, also where the state does not lead to
+        where it was taken
     """
-    return PROVIDERS[state.provider].set(env, state)
-
-
-# ----------------------------------------------------------------------------------------------- choosing a provider
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The provider for an environment, whether resuming with it is exact, and the reason in one clause."""
-
-    provider: str
-    exact: bool
-    because: str
-
-
-def choose(
-    make_env: MakeEnv, requested: str = "auto", *, recorded: bool = True, replay_max_steps: int = REPLAY_MAX_STEPS
-) -> Choice:
-    """Find the provider for the environments that ``make_env`` makes, by trying it on instances of its own.
-
-    Global generators are left as they were.
-
-    :param requested: ``auto`` or one provider
-    :param recorded: False where no :class:`StatefulEnv` will stand around the environment: replay is impossible
-    :raises InputError: ``environment.state``: the requested provider failed; what user code raises in ``reset`` and
-        ``step`` of an untouched instance comes through
-    """
-    if requested != "auto" and requested not in PROVIDERS:
-        raise InputError("environment.state", requested, f"use auto or one of {', '.join(PROVIDERS)}")
-    if requested == "episode":
-        return Choice("episode", False, "environment.state asks for it: a resumed session begins a new episode")
-    refused = []
-    saved = _process_generators()
+    as_it_was = [(layer, dict(vars(layer))) for layer in layers(env)]
+    vars(env).update(state.outer or {})
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the training's own instances give them
-            for name in PROVIDERS if requested == "auto" else [requested]:
-                if name == "episode" or (name == "replay" and not recorded):
-                    continue
-                try:
-                    return Choice(name, True, _round_trip(make_env, name, replay_max_steps))
-                except _Refused as refusal:
-                    refused.append((name, str(refusal)))
-    finally:
-        _set_process_generators(saved)
-    if requested != "auto":
-        reason = refused[0][1] if refused else "the environment was not made by train-cloud"
-        raise InputError("environment.state", requested, f"{reason}: use auto")
-    told = "; ".join(f"{name}: {reason}" for name, reason in refused if not reason.startswith(_INAPPLICABLE))
-    return Choice("episode", False, f"a resumed session begins a new episode, because {told or 'nothing else applies'}")
-
-
-def choose_for(env: Env, *, recorded: bool = False) -> Choice:
-    """The provider for an environment that somebody else made, tried on instances made like it.
-
-    :param recorded: whether a :class:`StatefulEnv` stands around it from the first reset on
-    """
-    generators = _process_generators()
-    make = _like(env)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            make().close()
+        return PROVIDERS[state.provider].set(env, state)
     except FAILURES as error:
-        provider = "own" if PROVIDERS["own"].refuses(env) is None else "pickle"
-        return Choice(provider, False, f"saving its state could not be tried, as no second one could be made: {error}")
-    finally:
-        _set_process_generators(generators)
-    return choose(make, recorded=recorded)
-
-
-#: They record and show what is played, also what is played in a trial.
-_RECORDERS = ("RecordVideo", "HumanRendering", "RenderCollection")
-
-
-def _like(env: Env) -> MakeEnv:
-    """How to make another environment of the same kind: by its specification, or by its class and known arguments."""
+        because = str(error) if isinstance(error, TrainCloudError) else f"restoring its state raises {told(error)}"
+    for layer, attributes_before in as_it_was:
+        vars(layer).clear()
+        vars(layer).update(attributes_before)
     *wrappers, base = layers(env)
-
-    def make() -> Env:
-        if base.spec is not None:
-            made = gymnasium.make(base.spec).unwrapped
-        else:
-            arguments, named = vars(base).get("_ezpickle_args", ()), vars(base).get("_ezpickle_kwargs", {})
-            made = type(base)(*arguments, **named)
-        for wrapper in reversed(wrappers):
-            if type(wrapper).__name__ not in _RECORDERS:
-                made = _wrapper_like(wrapper, made)
-        return made
-
-    return make
+    for layer, content in zip(wrappers, state.wrappers, strict=False):
+        with contextlib.suppress(*FAILURES):
+            _set_layer(layer, content)
+    with contextlib.suppress(*FAILURES):
+        _set_generators(state, base)
+    return Anew(env.reset()[0], because)
 
 
-def _wrapper_like(wrapper: Env, inner: Env) -> Env:
-    kind: Any = type(wrapper)
-    if isinstance(wrapper, gymnasium.utils.RecordConstructorArgs):
-        return kind(inner, **copy.deepcopy(wrapper._saved_kwargs))  # type: ignore[no-any-return]
-    # Its constructor's arguments are not known: a copy does as well, as it will be played on before it is tried.
-    made: Env = kind.__new__(kind)
-    vars(made).update(loads(dumps(_attributes(wrapper), [wrapper]), [inner]))
-    vars(made).update({name: value for name, value in vars(wrapper).items() if _is_local_function(value)})
-    vars(made).update(env=inner, _cached_spec=None, results_writer=None)
-    return made
-
-
-class _Refused(TrainCloudError):
-    """Why a provider is not taken."""
-
-
-_INAPPLICABLE = ("not a", "the environment has no get_state")
-
-
-@contextlib.contextmanager
-def _refusing(doing: str) -> Iterator[None]:
-    try:
-        yield
-    except _Refused:
-        raise
-    except FAILURES as error:
-        own = isinstance(error, TrainCloudError)
-        raise _Refused(str(error) if own else f"{doing}: {type(error).__name__}: {error}") from error
-
-
-def _round_trip(make_env: MakeEnv, name: str, replay_max_steps: int) -> str:
-    """Play an episode and a bit, save, play on; then restore into another instance and play the same.
-
-    :return: what was found equal
-    :raises _Refused: the provider is not for this environment
-    """
-    first = StatefulEnv(make_env(), name, replay_max_steps=replay_max_steps)
-    second: StatefulEnv | None = None
-    try:
-        if reason := PROVIDERS[name].refuses(first):
-            raise _Refused(reason)
-        with _refusing("recording a reset") if name == "replay" else contextlib.nullcontext():
-            first.reset(seed=1)
-        space = copy.deepcopy(first.action_space)
-        space.seed(2)
-        first.reset()  # one reset more than the other instance will have seen: counters of episodes must be carried
-        generators = _process_generators()
-        lead_in = _play(first, space, _FIRST_EPISODE)
-        if not lead_in.ended:
-            first.reset()
-        _play(first, space, _INTO_EPISODE)
-        if name == "replay" and not _equal(generators, _process_generators()):
-            raise _Refused("the environment draws from Python's, NumPy's or torch's global generator")
-        with _refusing("taking the state"):
-            blob = dumps(PROVIDERS[name].get(first), [first])
-        generators = _process_generators()
-        expected = _play(first, space, _COMPARED, beyond_end=True)
-        if name == "replay" and not _equal(generators, _process_generators()):
-            raise _Refused("the environment draws from Python's, NumPy's or torch's global generator")
-
-        second = StatefulEnv(make_env(), name, replay_max_steps=replay_max_steps)
-        second.reset(seed=3)
-        _set_process_generators(generators)
-        with _refusing("restoring the state"):
-            PROVIDERS[name].set(second, loads(blob, [second]))
-            found = _Played()
-            for what in expected.inputs:
-                found.go(second, what)
-                difference = _difference(expected.outputs[len(found.outputs) - 1], found.outputs[-1])
-                if difference:
-                    raise _Refused(
-                        f"the restored environment went another way at step {len(found.outputs)}: {difference}"
-                    )
-            if not _equal(_generator_state(_np_random(first)), _generator_state(_np_random(second))):
-                raise _Refused("the restored environment drew otherwise from its generator")
-        ends = "through an episode's end" if expected.ended else "through a reset"
-        return f"restored in mid-episode, another instance did the same for {len(found.outputs)} steps, {ends}"
-    finally:
-        first.close()
-        if second is not None:
-            second.close()
-
-
-@dataclass
-class _Played:
-    """A stretch of play. An input is an action in a one-tuple, or None for a reset."""
-
-    inputs: list[tuple[Any] | None] = field(default_factory=list)
-    outputs: list[tuple[Any, ...]] = field(default_factory=list)
-    ended: bool = False
-
-    def go(self, env: Env, what: tuple[Any] | None) -> bool:
-        self.inputs.append(what)
-        output: tuple[Any, ...] = env.reset() if what is None else env.step(copy.deepcopy(what[0]))
-        self.outputs.append(copy.deepcopy(output))
-        return what is not None and bool(output[2] or output[3])
-
-
-def sample(space: gymnasium.Space[Any], mask: Any = None) -> Any:
-    """A random action, of those that ``mask`` allows.
-
-    :param mask: truth values as an environment's ``action_masks()`` returns them (sb3-contrib, "Maskable PPO"): one for
-        each action, those of a MultiDiscrete space end to end
-    """
-    if mask is None or not isinstance(space, gymnasium.spaces.Discrete | gymnasium.spaces.MultiDiscrete):
-        return space.sample()
-    allowed = np.asarray(mask, np.int8).ravel()
-    if isinstance(space, gymnasium.spaces.Discrete):
-        return space.sample(allowed)
-    return space.sample(tuple(np.split(allowed, np.cumsum(space.nvec.ravel())[:-1])))
-
-
-def _allowed(env: Env, space: gymnasium.Space[Any]) -> Any:
-    of: Callable[[], Any] | None = None
-    with contextlib.suppress(AttributeError):
-        of = env.get_wrapper_attr("action_masks")
-    masks = of() if of is not None else None
-    return sample(space, masks)
-
-
-def _play(env: Env, space: gymnasium.Space[Any], steps: int, *, beyond_end: bool = False) -> _Played:
-    """Random actions until an episode ends, and reset it; ``beyond_end`` resets by force and goes on for a while."""
-    played = _Played()
-    for _ in _patiently(steps):
-        if played.go(env, (_allowed(env, space),)):
-            played.ended = True
-            break
-    if played.ended or beyond_end:
-        played.go(env, None)
-    for _ in _patiently(_AFTER_END if beyond_end else 0):
-        if played.go(env, (_allowed(env, space),)):
-            played.go(env, None)
-    return played
-
-
-def _patiently(steps: int) -> Iterator[int]:
-    deadline = time.monotonic() + _TRIAL_SECONDS
-    for step in range(steps):
-        if step >= _LEAST_STEPS and time.monotonic() > deadline:
-            return
-        yield step
-
-
-def _np_random(env: Env) -> Any:
-    base = layers(env)[-1]
-    return vars(base).get(_generator_name(base))
-
-
-def _generator_state(generator: Any) -> Any:
+def generator_state(generator: Any) -> Any:
     return None if generator is None else generator.bit_generator.state
 
 
 def _digest(observation: Any) -> bytes:
-    return hashlib.sha256(pickle.dumps(_plain(observation), protocol=5)).digest()
+    return hashlib.sha256(pickle.dumps(plain(observation), protocol=5)).digest()
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Equal for equal content: arrays by their bytes, so that NaN equals itself and -0.0 is not 0.0."""
     if isinstance(value, np.ndarray | np.generic):
         array = np.asarray(value)
-        content = [_plain(item) for item in array.ravel().tolist()] if array.dtype.hasobject else array.tobytes()
+        content = [plain(item) for item in array.ravel().tolist()] if array.dtype.hasobject else array.tobytes()
         return (str(array.dtype), array.shape, content)
     if isinstance(value, float):
         return value.hex()
     if isinstance(value, Mapping):
-        return [(_plain(key), _plain(item)) for key, item in sorted(value.items(), key=lambda pair: str(pair[0]))]
+        return [(plain(key), plain(item)) for key, item in sorted(value.items(), key=lambda pair: str(pair[0]))]
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if value is None or isinstance(value, str | bytes | int):
         return value
     return type(value).__qualname__  # an object without a value of its own to compare
 
 
-def _equal(left: Any, right: Any) -> bool:
-    return bool(_plain(left) == _plain(right))
-
-
-def _is_clock(key: object) -> bool:
-    name = str(key).lower()
-    return name in ("t", "fps") or "time" in name.split("_") or "clock" in name
-
-
-def _without_clocks(info: Any) -> Any:
-    if isinstance(info, Mapping):
-        return {
-            key: _without_clocks(value)
-            for key, value in info.items()
-            if not (_is_clock(key) and isinstance(value, float | np.floating))
-        }
-    return info
-
-
-def _difference(expected: Sequence[Any], found: Sequence[Any]) -> str | None:
-    if len(expected) == 2:  # nobody learns from a reset's info; highway-env puts a random action into it
-        return None if _equal(expected[0], found[0]) else "first observation of the next episode"
-    *left, left_info = expected
-    *right, right_info = found
-    for name, one, other in zip(("observation", "reward", "terminated", "truncated"), left, right, strict=True):
-        if not _equal(one, other):
-            return name
-    return None if _equal(_without_clocks(left_info), _without_clocks(right_info)) else "info"
-
-
 # ------------------------------------------------------------------------------------------- the process's generators
 
 
-def _process_generators() -> dict[str, Any]:
+def process_generators() -> dict[str, Any]:
     state: dict[str, Any] = {"python": random.getstate(), "numpy": np.random.get_state(legacy=False)}
     torch = sys.modules.get("torch")  # not imported here: what is not imported was not drawn from
     if torch is not None:
@@ -940,7 +958,7 @@ def _process_generators() -> dict[str, Any]:
     return state
 
 
-def _set_process_generators(state: Mapping[str, Any]) -> None:
+def set_process_generators(state: Mapping[str, Any]) -> None:
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch = sys.modules.get("torch")

@@ -26,14 +26,15 @@ from train_cloud.config import Environment, RunFile
 from train_cloud.config.current import current, training
 from train_cloud.config.evaluation import Category, Evaluation, below, compare, level_paths
 from train_cloud.envs.copies import copied, copied_whole
-from train_cloud.envs.state import FAILURES, sample
+from train_cloud.envs.make import FAILURES, load_object, refusing
+from train_cloud.envs.trial import sample
 from train_cloud.errors import InputError, NotYet, TrainCloudError
 from train_cloud.evaluate import rendering
 from train_cloud.evaluate.rendering import Settings
 from train_cloud.evaluate.results import Episode
 from train_cloud.evaluate.routes import Route, draw, read_centreline, read_map
 from train_cloud.evaluate.video import Film
-from train_cloud.learn.build import MakeEnv, load_object, refusing
+from train_cloud.learn.build import MakeEnv
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 
 from train_cloud.config import read_yaml
 from train_cloud.config.evaluation import Routes
+from train_cloud.envs.make import load_object
 from train_cloud.errors import InputError
-from train_cloud.learn.build import load_object
 
 matplotlib.use("Agg")
 

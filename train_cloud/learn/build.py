@@ -7,12 +7,11 @@ import contextlib
 import copy
 import importlib.util
 import inspect
+import logging
 import os
 import re
 import signal
 import sys
-import sysconfig
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,11 +34,16 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 
 from train_cloud import child_process
 from train_cloud.config import Environment, RunFile
-from train_cloud.config.run_file import ALGORITHMS, CONTRIB, ELSEWHERE, MULTIAGENT, SCHEDULED, suggestion
-from train_cloud.envs.known import recall, record
-from train_cloud.envs.state import FAILURES, Choice, Env, StatefulEnv, choose
-from train_cloud.errors import InputError
+from train_cloud.config.run_file import ALGORITHMS, CONTRIB, ELSEWHERE, MULTIAGENT, SCHEDULED
+from train_cloud.envs.known import record
+from train_cloud.envs.make import FAILURES, Env, One, close, load_object, refusing, told
+from train_cloud.envs.state import StatefulEnv
+from train_cloud.envs.trial import Choice
+from train_cloud.errors import InputError, suggestion
+from train_cloud.learn.environment import StateTrial, asked
 from train_cloud.safe_text import adopt, guard
+
+log = logging.getLogger(__name__)
 
 ACTIVATIONS = {
     "elu": torch.nn.ELU,
@@ -78,23 +82,22 @@ class Built:
     def close(self) -> None:
         """Close the environments; a worker that has died already is no error."""
         env = self.model.get_env()
-        if env is not None:
-            with contextlib.suppress(BrokenPipeError, ConnectionError, EOFError):
-                env.close()
+        if env is not None and (failure := close(env)) is not None:
+            log.warning("the environment: %s", failure)
 
 
-def build_model(run_file: RunFile, trial: Mapping[str, Any] | None = None) -> Built:
+def build_model(run_file: RunFile, trial: Mapping[str, Any] | None = None, begun: StateTrial | None = None) -> Built:
     """Seed the global generators and make environments and model.
 
     :param trial: of the environments' state, as :class:`Built` had it in the session before
+    :param begun: a new one, if it was begun already
     :raises InputError: a field that Gymnasium, SB3 or the user's own code refuses
     """
     assert run_file.environment is not None and run_file.algorithm is not None
     check_device(run_file.device)
     algorithm, policy = load_algorithm(run_file), load_policy(run_file)
-    asked = {name: value for name, value in run_file.identity().items() if name in ("environment", "code", "env")}
-    recalled = recall(trial, asked)
-    choice = recalled or choose_state(run_file)
+    begun = begun or StateTrial(run_file, trial)
+    choice = begun.choice()
     if run_file.algorithm == MULTIAGENT:
         from train_cloud.learn import multiagent  # which builds its learners as they are built here
 
@@ -103,17 +106,17 @@ def build_model(run_file: RunFile, trial: Mapping[str, Any] | None = None) -> Bu
         assert env is not None
     else:
         set_random_seed(run_file.seed)
-        env = make_vec_env(run_file.environment, run_file.seed, choice.provider)
+        env = make_vec_env(run_file.environment, run_file.seed, choice)
     try:
         if run_file.algorithm != MULTIAGENT:
             arguments = arguments_of(run_file, algorithm, env.action_space)
             model = construct(run_file, algorithm, policy, env, arguments)
         there, taken = psutil.virtual_memory().total, psutil.Process().memory_info().rss
         check_memory(run_file, buffer_bytes(model), there, "this machine", beside=taken)
-        if trial is None or recalled is None:
-            trial = record(choice, asked, _sources(run_file.environment))
+        if trial is None or begun.recalled is None:
+            trial = record(choice, asked(run_file), _sources(run_file.environment))
     except InputError:
-        env.close()
+        close(env)
         raise
     return Built(model, choice, trial)
 
@@ -128,78 +131,6 @@ def build_callbacks(run_file: RunFile) -> list[BaseCallback]:
     return made
 
 
-# ---------------------------------------------------------------------------------------------------- names to objects
-
-
-def load_object(reference: str, field: str, kind: type | None = None) -> Any:
-    """What ``module:attribute`` stands for.
-
-    :param field: the run file's field, for errors
-    :param kind: the class that it must be a subclass of
-    :raises InputError: not importable, not there, or not of that kind
-    """
-    module_name, _, path = reference.partition(":")
-    found: Any = import_module(module_name, field, reference)
-    for name in path.split("."):
-        if not hasattr(found, name):
-            public = tuple(known for known in vars(found) if not known.startswith("_"))
-            near = suggestion(name, public)
-            raise InputError(field, reference, f"{module_name} has no {path}{': ' + near if near else ''}")
-        found = getattr(found, name)
-    if kind is not None and not (isinstance(found, type) and issubclass(found, kind)):
-        raise InputError(field, reference, f"name a subclass of {kind.__module__}.{kind.__qualname__}")
-    return found
-
-
-def import_module(name: str, field: str, value: object) -> Any:
-    """Import a module of the user's; what it raises becomes one line that says where.
-
-    :raises InputError: under ``field``
-    """
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
-            fix = f"there is no module {error.name}: install it, or put it below code.folder"
-        else:
-            fix = f"importing {name} needs {error.name}, which is not installed"
-        raise InputError(field, value, fix) from error
-    except (*FAILURES, SystemExit) as error:
-        raise InputError(field, value, f"importing {name} raises {_told(error)}") from error
-
-
-#: Where code lies that is not the user's: a place in it tells them nothing.
-_OTHERS = (
-    *(sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")),
-    str(Path(__file__).parent.parent),
-    "<",
-)
-_TOLD_CHARACTERS = 300
-
-
-def _told(error: BaseException) -> str:
-    """An exception in one line, with the last place in the user's own code that it went through."""
-    text = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split()) or "no message"
-    if len(text) > _TOLD_CHARACTERS:
-        text = text[:_TOLD_CHARACTERS] + " …"
-    places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
-    if isinstance(error, SyntaxError) and error.filename:
-        places.append((error.filename, error.lineno))
-    own = [(Path(name).name, line) for name, line in places if not name.startswith(_OTHERS)]
-    return f"{type(error).__name__}: {text}" + (f" ({own[-1][0]}, line {own[-1][1]})" if own else "")
-
-
-@contextlib.contextmanager
-def refusing(field: str, value: object, fix: str) -> Iterator[None]:
-    """Whatever is raised inside becomes an InputError of this field."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (*FAILURES, SystemExit) as error:
-        raise InputError(field, value, f"{fix} {_told(error)}") from error
-
-
 # -------------------------------------------------------------------------------------------------------- environments
 
 
@@ -207,13 +138,13 @@ def refusing(field: str, value: object, fix: str) -> Iterator[None]:
 class MakeEnv:
     """Makes one environment, here or in a worker process.
 
-    :ivar provider: the state provider; None leaves :class:`StatefulEnv` out
+    :ivar choice: how its state is saved; None leaves :class:`StatefulEnv` out
     :ivar worker_seed: for the global generators of a worker process of its own; None stays in this process
     :ivar pythonpath: variable for what the environment starts in its turn, in such a process
     """
 
     environment: Environment
-    provider: str | None = None
+    choice: Choice | None = None
     worker_seed: int | None = None
     pythonpath: str | None = None
 
@@ -221,48 +152,12 @@ class MakeEnv:
         if self.worker_seed is not None:
             _enter_worker(self.worker_seed)
             child_process.restore_variables({"PYTHONPATH": self.pythonpath})
-        config = self.environment
-        if config.module is not None:
-            import_module(config.module, "environment.module", config.module)
-        env = self._make()
-        for reference in config.wrappers:
-            wrap = load_object(reference, "environment.wrappers")
-            with refusing("environment.wrappers", reference, "calling it with the environment raises"):
-                env = wrap(env)
-            if not isinstance(env, gymnasium.Wrapper):
-                raise InputError("environment.wrappers", reference, "name a subclass of gymnasium.Wrapper")
         # Outermost, so that it reports what the agent is trained on, and notes ends that wrappers make.
-        monitored: Env = Monitor(env)
-        return monitored if self.provider is None else StatefulEnv(monitored, self.provider)
-
-    def _make(self) -> Env:
         config = self.environment
-        try:
-            return gymnasium.make(config.id, **config.kwargs)
-        except gymnasium.error.UnregisteredEnv as error:
-            fix = f"{error}"
-            if config.module is None:
-                fix += " If it is your own, name the module that registers it under environment.module."
-            raise InputError("environment.id", config.id, fix) from error
-        except ModuleNotFoundError as error:
-            fix = f"install {error.name}, which it needs" if error.name else str(error)
-            raise InputError("environment.id", config.id, fix) from error
-        except InputError:
-            raise  # an adapter of ours, which names the field itself
-        except FAILURES as error:
-            for name, value in config.kwargs.items():
-                if self._can_be_made_without(name):
-                    field = f"environment.kwargs.{name}"
-                    raise InputError(field, value, f"{config.id} refuses it: {_told(error)}") from error
-            raise InputError("environment.id", config.id, f"making it raises {_told(error)}") from error
-
-    def _can_be_made_without(self, argument: str) -> bool:
-        fewer = {name: value for name, value in self.environment.kwargs.items() if name != argument}
-        try:
-            gymnasium.make(self.environment.id, **fewer).close()
-        except FAILURES:
-            return False
-        return True
+        monitored: Env = Monitor(One(config.id, config.module, config.kwargs, config.wrappers)())
+        if self.choice is None:
+            return monitored
+        return StatefulEnv(monitored, self.choice.provider, uncopied=self.choice.uncopied)
 
 
 def _enter_worker(seed: int) -> None:
@@ -274,14 +169,17 @@ def _enter_worker(seed: int) -> None:
     set_random_seed(seed)  # SB3 seeds this process's global generators nowhere
 
 
-def make_vec_env(environment: Environment, seed: int, provider: str) -> VecEnv:
-    """The environments as SB3 wants them: stacked, then normalised, if the run file says so."""
+def make_vec_env(environment: Environment, seed: int, choice: Choice) -> VecEnv:
+    """The environments as SB3 wants them: stacked, then normalised, if the run file says so.
+
+    :param choice: how their state is saved
+    """
     env: VecEnv
     if environment.vectorization == "subproc":
         seeds = [(seed + rank) % 2**32 for rank in range(environment.n_envs)]
         with refusing("environment.vectorization", "subproc", "a worker did not start, see its messages above;"):
             makers: list[Callable[[], Env]] = [
-                MakeEnv(environment, provider, seed, os.environ.get("PYTHONPATH")) for seed in seeds
+                MakeEnv(environment, choice, seed, os.environ.get("PYTHONPATH")) for seed in seeds
             ]
             with child_process.starting_workers():
                 workers = SubprocVecEnv(makers, start_method=child_process.WORKERS)
@@ -289,7 +187,7 @@ def make_vec_env(environment: Environment, seed: int, provider: str) -> VecEnv:
         env = workers
     else:
         with refusing("environment.id", environment.id, "SB3 cannot take it:"):
-            env = DummyVecEnv([MakeEnv(environment, provider)] * environment.n_envs)
+            env = DummyVecEnv([MakeEnv(environment, choice)] * environment.n_envs)
     try:
         for name, value in (environment.normalize or {}).items():
             if name in NORMALIZE_RULES and not NORMALIZE_RULES[name][0](value):
@@ -302,7 +200,7 @@ def make_vec_env(environment: Environment, seed: int, provider: str) -> VecEnv:
             with refusing("environment.normalize", environment.normalize, "VecNormalize raises"):
                 env = VecNormalize(env, **environment.normalize)
     except InputError:
-        env.close()
+        close(env)
         raise
     return env
 
@@ -312,18 +210,6 @@ def _end_workers(processes: list[Any]) -> None:
     for process in processes:
         if process.is_alive():
             process.kill()
-
-
-def choose_state(run_file: RunFile) -> Choice:
-    """Try the environment on instances of its own, and find how its state is saved."""
-    assert run_file.environment is not None
-    make: Callable[[], Env] = MakeEnv(run_file.environment)
-    if run_file.algorithm == MULTIAGENT:
-        from train_cloud.learn import multiagent
-
-        make = multiagent.MakeTogether(run_file.environment)
-    with refusing("environment.id", run_file.environment.id, "its reset() or step() raises"):
-        return choose(make, run_file.environment.state)
 
 
 def _sources(environment: Environment) -> list[str]:
@@ -471,12 +357,12 @@ def explaining(
         known = inspect.signature(algorithm.__init__).parameters
         for field, value, changed in _left_out(run_file.hyperparameters, arguments):
             if goes_well(policy, changed):
-                raise InputError(field, value, f"{algorithm.__name__} refuses it: {_told(error)}") from error
+                raise InputError(field, value, f"{algorithm.__name__} refuses it: {told(error)}") from error
         for other in algorithm.policy_aliases:
             if other != policy and goes_well(other, arguments):
-                raise InputError("policy", run_file.policy, f"{_told(error)}: use {other}") from error
+                raise InputError("policy", run_file.policy, f"{told(error)}: use {other}") from error
         what = run_file.environment.id if run_file.environment else "the environment"
-        raise InputError("algorithm", run_file.algorithm, f"it refuses {what}: {_told(error)}") from error
+        raise InputError("algorithm", run_file.algorithm, f"it refuses {what}: {told(error)}") from error
 
 
 def _left_out(written: Mapping[str, Any], arguments: Mapping[str, Any]) -> Iterator[tuple[str, Any, dict[str, Any]]]:

@@ -25,7 +25,9 @@ from stable_baselines3.common.logger import KVWriter
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 
-from train_cloud.envs.state import Choice, Env, StatefulEnv, choose_for
+from train_cloud.envs.make import Env
+from train_cloud.envs.state import StatefulEnv
+from train_cloud.envs.trial import Choice, choose_for
 from train_cloud.errors import InputError
 from train_cloud.learn.capture import Capture, learners_of
 from train_cloud.learn.digest import Digests, Reader

@@ -36,7 +36,8 @@ from stable_baselines3.common.vec_env import (
     VecTransposeImage,
 )
 
-from train_cloud.envs.state import FAILURES, dumps, follow, get_state, loads, set_state
+from train_cloud.envs.make import FAILURES
+from train_cloud.envs.state import dumps, follow, get_state, loads, set_state
 from train_cloud.errors import InputError, TrainCloudError
 from train_cloud.learn.replay import Ring
 from train_cloud.snapshot import Array, Part, Rows, Snapshot

@@ -27,7 +27,8 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from train_cloud.config import RunFile
 from train_cloud.config.run_file import MULTIAGENT
-from train_cloud.envs.state import Choice, sample
+from train_cloud.envs.make import close, load_object, refusing
+from train_cloud.envs.trial import Choice, sample
 from train_cloud.errors import InputError, TrainCloudError
 from train_cloud.learn import multiagent
 from train_cloud.learn.build import (
@@ -35,14 +36,13 @@ from train_cloud.learn.build import (
     buffer_bytes,
     build_callbacks,
     check_device,
-    choose_state,
     explaining,
     load_algorithm,
     load_policy,
     make_vec_env,
-    refusing,
 )
 from train_cloud.learn.capture import Capture, get_generators, set_generators
+from train_cloud.learn.environment import StateTrial
 from train_cloud.learn.initial import Initial, begin_with
 from train_cloud.learn.script import prepare
 
@@ -87,25 +87,28 @@ class CheckReport:
         return int(rows * self.row_bytes) + kept * self.parts_bytes
 
 
-def check(run_file: RunFile, initial: Initial | None = None) -> CheckReport:
+def check(run_file: RunFile, initial: Initial | None = None, begun: StateTrial | None = None) -> CheckReport:
     """Try a run file out.
 
     :param initial: what the run is to begin with; not tried where it is None
+    :param begun: the trial of its environment's state, if it was begun already
     :raises InputError: naming the field that Gymnasium, SB3, torch or the user's own code refuses
     """
     with _undisturbed(run_file):
         if run_file.entry_point is not None:
             prepare(run_file)
             return CheckReport()
-        return _check_several(run_file) if run_file.algorithm == MULTIAGENT else _check(run_file, initial)
+        if run_file.algorithm == MULTIAGENT:
+            return _check_several(run_file, begun)
+        return _check(run_file, initial, begun)
 
 
-def _check_several(run_file: RunFile) -> CheckReport:
+def _check_several(run_file: RunFile, begun: StateTrial | None) -> CheckReport:
     """The same for several agents in one environment."""
     assert run_file.environment is not None
     multiagent.check_shape(run_file)
     callbacks = build_callbacks(run_file)
-    choice = choose_state(run_file)
+    choice = (begun or StateTrial(run_file, None)).choice()
     model = multiagent.build(run_file, choice, _SMALL)
     env = model.get_env()
     assert env is not None
@@ -130,17 +133,17 @@ def _check_several(run_file: RunFile) -> CheckReport:
             capacity=transitions // model.rows_per_step,
         )
     finally:
-        env.close()
+        close(env)
 
 
-def _check(run_file: RunFile, initial: Initial | None) -> CheckReport:
+def _check(run_file: RunFile, initial: Initial | None, begun: StateTrial | None) -> CheckReport:
     assert run_file.environment is not None
     check_device(run_file.device)
     algorithm, policy = load_algorithm(run_file), load_policy(run_file)
     callbacks = build_callbacks(run_file)
-    choice = choose_state(run_file)
+    choice = (begun or StateTrial(run_file, None)).choice()
     few = {"n_envs": min(run_file.environment.n_envs, _ENVIRONMENTS), "vectorization": "dummy"}
-    env = make_vec_env(run_file.environment.model_copy(update=few), run_file.seed, choice.provider)
+    env = make_vec_env(run_file.environment.model_copy(update=few), run_file.seed, choice)
     try:
         _step(env, run_file.environment.id)
         if "use_masking" in inspect.signature(algorithm.learn).parameters and not env.has_attr("action_masks"):
@@ -188,7 +191,7 @@ def _check(run_file: RunFile, initial: Initial | None) -> CheckReport:
             capacity=transitions if capture.capacity else 0,
         )
     finally:
-        env.close()
+        close(env)
 
 
 def _step(env: VecEnv, name: str) -> None:

@@ -17,7 +17,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import VecNormalize
 
-from train_cloud.envs.state import FAILURES, loads
+from train_cloud.envs.make import FAILURES
+from train_cloud.envs.state import loads
 from train_cloud.errors import InputError
 from train_cloud.learn.capture import REPLAY, parameters_of
 from train_cloud.learn.compare import AnyEnvironment

@@ -9,11 +9,9 @@ step of the shared environment.
 from __future__ import annotations
 
 import copy
-import re
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
@@ -32,30 +30,25 @@ from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn, 
 from stable_baselines3.common.utils import safe_mean, set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecTransposeImage
 
-from train_cloud.config import Environment, RunFile
+from train_cloud.config import RunFile
 from train_cloud.config.run_file import MULTIAGENT as ALGORITHM
 from train_cloud.envs.copies import copied
-from train_cloud.envs.parallel import NEEDED, Together
-from train_cloud.envs.state import Choice, StatefulEnv
+from train_cloud.envs.make import SHARED, close
+from train_cloud.envs.parallel import Together
+from train_cloud.envs.state import StatefulEnv
+from train_cloud.envs.trial import Choice
 from train_cloud.errors import InputError, NotYet
 from train_cloud.learn.build import (
     arguments_of,
     check_device,
     construct,
-    import_module,
-    load_object,
     load_policy,
-    refusing,
 )
+from train_cloud.learn.environment import maker_of
 
-#: The learner's name where all agents share one.
-SHARED = "shared"
 #: Of ``hyperparameters``: the one that is not SAC's.
 _SHARE = "share_parameters"
 _STATISTICS = 100  # episodes, as SB3's stats_window_size
-#: Agents' names stand in names of parts, of scalars and of folders.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-_REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 class MultiAgent(OffPolicyAlgorithm):
@@ -319,50 +312,6 @@ class _Seat(gymnasium.Env[Any, npt.NDArray[Any]]):
 # ------------------------------------------------------------------------------------------------- from the run file
 
 
-@dataclass(frozen=True)
-class MakeTogether:
-    """Makes the environment of all agents from the run file's section."""
-
-    environment: Environment
-
-    def __call__(self) -> Together:
-        """:raises InputError: not a ``ParallelEnv``, or one with agents that cannot be trained"""
-        config = self.environment
-        if config.module is not None:
-            import_module(config.module, "environment.module", config.module)
-        if not _REFERENCE.fullmatch(config.id):
-            fix = "name what makes a PettingZoo ParallelEnv as module:function, e.g. mpe2.simple_spread_v3:parallel_env"
-            raise InputError("environment.id", config.id, fix)
-        make = load_object(config.id, "environment.id")
-        with refusing("environment.kwargs", config.kwargs, f"{config.id} raises"):
-            parallel = make(**config.kwargs)
-        for reference in config.wrappers:
-            wrap = load_object(reference, "environment.wrappers")
-            with refusing("environment.wrappers", reference, "calling it with the environment raises"):
-                parallel = wrap(parallel)
-        missing = [name for name in NEEDED if not hasattr(parallel, name)]
-        if missing:
-            fix = f"it has no {', '.join(missing)}: make a PettingZoo ParallelEnv"
-            raise InputError("environment.id", config.id, fix)
-        with refusing("environment.id", config.id, "its spaces raise"):
-            together = Together(parallel)
-        _check_agents(together, config.id)
-        return together
-
-
-def _check_agents(together: Together, where: str) -> None:
-    if not together.possible_agents:
-        raise InputError("environment.id", where, "its possible_agents are empty: give it at least one agent")
-    for name in together.possible_agents:
-        if not isinstance(name, str) or not _NAME.fullmatch(name) or name == SHARED:
-            fix = f"the agent {name!r}: use letters, digits, _, - and . in its name, at most 64, and not {SHARED!r}"
-            raise InputError("environment.id", where, fix)
-        space = together.action_space[name]
-        if not isinstance(space, spaces.Box):
-            fix = f"agent {name} has the action space {space}: SAC needs a Box, that is, continuous actions"
-            raise InputError("environment.id", where, fix)
-
-
 def build(run_file: RunFile, choice: Choice, arguments: Mapping[str, Any] | None = None) -> MultiAgent:
     """Learners and environment of a run file.
 
@@ -373,7 +322,7 @@ def build(run_file: RunFile, choice: Choice, arguments: Mapping[str, Any] | None
     check_device(run_file.device)
     check_shape(run_file)
     set_random_seed(run_file.seed)
-    env = StatefulEnv(MakeTogether(run_file.environment)(), choice.provider)
+    env = StatefulEnv(maker_of(run_file)(), choice.provider, uncopied=choice.uncopied)
     together = env.unwrapped
     assert isinstance(together, Together)
     try:
@@ -385,7 +334,7 @@ def build(run_file: RunFile, choice: Choice, arguments: Mapping[str, Any] | None
         set_random_seed(run_file.seed)
         return MultiAgent(env, learners, learner_of, run_file.seed)
     except InputError:
-        env.close()
+        close(env)
         raise
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from train_cloud.config import RunFile
 from train_cloud.errors import InputError, TrainCloudError
-from train_cloud.learn.build import load_object
+from train_cloud.envs.make import load_object
 
 _NO_ARGUMENTS = "its arguments stand under arguments in the run file"
 

@@ -32,7 +32,7 @@ from train_cloud.artifacts.uploads import read_uploads
 from train_cloud.artifacts.wandb import Wandb
 from train_cloud.checkpoint import read_manifest
 from train_cloud.config import RunFile
-from train_cloud.envs.state import FAILURES
+from train_cloud.envs.make import FAILURES
 from train_cloud.errors import CorruptCheckpoint, Fenced, StoreError, StoreUnavailable
 from train_cloud.run import layout
 from train_cloud.run.head import Reference, Token

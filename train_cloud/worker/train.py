@@ -312,6 +312,10 @@ class _Session:
 
     def _build(self, facts: Mapping[str, Any]) -> Built | None:
         """Model, environments and callbacks, or None for a script, which makes its own."""
+        from train_cloud.learn.environment import StateTrial
+
+        # Its processes play while this one loads torch.
+        begun = StateTrial(self._config, facts.get(_TRIAL)) if self._config.environment is not None else None
         from train_cloud.learn.build import build_callbacks, build_model, check_device
         from train_cloud.learn.script import prepare
 
@@ -324,7 +328,7 @@ class _Session:
             self._script = prepare(self._config)
             return None
         self._callbacks = build_callbacks(self._config)
-        built = build_model(self._config, facts.get(_TRIAL))
+        built = build_model(self._config, facts.get(_TRIAL), begun)
         self._trial = built.trial
         self._begun_with = facts.get(_BEGUN_WITH)
         if self._config.initial_model is not None and not facts:

@@ -1,0 +1,163 @@
+"""Objects of which not everything can be pickled: what can is taken piece by piece, and put back into a live object of
+the same making; what cannot stays there as it is, and is named.
+"""
+
+from __future__ import annotations
+
+import enum
+import io
+import logging
+import threading
+import types
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from train_cloud.envs.make import FAILURES
+
+#: What a process makes anew and what acts on nothing that is learned: files, locks, loggers, functions made in place.
+HARMLESS: tuple[type, ...] = (
+    io.IOBase,
+    logging.Handler,
+    logging.Logger,
+    threading.Condition,
+    threading.Event,
+    threading.Semaphore,
+    type(threading.Lock()),
+    type(threading.RLock()),
+    types.FunctionType,
+    types.ModuleType,
+    weakref.ref,
+)
+#: Likewise; writers of CSV files have a type without a name to import.
+_HARMLESS_NAMES = {"_csv.writer", "_csv.Writer"}
+_DEEPEST, _MOST = 8, 1000
+
+
+class Gone(enum.Enum):
+    """In the place of what could not be taken."""
+
+    GONE = "gone"
+
+
+@dataclass
+class Pieces:
+    """What was taken of an object.
+
+    :ivar how: ``dict``, ``list``, ``tuple`` or ``object``
+    :ivar kind: name of its class
+    :ivar content: of a dict its items, of an object its attributes, else items by index; some of them pieces, some gone
+    """
+
+    how: str
+    kind: str
+    content: dict[Any, Any]
+
+
+@dataclass(frozen=True)
+class Left:
+    """What was not taken.
+
+    :ivar path: from the object on
+    :ivar kind: its type
+    :ivar harmless: nothing that is learned depends on it
+    """
+
+    path: str
+    kind: str
+    harmless: bool
+
+
+@dataclass
+class Taking:
+    """Takes objects apart.
+
+    :param pickled: raises where an object cannot be pickled
+    :ivar left: what was not taken so far
+    """
+
+    pickled: Callable[[object], object]
+    left: list[Left] = field(default_factory=list)
+    _seen: set[int] = field(default_factory=set)
+
+    def take(self, value: Any, path: str, depth: int = 0) -> Any:
+        """The value itself where it can be pickled; else pieces of it, or :attr:`Gone.GONE`."""
+        try:
+            self.pickled(value)
+            return value
+        except FAILURES:
+            pass
+        inner = _inner(value)
+        if inner is None or id(value) in self._seen or depth >= _DEEPEST or len(self._seen) >= _MOST:
+            self.left.append(Left(path, _kind(value), _is_harmless(value)))
+            return Gone.GONE
+        self._seen.add(id(value))
+        how, content = inner
+        taken = {key: self.take(item, _joined(path, how, key), depth + 1) for key, item in content}
+        return Pieces(how, _kind(value), taken)
+
+
+def put(live: Any, taken: Any) -> Any:
+    """What takes the place of ``live``: what was taken, or ``live`` itself with the pieces put into it.
+
+    :param live: None where there is nothing yet
+    """
+    if taken is Gone.GONE:
+        return live
+    if not isinstance(taken, Pieces):
+        return taken
+    if taken.how == "dict":
+        target = live if type(live) is dict else {}
+        before = dict(target)
+        target.clear()
+        target.update(put_each(before, taken.content))
+        return target
+    if taken.how == "object":
+        if _kind(live) != taken.kind:
+            return live  # made in another way now: there is nothing to put them into
+        before = dict(vars(live))
+        vars(live).clear()
+        vars(live).update(put_each(before, taken.content))
+        return live
+    items = [*put_each(dict(enumerate(live if type(live) in (list, tuple) else ())), taken.content).values()]
+    if taken.how == "tuple":
+        return tuple(items)
+    if type(live) is list:
+        live[:] = items
+        return live
+    return items
+
+
+def put_each(live: Mapping[Any, Any], taken: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The same for each item; what is gone and was not there before, is not."""
+    return {key: put(live.get(key), item) for key, item in taken.items() if key in live or item is not Gone.GONE}
+
+
+def _inner(value: Any) -> tuple[str, Iterable[tuple[Any, Any]]] | None:
+    if type(value) is dict:
+        return "dict", list(value.items())
+    if type(value) in (list, tuple):
+        return type(value).__name__, enumerate(value)
+    kind: Any = type(value)
+    reduced = kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__
+    getstate = getattr(kind, "__getstate__", None) in (None, getattr(object, "__getstate__", None))
+    if reduced and getstate and hasattr(value, "__dict__") and not isinstance(value, (type, *HARMLESS)):
+        return "object", list(vars(value).items())
+    return None
+
+
+def _joined(path: str, how: str, key: Any) -> str:
+    if how == "object":
+        return f"{path}.{key}" if path else str(key)
+    return f"{path}[{key!r}]"
+
+
+def _kind(value: object) -> str:
+    kind = type(value)
+    module = getattr(kind, "__module__", "builtins")  # SWIG's types have none
+    return kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}"
+
+
+def _is_harmless(value: object) -> bool:
+    return isinstance(value, HARMLESS) or _kind(value) in _HARMLESS_NAMES

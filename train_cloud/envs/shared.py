@@ -1,0 +1,174 @@
+"""What a user's classes and modules keep outside of any instance: class attributes and module globals.
+
+Of the code that environments come from, and of every loaded module that neither Python nor an installed package has
+brought. A fresh process has them as they were when it began to learn; so what has changed since is carried.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import sysconfig
+import types
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from train_cloud.envs.make import FAILURES, Env
+from train_cloud.envs.pieces import Gone, Left, Pieces, Taking, put
+from train_cloud.envs.state import dumps, fingerprint, layers
+
+#: Their classes keep nothing of a training; they are many, and large.
+_LIBRARIES = frozenset({"gymnasium", "numpy", "pettingzoo", "sb3_contrib", "stable_baselines3", "supersuit", "torch",
+                        "train_cloud", "typing", "builtins", "abc", *sys.stdlib_module_names})  # fmt: skip
+_SCALARS = (int, float, complex, str, bytes, bool, type(None))
+_NO_DATA = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType, property,
+            staticmethod, classmethod, types.MemberDescriptorType, types.GetSetDescriptorType)  # fmt: skip
+#: What takes more in a pickle, arrays not counted, is a table of data, and looked at from outside: whether it is
+#: another one, or of another length.
+_TABLE_BYTES = 4 << 20
+#: Module, class in it or "", attribute.
+Key = tuple[str, str, str]
+
+
+@dataclass
+class Shared:
+    """The state of such classes and modules in this process.
+
+    :param envs: environments in this process; modules of their layers' packages are looked at
+    :ivar left: what has changed since and cannot be carried
+    """
+
+    envs: Sequence[Env]
+    left: list[Left] = field(default_factory=list)
+    _first: dict[Key, Any] = field(default_factory=dict)
+    _known: dict[str, bool] = field(default_factory=dict)
+    _tables: dict[int, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._packages = {
+            kind.__module__.partition(".")[0]
+            for env in self.envs
+            for layer in layers(env)
+            for kind in type(layer).__mro__
+        } - _LIBRARIES
+        self._first = {key: self._mark(value) for key, value in self._all()}
+
+    def changed(self) -> dict[Key, Any]:
+        """What has another value than when this was made, or is new: references, of some of them pieces."""
+        found = {}
+        self.left = []
+        for key, value in self._all():
+            before = self._first.get(key, Gone)
+            if isinstance(value, _SCALARS):
+                if type(value) is not type(before) or value != before:
+                    found[key] = value
+                continue
+            if self._mark(value) == before:
+                continue
+            taking = Taking(self._pickled)
+            taken = taking.take(value, ".".join(filter(None, key)))
+            self.left += taking.left
+            if taken is not Gone.GONE:
+                found[key] = taken
+        return found
+
+    def put(self, changed: Mapping[Key, Any]) -> None:
+        """The counterpart, in a process that has loaded the same modules."""
+        for (module, kind, name), value in changed.items():
+            owner: Any = sys.modules.get(module)
+            for part in kind.split(".") if kind else ():
+                owner = getattr(owner, part, None)
+            if owner is not None:
+                _put(owner, name, value)
+
+    def _pickled(self, value: object) -> bytes:
+        return dumps(value, self.envs)
+
+    def _mark(self, value: Any) -> Any:
+        """Equal for equal content."""
+        if isinstance(value, _SCALARS):
+            return value
+        if id(value) in self._tables:
+            return id(value), len(value) if hasattr(type(value), "__len__") else 0
+        try:
+            mark, size = fingerprint(value, self.envs)
+        except FAILURES:
+            taken = Taking(self._pickled).take(value, "")
+            if taken is Gone.GONE:
+                return id(value)
+            mark, size = fingerprint(taken, self.envs)
+        if size > _TABLE_BYTES:
+            self._tables[id(value)] = value
+            return self._mark(value)
+        return mark
+
+    def _all(self) -> Iterator[tuple[Key, Any]]:
+        for name, module in list(sys.modules.items()):
+            if name not in self._known:
+                self._known[name] = self._is_looked_at(name, module)
+            if not self._known[name]:
+                continue
+            for attribute, value in list(vars(module).items()):
+                if _is_data(attribute, value):
+                    yield (name, "", attribute), value
+                elif isinstance(value, type) and value.__module__ == name:
+                    for inner, content in list(vars(value).items()):
+                        if _is_data(inner, content):
+                            yield (name, value.__qualname__, inner), content
+
+    def _is_looked_at(self, name: str, module: Any) -> bool:
+        if not isinstance(module, types.ModuleType) or name.partition(".")[0] in _LIBRARIES or name == "__main__":
+            return False
+        if name.partition(".")[0] in self._packages:
+            return True
+        path = getattr(module, "__file__", None)
+        return path is not None and not str(Path(path).resolve()).startswith(_BROUGHT)
+
+
+_BROUGHT = tuple(
+    f"{Path(sysconfig.get_path(kind)).resolve()}/" for kind in ("stdlib", "platstdlib", "purelib", "platlib")
+)
+
+
+def _is_data(name: str, value: Any) -> bool:
+    if name.startswith("__") and name.endswith("__"):
+        return False
+    return not isinstance(value, _NO_DATA) and not name.startswith("_abc_") and not hasattr(type(value), "__set_name__")
+
+
+def _put(owner: Any, name: str, value: Any) -> None:
+    """In place where that is possible: others may have imported the very object."""
+    live: Any = vars(owner).get(name)
+    if isinstance(value, Pieces):
+        setattr(owner, name, put(live, value))
+    elif type(live) is not type(value) or not _put_in_place(live, value):
+        setattr(owner, name, value)
+
+
+def _put_in_place(live: Any, value: Any) -> bool:
+    if isinstance(value, dict | set):
+        live.clear()
+        live.update(value)
+    elif isinstance(value, list | bytearray):
+        live[:] = value
+    elif isinstance(value, deque):
+        live.clear()
+        live.extend(value)
+    elif isinstance(value, np.ndarray):
+        if live.shape != value.shape or live.dtype != value.dtype or not live.flags.writeable:
+            return False
+        live[...] = value
+    elif isinstance(value, np.random.Generator):
+        live.bit_generator.state = value.bit_generator.state
+    elif isinstance(value, np.random.RandomState):
+        live.set_state(value.get_state())
+    elif isinstance(value, random.Random):
+        live.setstate(value.getstate())
+    else:
+        return False
+    return True
