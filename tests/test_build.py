@@ -25,6 +25,7 @@ from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 from train_cloud.config import RunFile, parse_run_file
+from train_cloud.envs.make import load_object
 from train_cloud.envs.state import StatefulEnv
 from train_cloud.errors import InputError
 from train_cloud.learn import build

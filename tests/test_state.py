@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import functools
+import logging
 import math
+import os
 import pickle
 import random
+import re
+import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,9 +23,10 @@ import numpy as np
 import pytest
 from gymnasium import spaces, wrappers
 from gymnasium.utils import EzPickle
-from stable_baselines3.common.monitor import Monitor
 
+from train_cloud.envs.make import CodeFailed
 from train_cloud.envs.state import (
+    PROVIDERS,
     Actions,
     StatefulEnv,
     dumps,
@@ -115,7 +119,22 @@ class InPlace(Locked):
 
 
 class LockedCurriculum(Locked, Curriculum):
-    pass
+    """Its number of episodes is an attribute, which is carried beside the replay."""
+
+
+class HiddenCurriculum(Locked):
+    """Its number of episodes is where nobody can look."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = (number for number in range(1, 1000))
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self.level = next(self.numbers)
+        return super().reset(seed=seed, options=options)
+
+    def draw(self) -> float:
+        return super().draw() * self.level
 
 
 class GetState(Walk):
@@ -243,7 +262,8 @@ CASES: dict[str, tuple[Callable[[], gym.Env[Any, Any]], str, bool]] = {
     "lock, wrapped": (lambda: Tired(_wrapped(Locked())), "replay", True),
     "liar": (lambda: _wrapped(Liar()), "replay", True),
     "global generator": (Global, "pickle", True),
-    "lock and curriculum": (LockedCurriculum, "episode", False),
+    "lock and curriculum": (LockedCurriculum, "replay", True),
+    "hidden curriculum": (HiddenCurriculum, "episode", False),
     "lock and global generator": (LockedGlobal, "episode", False),
 }
 EXACT = [name for name, (_, _, exact) in CASES.items() if exact]
@@ -315,13 +335,6 @@ def test_another_process_goes_on_with_the_episode(name: str, steps: int, tmp_pat
     assert pickle.loads((tmp_path / "seen").read_bytes()) == expected
 
 
-def test_quick_enough_for_every_start() -> None:
-    choose(CASES["pendulum"][0])
-    start = time.monotonic()
-    choose(CASES["pendulum"][0])
-    assert time.monotonic() - start < 1
-
-
 @pytest.mark.parametrize(
     ("name", "requested", "reason"),
     [
@@ -331,7 +344,7 @@ def test_quick_enough_for_every_start() -> None:
         ("lock", "pickle", "cannot pickle"),
         ("liar", "pickle", "another way"),
         ("own, forgetful", "own", "another way"),
-        ("lock and curriculum", "replay", "did not lead to"),
+        ("hidden curriculum", "replay", "did not lead to"),
         ("global generator", "replay", "global generator"),
         ("lock", "snapshot", "auto"),
     ],
@@ -409,14 +422,16 @@ def test_actions_are_recorded_as_they_were(name: str) -> None:
 
 
 def test_what_monitor_remembers_comes_back() -> None:
-    def restored() -> Monitor:
+    from stable_baselines3.common.monitor import Monitor  # not above: the trials' processes import this module
+
+    def restored() -> Any:
         other = StatefulEnv(Monitor(Walk()), "pickle")
         other.reset(seed=9)
         set_state(other, loads(dumps(get_state(env), [env]), [other]))
         assert isinstance(other.env, Monitor)
         return other.env
 
-    def lists(monitor: Monitor) -> list[Any]:
+    def lists(monitor: Any) -> list[Any]:
         return [monitor.rewards, monitor.episode_returns, monitor.episode_lengths, monitor.episode_times]
 
     env = StatefulEnv(Monitor(Walk()), "pickle")
@@ -438,7 +453,7 @@ def test_what_monitor_remembers_comes_back() -> None:
     assert len(live.episode_returns) > 3
 
 
-def test_a_replay_that_leads_elsewhere_is_an_error() -> None:
+def test_a_replay_that_leads_elsewhere_begins_a_new_episode() -> None:
     env = StatefulEnv(Locked(), "replay")
     env.reset(seed=0)
     play(env, actions(env, 5, seed=0))
@@ -450,7 +465,169 @@ def test_a_replay_that_leads_elsewhere_is_an_error() -> None:
     other = StatefulEnv(Locked(), "replay")
     other.reset(seed=1)
     with pytest.raises(TrainCloudError, match="replaying 4 steps"):
-        set_state(other, state)
+        PROVIDERS["replay"].set(other, state)
+    anew = set_state(other, state)
+    assert anew is not None and "replaying 4 steps" in anew.because
+    assert anew.observation.tobytes() == env.reset()[0].tobytes(), "as the next one would have been"
+
+
+class Taught(Locked):
+    """Can only be replayed; callbacks make it harder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lesson, self.gust, self.total = 1.0, np.ones(2), 0
+        self.book: dict[str, Any] = {"pages": [1.0], "lock": threading.Lock()}
+
+    def teach(self, lesson: float, *, gust: Any = None) -> None:
+        self.lesson = lesson
+        if gust is not None:
+            self.gust = gust
+
+    def turn_page(self) -> None:
+        self.book["pages"].append(len(self.book["pages"]) / 3)
+
+    def draw(self) -> float:
+        self.total += 1
+        pages = float(sum(self.book["pages"]))
+        return super().draw() * self.lesson * float(self.gust.sum()) + pages + 1e-3 * self.total
+
+
+CHANGES: dict[str, Callable[[StatefulEnv], object]] = {
+    "a call": lambda env: env.get_wrapper_attr("teach")(3.0),
+    "a call that changes what an attribute holds": lambda env: env.get_wrapper_attr("turn_page")(),
+    "a large call": lambda env: env.get_wrapper_attr("teach")(2.0, gust=np.full(2000, 0.001)),
+    "an attribute of the base": lambda env: setattr(env.unwrapped, "lesson", 5.0),
+    "an array of the base": lambda env: setattr(env.unwrapped, "gust", np.array([2.0, -1.0])),
+    "an attribute of a wrapper": lambda env: setattr(env.env, "tiredness", 0.7),
+    "nothing": lambda env: env.get_wrapper_attr("action_masks") if env.has_wrapper_attr("action_masks") else None,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_done_from_outside_is_done_again(change: str) -> None:
+    """At its place in the episode that is saved, and in those before; counters of the base go on."""
+    env = StatefulEnv(Tired(Taught()), "replay")
+    env.reset(seed=0)
+    for episode in range(3):
+        play(env, actions(env, 3, seed=episode))
+        CHANGES[change](env)
+        play(env, actions(env, 40, seed=episode + 9))  # an episode's end, and into the next
+        CHANGES[change](env)
+        play(env, actions(env, 2, seed=episode + 17))
+    blob = dumps(get_state(env), [env])
+    other = StatefulEnv(Tired(Taught()), "replay")
+    other.reset(seed=1)
+    assert set_state(other, loads(blob, [other])) is None
+    sequence = actions(env, 90, seed=3)
+    assert play(other, sequence) == play(env, sequence)
+    assert vars(other.unwrapped)["total"] == vars(env.unwrapped)["total"] > 0
+    blob = dumps(get_state(other), [other])  # it can be saved again
+    assert set_state(env, loads(blob, [env])) is None
+    assert play(other, sequence) == play(env, sequence)
+
+
+LOST: dict[str, tuple[Callable[[StatefulEnv], object], str]] = {
+    "a call": (lambda env: env.get_wrapper_attr("teach")(3.0, gust=_Handle()), r"teach\(\) was called from outside"),
+    "an attribute": (lambda env: setattr(env.unwrapped, "lesson", _Handle()), "Taught.lesson was changed from outside"),
+    "in an attribute": (lambda env: env.unwrapped.book["pages"].append(9.0), "replaying 5 steps did not lead to"),  # type: ignore[attr-defined]
+}
+
+
+class _Handle(float):
+    """Cannot be pickled."""
+
+    def sum(self) -> float:
+        return 2.0
+
+    def __reduce__(self) -> Any:
+        raise TypeError("cannot pickle a handle")
+
+
+@pytest.mark.parametrize("what", LOST)
+def test_what_cannot_be_done_again_begins_a_new_episode(what: str) -> None:
+    change, reason = LOST[what]
+    env = StatefulEnv(Taught(), "replay")
+    env.reset(seed=0)
+    play(env, actions(env, 3, seed=0))
+    change(env)
+    play(env, actions(env, 2, seed=1))
+    blob = dumps(get_state(env), [env])
+    other = StatefulEnv(Taught(), "replay")
+    other.reset(seed=1)
+    anew = set_state(other, loads(blob, [other]))
+    assert anew is not None and re.search(reason, anew.because), anew
+    play(other, actions(env, 60, seed=2))
+    assert get_state(other).provider == "replay"
+
+
+def test_what_callbacks_set_on_the_outermost_layer_stays_there() -> None:
+    """SB3's set_attr: the environment itself does not see it, get_attr does."""
+    for provider, make in (("pickle", Walk), ("replay", Locked), ("episode", Walk)):
+        env, other = (StatefulEnv(make(), provider) for _ in range(2))
+        env.reset(seed=0)
+        other.reset(seed=1)
+        env.difficulty = 3  # type: ignore[attr-defined]
+        set_state(other, loads(dumps(get_state(env), [env]), [other]))
+        assert other.get_wrapper_attr("difficulty") == 3
+
+
+@pytest.mark.parametrize("provider", ["own", "pickle"])
+def test_a_state_that_cannot_be_put_back_begins_a_new_episode(provider: str) -> None:
+    class Own(Walk):
+        def get_state(self) -> Any:
+            return self.place
+
+        def set_state(self, state: Any) -> None:
+            self.place = float("nan")
+            raise ConnectionError("the simulator is another one")
+
+    env = StatefulEnv(Tired(Own()), provider)
+    env.reset(seed=0)
+    play(env, actions(env, 5, seed=0))
+    state = get_state(env)
+    if provider == "pickle":
+        state.wrappers.pop()  # it was made in another way then
+    other = StatefulEnv(Tired(Own()), provider)
+    other.reset(seed=1)
+    anew = set_state(other, state)
+    assert anew is not None and ("another one" in anew.because or "wrappers" in anew.because)
+    play(other, actions(env, 60, seed=1))
+    assert np.isfinite(other.unwrapped.place)  # type: ignore[attr-defined]
+
+
+class Noted(gym.Wrapper[Any, Any, Any, Any]):
+    """Writes what it plays into a file, as many wrappers do."""
+
+    def __init__(self, env: gym.Env[Any, Any], path: Path = Path(os.devnull)) -> None:
+        super().__init__(env)
+        self.file, self.lock, self.log = path.open("w"), threading.Lock(), logging.getLogger("noted")
+        self.state: dict[str, Any] = {"steps": 0, "file": self.file}
+
+    def step(self, action: Any) -> Any:
+        self.state["steps"] += 1
+        print(self.state["steps"], file=self.file)
+        observation, reward, *rest = self.env.step(action)
+        return observation, float(reward) + self.state["steps"], *rest
+
+
+def test_a_wrapper_with_a_file_is_saved_but_for_the_file() -> None:
+    choice = choose(lambda: Noted(Walk()))
+    assert (choice.provider, choice.exact) == ("pickle", True), choice.because
+
+
+class Connected(gym.Wrapper[Any, Any, Any, Any]):
+    """What is at the other end nobody knows."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self.ends = [socket.socket()]
+
+
+def test_a_wrapper_with_a_connection_is_named() -> None:
+    choice = choose(lambda: Connected(Walk()))
+    assert (choice.provider, choice.exact) == ("episode", False)
+    assert "Connected.ends[0], a socket.socket, cannot be saved" in choice.because
 
 
 def test_where_the_episode_is_lost_the_next_one_is_as_it_would_have_been() -> None:
@@ -460,8 +637,8 @@ def test_where_the_episode_is_lost_the_next_one_is_as_it_would_have_been() -> No
     blob = dumps(get_state(env), [env])
     other = StatefulEnv(Tired(Locked()), "episode")
     other.reset(seed=1)
-    observation = set_state(other, loads(blob, [other]))
-    assert observation.tobytes() == env.reset()[0].tobytes()
+    anew = set_state(other, loads(blob, [other]))
+    assert anew is not None and anew.observation.tobytes() == env.reset()[0].tobytes()
     sequence = actions(env, 60, seed=1)
     assert play(other, sequence) == play(env, sequence)
 
@@ -510,7 +687,7 @@ def test_errors_of_the_environment_itself_come_through() -> None:
         def reset(self, **_: Any) -> Any:
             raise ConnectionError("no simulator at port 4242")
 
-    with pytest.raises(ConnectionError, match="4242"):
+    with pytest.raises(CodeFailed, match="ConnectionError: no simulator at port 4242"):
         choose(Broken)
 
 
@@ -581,7 +758,7 @@ class Sized(Walk):
         (lambda: _monitored(_wrapped(Ez())), ("pickle", True), "the same for"),
         (lambda: Tired(Own()), ("own", True), "the same for"),
         (lambda: _wrapped(Liar()), ("episode", False), "pickle: the restored environment went another way"),
-        (lambda: _monitored(Sized(3)), ("pickle", False), "missing 1 required positional argument: 'size'"),
+        (lambda: _monitored(Sized(3)), ("pickle", True), "the same for"),
     ],
 )
 def test_an_environment_of_somebody_elses_making(

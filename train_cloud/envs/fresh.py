@@ -15,18 +15,17 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any, NoReturn
 
-from train_cloud import hash_seed
+from train_cloud import child_process, hash_seed
 from train_cloud.envs.make import FAILURES, CodeFailed, told
 from train_cloud.errors import InputError, TrainCloudError
 
 _LENGTH = struct.Struct("<Q")
 #: That an environment's own threads and processes may take to end, when all is said.
 _LEAVE_SECONDS = 5.0
-#: It finds the modules that this process finds, wherever it runs.
-_CODE = "import sys; sys.path[:] = {path!r}; from train_cloud.envs.fresh import serve; serve()"
 
 
 class Crashed(TrainCloudError):
@@ -43,12 +42,15 @@ class Fresh:
 
     def __init__(self, path: Sequence[str] | None = None, environment: Mapping[str, str] | None = None) -> None:
         seed = hash_seed.effective()
-        variables = dict(os.environ if environment is None else environment)
-        variables[hash_seed.VARIABLE] = hash_seed.SEED if seed == hash_seed.RANDOM else seed
+        self._variables = dict(os.environ if environment is None else environment)
+        self._variables[hash_seed.VARIABLE] = hash_seed.SEED if seed == hash_seed.RANDOM else seed
+        self._path = list(sys.path if path is None else path)
+        # It is given the user's modules when it has loaded its own.
+        before = {**self._variables, "PYTHONPATH": child_process.environment().get("PYTHONPATH", "")}
         self._printed = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _CODE.format(path=list(sys.path if path is None else path))],
-            env=variables,
+            child_process.command("train_cloud.envs.serve"),
+            env=before,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._printed,
@@ -76,6 +78,7 @@ class Fresh:
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
             with contextlib.suppress(BrokenPipeError):
+                _write(self._process.stdin, pickle.dumps((self._path, self._variables)))
                 _write(self._process.stdin, request)
             reply = _read(self._process.stdout)
             if reply is None:
@@ -93,16 +96,21 @@ class Fresh:
     def close(self) -> None:
         """End it and what it has started; gently if it has answered."""
         process = self._process
-        if self._answered:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_LEAVE_SECONDS)
+        if self._printed.closed:
+            return
+        if self._answered and os.name == "posix":
+            _wait(self.pid, _LEAVE_SECONDS)
         if process.stdin is not None:
             with contextlib.suppress(OSError):
                 process.stdin.close()  # it ends by that
         if os.name == "posix":
+            _wait(self.pid, _LEAVE_SECONDS)
+            # Until it is waited for, nobody else can have its number, which is its group's.
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
-        elif process.poll() is None:
+                os.killpg(self.pid, signal.SIGKILL)
+        else:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_LEAVE_SECONDS)
             process.kill()
         process.wait()
         if process.stdout is not None:
@@ -110,15 +118,30 @@ class Fresh:
         self._printed.close()
 
     def _end(self) -> str:
-        code = self._process.wait()
-        with contextlib.suppress(ValueError):
-            return f"was ended by {signal.Signals(-code).name}{self._last_words()}"
-        return f"ended with exit code {code}{self._last_words()}"
+        ended = _wait(self.pid, _LEAVE_SECONDS) if os.name == "posix" else None
+        if ended is not None and ended.si_code != os.CLD_EXITED:
+            return f"was ended by {signal.Signals(ended.si_status).name}{self._last_words()}"
+        code = "" if ended is None else f" with exit code {ended.si_status}"
+        return f"ended{code} without an answer{self._last_words()}"
 
     def _last_words(self) -> str:
         self._printed.seek(0)
         lines = [line.strip() for line in self._printed.read().decode(errors="replace").splitlines() if line.strip()]
         return f": {lines[-1]}" if lines else ""
+
+
+def _wait(pid: int, seconds: float) -> os.waitid_result | None:
+    """Until the process has ended, which stays to be waited for.
+
+    :return: how it did; None where it has not
+    """
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+        if ended is not None:
+            return ended
+        time.sleep(0.002)
+    return None
 
 
 def serve() -> None:
@@ -127,9 +150,11 @@ def serve() -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what user code prints
     from train_cloud.envs import trial  # noqa: F401 - what nearly every request needs
 
-    request = _read(sys.stdin.buffer)
-    if request is None:
+    surroundings, request = _read(sys.stdin.buffer), _read(sys.stdin.buffer)
+    if surroundings is None or request is None:
         return
+    sys.path[:], variables = pickle.loads(surroundings)
+    child_process.restore_variables({name: variables.get(name) for name in {*os.environ, *variables}})
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _write(replies, _answer(request))
     replies.close()

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from train_cloud.envs.make import FAILURES, Env
+from train_cloud.envs.pickling import dumps, fingerprint, layers
 from train_cloud.envs.pieces import Gone, Left, Pieces, Taking, put
-from train_cloud.envs.state import dumps, fingerprint, layers
 
 #: Their classes keep nothing of a training; they are many, and large.
 _LIBRARIES = frozenset({"gymnasium", "numpy", "pettingzoo", "sb3_contrib", "stable_baselines3", "supersuit", "torch",
@@ -77,15 +77,6 @@ class Shared:
                 found[key] = taken
         return found
 
-    def put(self, changed: Mapping[Key, Any]) -> None:
-        """The counterpart, in a process that has loaded the same modules."""
-        for (module, kind, name), value in changed.items():
-            owner: Any = sys.modules.get(module)
-            for part in kind.split(".") if kind else ():
-                owner = getattr(owner, part, None)
-            if owner is not None:
-                _put(owner, name, value)
-
     def _pickled(self, value: object) -> bytes:
         return dumps(value, self.envs)
 
@@ -139,6 +130,16 @@ def _is_data(name: str, value: Any) -> bool:
     if name.startswith("__") and name.endswith("__"):
         return False
     return not isinstance(value, _NO_DATA) and not name.startswith("_abc_") and not hasattr(type(value), "__set_name__")
+
+
+def put_shared(changed: Mapping[Key, Any]) -> None:
+    """The counterpart of :meth:`Shared.changed`, in a process that has loaded the same modules."""
+    for (module, kind, name), value in changed.items():
+        owner: Any = sys.modules.get(module)
+        for part in kind.split(".") if kind else ():
+            owner = getattr(owner, part, None)
+        if owner is not None:
+            _put(owner, name, value)
 
 
 def _put(owner: Any, name: str, value: Any) -> None:

@@ -23,24 +23,27 @@ import contextlib
 import copy
 import functools
 import hashlib
-import io
 import pickle
 import random
 import sys
 import types
 import weakref
 from array import array
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import gymnasium
 import numpy as np
 
-from train_cloud.envs.make import FAILURES, Env, told
-from train_cloud.envs.parallel import Together, inside
+from train_cloud.envs.make import FAILURES as FAILURES
+from train_cloud.envs.make import Env, told
+from train_cloud.envs.pickling import Outermost, fingerprint, live_layer
+from train_cloud.envs.pickling import dumps as dumps
+from train_cloud.envs.pickling import layers as layers
+from train_cloud.envs.pickling import loads as loads
 from train_cloud.envs.pieces import Gone, Left, Taking, put, put_each
+from train_cloud.envs.shared import Shared, put_shared
 from train_cloud.envs.sticky import StickyALE
 from train_cloud.errors import TrainCloudError
 
@@ -52,113 +55,20 @@ _PAST_EPISODES = ("episode_returns", "episode_lengths", "episode_times")
 #: Its lists of plain numbers, as the array module codes them. A snapshot must not take longer the longer a run is.
 _MONITOR = "stable_baselines3.common.monitor"
 _GROWING = {"rewards": "d", "episode_returns": "d", "episode_lengths": "q", "episode_times": "d"}
-#: Their objects hold windows and surfaces; environments make new ones when they find None.
-_VIEWERS = ("highway_env.envs.common.graphics", "highway_env.road.graphics", "moviepy", "pyglet",
-            "gymnasium.envs.mujoco.mujoco_rendering", "gymnasium.envs.classic_control.rendering")  # fmt: skip
+#: Where checkpoints of earlier versions look for it.
+_live_layer = live_layer
 
 REPLAY_MAX_STEPS = 10_000
-LARGE_BYTES = 64 << 10
-_CHUNK = 64 << 20
 #: Methods that are asked of an environment from outside and change nothing; some are called at every step.
 NOT_NOTED = frozenset({"action_masks", "close", "compute_reward", "compute_terminated", "compute_truncated",
                        "get_state", "render", "reset", "step"})  # fmt: skip
 #: A call with so much in its arguments is hardly made to change something: what it has changed is noted instead.
 _LARGE_CALL_BYTES = 4096
 
-# ---------------------------------------------------------------------------------------------------- carrying it
-
-_live: ContextVar[Sequence[Env]] = ContextVar("train_cloud_live_environments", default=())
-
-
-def _live_layer(env: int, layer: int) -> Env:
-    return layers(_live.get()[env])[layer]
-
-
-class Pickler(pickle.Pickler):
-    """Pickles states of live environments: what refers back to an environment will refer to the one restored into.
-
-    :param envs: the environments whose states are pickled, in the order in which :func:`loads` gets theirs
-    """
-
-    def __init__(
-        self,
-        file: io.BytesIO,
-        envs: Sequence[Env] = (),
-        buffer_callback: Callable[[pickle.PickleBuffer], object] | None = None,
-    ) -> None:
-        super().__init__(file, protocol=5, buffer_callback=buffer_callback)
-        self._layers = {id(layer): (i, j) for i, env in enumerate(envs) for j, layer in enumerate(layers(env))}
-
-    def reducer_override(self, obj: Any) -> Any:
-        if id(obj) in self._layers:
-            return _live_layer, self._layers[id(obj)]
-        module = getattr(type(obj), "__module__", None) or ""  # SWIG's types have none
-        if module.startswith(_VIEWERS):
-            return type(None), ()
-        if module.startswith("pygame"):
-            try:
-                obj.__reduce_ex__(5)
-            except (TypeError, pickle.PickleError):
-                return type(None), ()
-        return NotImplemented
-
-
-def dumps(obj: object, envs: Sequence[Env] = (), large: list[memoryview] | None = None) -> bytes:
-    """One pickle of ``obj``, in which states of ``envs`` may stand anywhere: shared objects stay shared.
-
-    :param large: takes the content of arrays of ``LARGE_BYTES`` and more, as it is in memory now; it is not in the
-        pickle then
-    """
-    file = io.BytesIO()
-
-    def keep_out(buffer: pickle.PickleBuffer) -> bool:
-        assert large is not None
-        raw = buffer.raw()
-        if raw.nbytes < LARGE_BYTES:
-            return True
-        large.append(raw)
-        return False
-
-    Pickler(file, envs, None if large is None else keep_out).dump(obj)
-    return file.getvalue()
-
-
-def fingerprint(obj: object, envs: Sequence[Env] = ()) -> tuple[bytes, int]:
-    """Equal for equal content, as far as a pickle tells, and the size of that pickle without large arrays, which are
-    only read.
-    """
-    large: list[memoryview] = []
-    blob = dumps(obj, envs, large)
-    marks = b"".join(checksum(content).to_bytes(8, "little") for content in large)
-    return hashlib.blake2b(blob + marks, digest_size=16).digest(), len(blob)
-
-
-def checksum(content: memoryview) -> int:
-    """CRC-64/NVME: 20 GB/s and more."""
-    from awscrt import checksums
-
-    value = 0
-    for start in range(0, content.nbytes, _CHUNK):
-        value = checksums.crc64nvme(content[start : start + _CHUNK], value)
-    return value
-
-
-def loads(blob: bytes, envs: Sequence[Env] = (), large: Iterable[Any] = ()) -> Any:
-    """The counterpart of :func:`dumps`; ``envs`` are the live environments that the states are for.
-
-    :param large: the content of large arrays, in order, which the arrays will use as their own
-    """
-    token = _live.set(envs)
-    try:
-        return pickle.loads(blob, buffers=large)
-    finally:
-        _live.reset(token)
-
-
 # ------------------------------------------------------------------------------------------------------- the layers
 
 
-class StatefulEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
+class StatefulEnv(Outermost):
     """Outermost wrapper that gives and takes its environment's state, also across a ``SubprocVecEnv``'s pipe.
 
     With the provider ``replay`` it also records, from each reset on, what a replay needs.
@@ -280,22 +190,6 @@ class Info(dict[str, Any]):
         return dict, ({key: value for key, value in self.items() if key not in self._uncopied},)
 
 
-def layers(env: Env) -> list[Env]:
-    """The environment's layers, outermost first; our own wrapper is not one of them. Of several agents' environment
-    those below :class:`Together` are PettingZoo's.
-    """
-    found: list[Env] = []
-    several = False
-    while True:
-        if not isinstance(env, StatefulEnv):
-            found.append(env)
-        several = several or isinstance(env, Together)
-        within = env.env if isinstance(env, gymnasium.Wrapper) else inside(env) if several else None
-        if within is None:
-            return found
-        env = within
-
-
 @dataclass
 class Layer:
     """One layer's state; ``how`` names what put it together and therefore takes it apart."""
@@ -317,6 +211,8 @@ class EnvState:
     """Where a new episode must begin: why."""
     outer: dict[str, Any] | None = None
     """Attributes that somebody has set on the outermost layer, which is ours."""
+    shared: dict[Any, Any] | None = None
+    """What classes and modules had changed before the reset that a replay begins with."""
 
 
 @dataclass(frozen=True)
@@ -394,23 +290,22 @@ _packed: weakref.WeakKeyDictionary[Env, dict[str, Numbers]] = weakref.WeakKeyDic
 _in_pieces: weakref.WeakSet[Env] = weakref.WeakSet()
 
 
-def take_apart(env: Env) -> list[Left]:
-    """From now on take the state of those wrappers in pieces that cannot be pickled as a whole.
-
-    :return: what of them is not taken: it stays as the fresh wrapper has it
-    """
-    left = []
+def take_apart(env: Env) -> None:
+    """From now on take the state of those wrappers in pieces that cannot be pickled as a whole."""
     for layer in layers(env)[:-1]:
         try:
             dumps(_get_layer(layer), [env])
         except FAILURES:
             _in_pieces.add(layer)
-        if layer in _in_pieces:
-            taking = Taking(lambda value: dumps(value, [env]))
-            for name, value in attributes(layer).items():
-                taking.take(value, f"{type(layer).__qualname__}.{name}")
-            left += taking.left
-    return left
+
+
+def left_out(env: Env) -> list[Left]:
+    """What of such wrappers is not taken: it stays as the fresh wrapper has it."""
+    taking = Taking(lambda value: dumps(value, [env]))
+    for layer in layers(env)[:-1]:
+        for name, value in attributes(layer).items() if layer in _in_pieces else ():
+            taking.take(value, f"{type(layer).__qualname__}.{name}")
+    return taking.left
 
 
 def _get_layer(layer: Env, *, own: bool = False) -> Layer:
@@ -675,6 +570,15 @@ class Record:
 
     @staticmethod
     def begin(env: Env, seed: int | None, options: dict[str, Any] | None, lasting: Lasting | None) -> Record:
+        try:
+            before = Record._before(env, lasting)
+        except FAILURES:
+            take_apart(env)
+            before = Record._before(env, lasting)
+        return Record(before, seed, copy.deepcopy(options), chained=True)
+
+    @staticmethod
+    def _before(env: Env, lasting: Lasting | None) -> bytes:
         *wrappers, base = layers(env)
         states = [_get_layer(layer) for layer in wrappers]
         for state in states:
@@ -685,8 +589,9 @@ class Record:
                     if not (name in _PAST_EPISODES and isinstance(value, Numbers))
                 }
         changed = lasting.changed() if lasting is not None else None
-        before = _with_generators(EnvState("replay", states, changed), base)
-        return Record(dumps(before, [env]), seed, copy.deepcopy(options), chained=True)
+        begun = _with_generators(EnvState("replay", states, changed), base)
+        begun.shared = lasting.changed_outside() if lasting is not None else None
+        return dumps(begun, [env])
 
 
 class Lasting:
@@ -699,11 +604,16 @@ class Lasting:
     def __init__(self, env: Env) -> None:
         self._env = env
         self._base = layers(env)[-1]
+        self._shared = Shared([env])
         self._first = {name: mark for name, (_, mark) in self._taken().items()}
 
     def changed(self) -> dict[str, Any]:
         """By name, as references; of what cannot be pickled the pieces that can."""
         return {name: value for name, (value, mark) in self._taken().items() if mark != self._first.get(name)}
+
+    def changed_outside(self) -> dict[Any, Any]:
+        """Likewise of classes and modules."""
+        return self._shared.changed()
 
     def _taken(self) -> dict[str, tuple[Any, bytes]]:
         found: dict[str, tuple[Any, bytes]] = {}
@@ -754,7 +664,9 @@ class Outside:
                 except FAILURES as error:
                     if left.get(name) is not None:  # what was made just now, a window perhaps, was not there before
                         where = f"{type(layer).__qualname__}.{name}"
-                        record.lost = f"{where} was changed from outside, and cannot be carried: {told(error)}"
+                        record.lost = (
+                            record.lost or f"{where} was changed from outside, and cannot be carried: {told(error)}"
+                        )
 
     def note_call(
         self, record: Record, env: Env, name: str, arguments: tuple[Any, ...], named: Mapping[str, Any]
@@ -763,7 +675,9 @@ class Outside:
         try:
             noted = dumps(("call", name, arguments, dict(named)), [env])
         except FAILURES as error:
-            record.lost = f"{name}() was called from outside, and its arguments cannot be carried: {told(error)}"
+            record.lost = (
+                record.lost or f"{name}() was called from outside, and its arguments cannot be carried: {told(error)}"
+            )
             return False
         if len(noted) > _LARGE_CALL_BYTES:
             return False
@@ -821,6 +735,7 @@ class _Replay:
         if before.np_random is None and isinstance(base, gymnasium.Env):
             base._np_random = None
         Lasting.put(base, before.base)
+        put_shared(before.shared or {})
         _set_generators(before, base)
         again = Record(b"", None, None, chained=record.chained)
         again.see(env.env.reset(seed=record.seed, options=copy.deepcopy(record.options))[0])

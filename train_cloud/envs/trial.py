@@ -28,7 +28,7 @@ import numpy as np
 from train_cloud.envs.fresh import Crashed, Fresh
 from train_cloud.envs.make import FAILURES, CodeFailed, Env, MakeEnv, close
 from train_cloud.envs.parallel import Together
-from train_cloud.envs.shared import Shared
+from train_cloud.envs.shared import Shared, put_shared
 from train_cloud.envs.state import (
     PROVIDERS,
     REPLAY_MAX_STEPS,
@@ -39,6 +39,7 @@ from train_cloud.envs.state import (
     generator_state,
     is_local_function,
     layers,
+    left_out,
     loads,
     plain,
     process_generators,
@@ -129,20 +130,21 @@ def choose(
         first, refused = First(), {name: str(error) for name in names}
     passed = next((name for name in names if name not in refused), None)
     found = {"notes": tuple(first.notes), "uncopied": tuple(first.uncopied)}
+    reasons: dict[str, list[str]] = {}
+    for name, reason in refused.items():
+        if not reason.startswith(_INAPPLICABLE):
+            reasons.setdefault(reason, []).append(name)
+    why = "; ".join(f"{' and '.join(names)}: {reason}" for reason, names in reasons.items())
     if passed is not None:
-        return Choice(passed, True, first.compared(), **found)
+        return Choice(passed, True, first.compared() + (f" (not by {why})" if why else ""), **found)
     if requested == "episode":
         asked = "environment.state asks for it: a resumed session begins a new episode"
         return Choice("episode", False, asked, **found)
     if requested != "auto":
         reason = next(iter(refused.values()), "the environment was not made by train-cloud")
         raise InputError("environment.state", requested, f"{reason}: use auto")
-    reasons: dict[str, list[str]] = {}
-    for name, reason in refused.items():
-        if not reason.startswith(_INAPPLICABLE):
-            reasons.setdefault(reason, []).append(name)
-    why = "; ".join(f"{' and '.join(names)}: {reason}" for reason, names in reasons.items()) or "nothing else applies"
-    return Choice("episode", False, f"a resumed session begins a new episode, because {why}", **found)
+    because = f"a resumed session begins a new episode, because {why or 'nothing else applies'}"
+    return Choice("episode", False, because, **found)
 
 
 def choose_for(env: Env, *, recorded: bool = False) -> Choice:
@@ -265,12 +267,14 @@ def play_first(make_env: MakeEnv, names: Sequence[str], replay_max_steps: int) -
 
 def _taken(env: Env, name: str) -> bytes:
     try:
-        return dumps(PROVIDERS[name].get(env), [env])
+        state = dumps(PROVIDERS[name].get(env), [env])
     except FAILURES:
-        lost = [left for left in take_apart(env) if not left.harmless]
-        if lost:
-            raise TrainCloudError(f"{lost[0].path}, a {lost[0].kind}, cannot be saved") from None
-        return dumps(PROVIDERS[name].get(env), [env])
+        take_apart(env)
+        state = dumps(PROVIDERS[name].get(env), [env])
+    for left in left_out(env):
+        if not left.harmless:
+            raise TrainCloudError(f"{left.path}, a {left.kind}, cannot be saved")
+    return state
 
 
 def play_second(make_env: MakeEnv, name: str, state: bytes, first: First, replay_max_steps: int) -> str | None:
@@ -282,14 +286,15 @@ def play_second(make_env: MakeEnv, name: str, state: bytes, first: First, replay
     env = StatefulEnv(make_env(), name, replay_max_steps=replay_max_steps)
     try:
         env.reset(seed=3)
-        shared = Shared([env])
         if "torch" in first.generators and "torch" not in sys.modules:
             importlib.import_module("torch")
         set_process_generators(first.generators)
         found = First()
         try:
-            shared.put(loads(first.shared, [env]))
+            shared = loads(first.shared, [env])
+            put_shared(shared)
             PROVIDERS[name].set(env, loads(state, [env]))
+            put_shared(shared)  # once more, as a replay has gone through its own
             for what in first.inputs:
                 _go(env, what, found)
                 difference = _difference(first.outputs[len(found.outputs) - 1], found.outputs[-1])
@@ -476,13 +481,11 @@ class _Wrapping:
         self._kind: Any = type(wrapper)
         self._arguments: dict[str, Any] | None = None
         self._content: bytes | None = None
-        self._functions: dict[str, Any] = {}
         if isinstance(wrapper, gymnasium.utils.RecordConstructorArgs):
             self._arguments = copy.deepcopy(wrapper._saved_kwargs)
-            return
-        with contextlib.suppress(*FAILURES):
-            self._content = dumps(attributes(wrapper), [wrapper])
-            self._functions = {name: value for name, value in vars(wrapper).items() if is_local_function(value)}
+        elif not any(map(is_local_function, vars(wrapper).values())):  # which may refer to this very wrapper
+            with contextlib.suppress(*FAILURES):
+                self._content = dumps(attributes(wrapper), [wrapper])
 
     def __call__(self, inner: Env) -> Env:
         if self._content is None:
@@ -491,6 +494,6 @@ class _Wrapping:
         # Its constructor's arguments are not known: a copy does as well, as it will be played on before it is tried.
         made = self._kind.__new__(self._kind)
         vars(made)["env"] = inner
-        vars(made).update(loads(self._content, [made]) | self._functions)
+        vars(made).update(loads(self._content, [made]))
         vars(made).update(env=inner, _cached_spec=None, results_writer=None)
         return made

@@ -425,7 +425,10 @@ class Checkpoints(BaseCallback):
         if self._between_logs and self._log_interval is None:
             return False, "the run had ended between two logs: the script logs at other steps from there on"
         choices = [*([self._choice] if self._choice else []), *self._choices.values()]
-        return next(((False, choice.because) for choice in choices if not choice.exact), (True, ""))
+        told = next((choice.because for choice in choices if not choice.exact), "")
+        if self._capture is not None and self._capture.begun_anew and not told:
+            told = f"a new episode was begun: {'; '.join(self._capture.begun_anew)}"
+        return not told, told
 
 
 def schedules(model: BaseAlgorithm) -> list[str]:

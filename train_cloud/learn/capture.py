@@ -37,7 +37,7 @@ from stable_baselines3.common.vec_env import (
 )
 
 from train_cloud.envs.make import FAILURES
-from train_cloud.envs.state import dumps, follow, get_state, loads, set_state
+from train_cloud.envs.state import Anew, dumps, follow, get_state, loads, set_state
 from train_cloud.errors import InputError, TrainCloudError
 from train_cloud.learn.replay import Ring
 from train_cloud.snapshot import Array, Part, Rows, Snapshot
@@ -86,6 +86,8 @@ class Capture:
         self._learners = {name: _Learner(name, learner) for name, learner in learners_of(model).items()}
         self._at: dict[int, dict[str, int]] = {}
         self._parts_bytes = 0
+        self.begun_anew: tuple[str, ...] = ()
+        """Which environments could not go on with their episode after :meth:`restore`, and why not."""
         env = model.get_env()
         assert env is not None
         self._env: VecEnv = env
@@ -207,8 +209,9 @@ class Capture:
         for callback, saved in zip(self._callbacks, state["callbacks"], strict=True):
             _set_callback(callback, saved)
         self.model._num_timesteps_at_start = self.model.num_timesteps  # fps counts this session's steps
+        self.begun_anew = tuple(f"environment {index}: {anew.because}" for index, anew in begun_anew.items())
         if begun_anew:
-            self._begin_episodes(begun_anew)
+            self._begin_episodes({index: anew.observation for index, anew in begun_anew.items()})
         set_generators(state["generators"])  # nothing after this may draw
         return last
 
@@ -545,20 +548,20 @@ def _get_vecenv(env: VecEnv, provider_of: Callable[[gymnasium.Env[Any, Any]], st
         env = env.venv
 
 
-def _set_vecenv(env: VecEnv, layers: list[dict[str, Any]]) -> dict[int, Any]:
-    """:return: first observations of the environments that could not go on with their episode, by index"""
-    begun_anew: dict[int, Any] = {}
+def _set_vecenv(env: VecEnv, layers: list[dict[str, Any]]) -> dict[int, Anew]:
+    """:return: what began in the environments that could not go on with their episode, by index"""
+    begun_anew: dict[int, Anew] = {}
     for layer in layers:
         saved = dict(layer)
         states = saved.pop("train_cloud", None)
         env.__dict__.update(saved)
         for index, state in enumerate(states or ()):
             if isinstance(env, DummyVecEnv):
-                observation = set_state(env.envs[index], state)
+                anew = set_state(env.envs[index], state)
             else:
-                observation = env.env_method("train_cloud_set_state", state, indices=[index])[0]
-            if observation is not None:
-                begun_anew[index] = observation
+                anew = env.env_method("train_cloud_set_state", state, indices=[index])[0]
+            if anew is not None:
+                begun_anew[index] = anew
         if isinstance(env, VecEnvWrapper):
             env = env.venv
     return begun_anew
