@@ -257,7 +257,7 @@ def speed(device: str, out: Path) -> Iterator[Found]:
 
 
 def _rate(algorithm: str, device: str, steps: int, *, ours: bool) -> float:
-    from train_cloud.envs.state import Choice
+    from train_cloud.envs.trial import Choice
     from train_cloud.learn.callback import learn
 
     model = _model(algorithm, device)

@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 import traceback
+import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -358,10 +359,10 @@ def _stretch(run: Values, choice: Any, stop_at: int | None, begin: str | None) -
     from train_cloud.learn.callback import TrainingStopped, learn
 
     torch.set_num_threads(1)
-    build.choose_state = lambda *_: choice  # tried once, in the parent
+    tried: Any = types.SimpleNamespace(recalled=None, choice=lambda: choice)  # once, in the parent
     vars(build)["record"] = lambda *_: {}  # for a next trial
     restored = pickle.loads(pickle.loads(Path(begin).read_bytes())["state"]) if begin else None
-    built = build.build_model(parse_run_file(run))
+    built = build.build_model(parse_run_file(run), None, tried)
     built.model.set_logger(Logger(None, []))
     host: Any = _Memory(restored, stop_at)
     host.device = str(built.model.device)

@@ -8,9 +8,11 @@ anything.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import multiprocessing
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -90,13 +92,13 @@ def _start_server() -> None:
     """Where it does not run already."""
     from multiprocessing import forkserver
 
-    inside = _working_directory()
-    with tempfile.TemporaryDirectory(prefix="train-cloud-") as empty:
-        os.chdir(empty)
-        try:
-            forkserver.ensure_running()
-        finally:
-            os.chdir(inside or os.sep)
+    inside, empty = _working_directory(), tempfile.mkdtemp(prefix="train-cloud-")
+    atexit.register(shutil.rmtree, empty, ignore_errors=True)  # the server starts in it at its leisure
+    os.chdir(empty)
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.chdir(inside or os.sep)
 
 
 def restore_variables(variables: Mapping[str, str | None]) -> None:

@@ -564,6 +564,10 @@ class Record:
     lost: str = ""
     """Why the episode cannot be played again: a change that cannot be carried."""
 
+    def lose(self, why: str) -> None:
+        """It cannot be played again."""
+        self.lost = self.lost or why
+
     def see(self, shown: Any) -> None:
         """Take note of what a reset or a step gave."""
         self.seen = _digest((self.seen, shown) if self.chained else shown[0] if isinstance(shown, tuple) else shown)
@@ -664,9 +668,7 @@ class Outside:
                 except FAILURES as error:
                     if left.get(name) is not None:  # what was made just now, a window perhaps, was not there before
                         where = f"{type(layer).__qualname__}.{name}"
-                        record.lost = (
-                            record.lost or f"{where} was changed from outside, and cannot be carried: {told(error)}"
-                        )
+                        record.lose(f"{where} was changed from outside, and cannot be carried: {told(error)}")
 
     def note_call(
         self, record: Record, env: Env, name: str, arguments: tuple[Any, ...], named: Mapping[str, Any]
@@ -675,9 +677,7 @@ class Outside:
         try:
             noted = dumps(("call", name, arguments, dict(named)), [env])
         except FAILURES as error:
-            record.lost = (
-                record.lost or f"{name}() was called from outside, and its arguments cannot be carried: {told(error)}"
-            )
+            record.lose(f"{name}() was called from outside, and its arguments cannot be carried: {told(error)}")
             return False
         if len(noted) > _LARGE_CALL_BYTES:
             return False

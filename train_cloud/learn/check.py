@@ -27,7 +27,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from train_cloud.config import RunFile
 from train_cloud.config.run_file import MULTIAGENT
-from train_cloud.envs.make import close, load_object, refusing
+from train_cloud.envs.make import close, refusing
 from train_cloud.envs.trial import Choice, sample
 from train_cloud.errors import InputError, TrainCloudError
 from train_cloud.learn import multiagent

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from train_cloud.config import RunFile
-from train_cloud.errors import InputError, TrainCloudError
 from train_cloud.envs.make import load_object
+from train_cloud.errors import InputError, TrainCloudError
 
 _NO_ARGUMENTS = "its arguments stand under arguments in the run file"
 
