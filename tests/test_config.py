@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from train_cloud.cli import main
 from train_cloud.config import (
     PARTS,
     Code,
@@ -382,6 +383,20 @@ def test_precedence_and_aliases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         overrides.write_text(content)
         with pytest.raises(InputError, match="TRAIN_CLOUD_OVERRIDES"):
             load_run_file(path)
+
+
+@pytest.mark.parametrize("command", ["train", "validate", "evaluate", "status", "requirements"])
+def test_overrides_that_are_not_there_are_refused_everywhere(
+    tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path, json.dumps(GOOD))
+    monkeypatch.setenv("TRAIN_CLOUD_OVERRIDES", str(tmp_path / "gone.json"))
+    store = [] if command == "requirements" else ["--store", str(tmp_path / "store")]
+    assert main([command, str(path), *store]) == 64
+    said = capsys.readouterr().err
+    assert said.startswith(f"train-cloud: TRAIN_CLOUD_OVERRIDES: '{tmp_path}/gone.json': name a file that holds a JSON")
+    assert not (tmp_path / "store").exists() and not (tmp_path / ".train-cloud").exists()
 
 
 names = st.text("abcdefgh_", min_size=1, max_size=8)

@@ -536,6 +536,27 @@ def test_a_manifest_that_is_none(store: ObjectStore, folder: Path) -> None:
 # ------------------------------------------------------------------------------------------------------- the command
 
 
+def test_no_link_leads_out_of_the_folder(
+    store: ObjectStore, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path / "elsewhere", private="not for the store", deep__file="neither")
+    write(folder, own="mine", deep__own="mine too")
+    (folder / "inside").symlink_to(folder / "deep" / "own")
+    (folder / "relative").symlink_to("deep/own")
+    (folder / "outside").symlink_to(tmp_path / "elsewhere" / "private")
+    (folder / "deep" / "up").symlink_to("../../elsewhere/private")
+    (folder / "below").symlink_to(tmp_path / "elsewhere")
+    (folder / "dangling").symlink_to("nowhere")
+    (folder / "loop").symlink_to("loop")
+    syncing = Sync(store, folder, name="linked")
+    for _ in range(2):
+        syncing.everything()
+    assert set(objects(store)) == {"own", "deep/own", "inside", "relative"}
+    said = [record.getMessage() for record in caplog.records]
+    for name in ("outside", "deep/up", "below"):
+        assert sum(f"{name} is not sent" in line for line in said) == 1
+
+
 def test_the_command(s3_root: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     url = f"{s3_root}/any"
     store = open_store(url)
@@ -563,6 +584,9 @@ def test_the_command(s3_root: str, folder: Path, capsys: pytest.CaptureFixture[s
         (["DIR", "ftp://x/y"], 64, "store: 'ftp://x/y'"),
         (["DIR", "s3://no-such-bucket-anywhere/x"], 1, "no-such-bucket-anywhere does not exist"),
         (["DIR", "STORE", "--seconds", "0"], 64, "--seconds"),
+        (["DIR", "INSIDE"], 64, "it lies inside of DIR"),
+        (["DIR", "file://INSIDE"], 64, "it lies inside of DIR"),
+        (["DIR", "DIR"], 64, "it lies inside of DIR"),
     ],
 )
 def test_the_command_refuses(
@@ -575,7 +599,8 @@ def test_the_command_refuses(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     write(folder, a="1")
-    names = {"DIR": str(folder), "STORE": str(tmp_path / "store")}
+    names = {"DIR": str(folder), "STORE": str(tmp_path / "store"), "INSIDE": str(folder / "a" / "store")}
+    names["file://INSIDE"] = f"file://{names['INSIDE']}"
     assert main(["sync", *(names.get(argument, argument) for argument in arguments)]) == code
     assert said in capsys.readouterr().err
 

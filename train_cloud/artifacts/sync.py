@@ -121,6 +121,8 @@ class Sync:
         self._etag: str | None = None
         self._written: Uploads | None = None
         self._begun = False
+        self._root = folder.resolve()
+        self._left_out: set[str] = set()
         self.failed: dict[str, str] = {}
         """What the last pass could not read or send, and why."""
         self.sent_bytes = 0
@@ -320,15 +322,29 @@ class Sync:
     def _scan(self) -> Iterator[tuple[int, Path]]:
         for parent, folders, names in os.walk(self._folder):
             folders[:] = [name for name in folders if name != RESERVED and not name.endswith(UNFINISHED)]
+            for name in folders:  # not walked into
+                if Path(parent, name).is_symlink():
+                    self._leave_out(Path(parent, name), "a link to a folder")
             for name in names:
                 path = Path(parent, name)
                 if name.endswith(UNFINISHED) or path == self._folder / MANIFEST:
                     continue
                 try:
-                    if path.is_file():
+                    if not path.is_file():
+                        continue
+                    if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(self._root):
+                        self._leave_out(path, "a link that leads out of the folder")
+                    else:
                         yield path.stat().st_size, path
                 except OSError as error:
                     self._fail(path, error)
+
+    def _leave_out(self, path: Path, what: str) -> None:
+        """Said once of each: what a link shows is not of this folder."""
+        name = path.relative_to(self._folder).as_posix()
+        if name not in self._left_out:
+            self._left_out.add(name)
+            log.warning("%s is not sent: it is %s", name, what)
 
     def _fail(self, path: Path, error: Exception) -> None:
         name = path.relative_to(self._folder).as_posix()

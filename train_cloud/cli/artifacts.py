@@ -47,9 +47,12 @@ def sync(
     from train_cloud.artifacts.sync import Sync
     from train_cloud.artifacts.uploads import as_json
     from train_cloud.store import open_store
+    from train_cloud.store.folder import FolderStore
 
-    folder = folder.absolute()
-    syncing = Sync(open_store(url), folder, name=folder.name, alone=False)
+    folder, store = folder.absolute(), open_store(url)
+    if isinstance(store, FolderStore) and store.root.resolve().is_relative_to(folder.resolve()):
+        raise InputError("URL", url, "it lies inside of DIR, and would be sent into itself: name a place outside")
+    syncing = Sync(store, folder, name=folder.name, alone=False)
     if dry_run:
         echo(as_json(syncing.plan()).decode(), nl=False)
     elif follow:
