@@ -399,6 +399,29 @@ def test_overrides_that_are_not_there_are_refused_everywhere(
     assert not (tmp_path / "store").exists() and not (tmp_path / ".train-cloud").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "fix"),
+    [
+        ("TRAIN_CLOUD_THREADS", "many", "give a whole number of at least 1, or unset it"),
+        ("TRAIN_CLOUD_THREADS", "0", "give a whole number of at least 1, or unset it"),
+        ("TRAIN_CLOUD_STORE_PATIENCE", "nan", "give a number of at least 0.001, or unset it"),
+        ("TRAIN_CLOUD_STOP_SECONDS", "-1", "give a number of at least 0, or unset it"),
+        ("TRAIN_CLOUD_PATIENCE", "steps", "write phase=seconds"),
+        ("TRAIN_CLOUD_PATIENCE", "naps=3", "write phase=seconds"),
+    ],
+)
+def test_variables_that_are_no_numbers(
+    tmp_path: Path, name: str, value: str, fix: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path, json.dumps(GOOD))
+    monkeypatch.setenv(name, value)
+    assert main(["train", str(path), "--store", str(tmp_path / "store")]) == 64
+    said = capsys.readouterr().err
+    assert said.startswith(f"train-cloud: {name}: {value!r}: {fix}") and said.count("\n") == 1
+    assert not (tmp_path / "store").exists()
+
+
 names = st.text("abcdefgh_", min_size=1, max_size=8)
 texts = st.text(st.characters(categories=("L", "N", "P", "S", "Zs"), include_characters="\n\t"), max_size=12)
 scalars = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | texts

@@ -48,7 +48,7 @@ def check(settings: Settings, environment: Mapping[str, str]) -> None:
     # A folder `wandb/` that the client has left here is a package too, of the kind without a file.
     spec = find_spec("wandb")
     if spec is None or spec.origin is None:
-        raise InputError("wandb", settings.project, "its package is not here: pip install 'train-cloud[wandb]'")
+        raise InputError("wandb", settings.project, "its package is not here: pip install wandb")
     if settings.mode == "online" and not environment.get(KEY):
         raise InputError("wandb", settings.project, f"set {KEY}: name its SSM parameter under secrets, or set it here")
 

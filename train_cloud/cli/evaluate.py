@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from train_cloud.cli import options
+from train_cloud.cli.report import find, is_run_file
 from train_cloud.cli.terminal import echo
+from train_cloud.errors import InputError
 
 
 def register(app: typer.Typer) -> None:
@@ -16,8 +18,8 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
-    run_file: options.RunFile,
-    store: options.Store,
+    run: options.Run,
+    store: options.OptionalStore = None,
     at: Annotated[
         int | None,
         typer.Option(
@@ -34,13 +36,18 @@ def evaluate(
 ) -> None:
     """Play a checkpoint's model as the run file's section `evaluation` says, and show what it reaches.
 
-    The run stays as it is: results, videos and routes go into a folder here.
+    Without a run file, what the run's own records say counts. The run stays as it is: results, videos and routes go
+    into a folder here.
 
     `train-cloud evaluate run.yaml --store ./store --set evaluation.episodes=20 --out tried`
     """
     from train_cloud.worker.evaluate import evaluate as evaluate_run
 
-    found = evaluate_run(run_file, store=store, at=at, out=out, events=events, record=record, overrides=overrides or ())
+    root, run_id = find(run, store)
+    if run_id is None:
+        raise InputError("run", run, "name one run: its file, its id, or its folder's URL")
+    which = Path(run) if is_run_file(run) else run_id
+    found = evaluate_run(root, which, at=at, out=out, events=events, record=record, overrides=overrides or ())
     if json:
         echo(found.model_dump_json(by_alias=True, indent=2))
         return

@@ -216,7 +216,7 @@ def _one(root: str, run_id: str) -> RunStatus:
 
 def _seeded(run: str | None) -> list[str]:
     """Ids of the runs of a run file with several seeds; none for anything else."""
-    if run is None or not run.endswith((".yaml", ".yml")):
+    if run is None or not is_run_file(run):
         return []
     from train_cloud.config import expand, load_run_file
 
@@ -232,11 +232,16 @@ def _told(group: ExperimentStatus) -> str:
     return f"experiment {group.experiment}: {group.completed} of {len(group.runs)} runs completed, {return_}"
 
 
+def is_run_file(run: str) -> bool:
+    """Whether what names a run is its file."""
+    return run.endswith((".yaml", ".yml")) or Path(run).is_file()
+
+
 def locate(run: str | None, store: str | None) -> tuple[str, str | None]:
     """Store root and run id of what a person wrote to name a run; the id is None where it names a whole store."""
     from train_cloud.report.status import split_run_url
 
-    if run is not None and run.endswith((".yaml", ".yml")):
+    if run is not None and is_run_file(run):
         from train_cloud.config import load_run_file
 
         run_file = load_run_file(run)

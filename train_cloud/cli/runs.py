@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from train_cloud.cli import options
-from train_cloud.cli.report import find
+from train_cloud.cli.report import find, is_run_file
 from train_cloud.cli.terminal import echo
 from train_cloud.errors import CloudError, InputError
 
@@ -48,7 +48,7 @@ def fork(
     from train_cloud.worker.fork import fork as fork_run
 
     root, run_id = _one(run, store)
-    base = Path(run).absolute().parent if run.endswith((".yaml", ".yml")) else None
+    base = Path(run).absolute().parent if is_run_file(run) else None
     made = fork_run(
         root, run_id, new_id, at=at, overrides=overrides or (), with_rows=not without_buffer, base=base, out=out
     )

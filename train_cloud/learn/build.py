@@ -295,7 +295,7 @@ def check_memory(run_file: RunFile, buffer: int, there: int, where: str, *, besi
 def load_algorithm(run_file: RunFile) -> type[BaseAlgorithm]:
     assert run_file.algorithm is not None
     if "contrib" in run_file.extras and importlib.util.find_spec(CONTRIB) is None:
-        fix = "it is part of sb3-contrib, which is not installed: pip install 'train-cloud[contrib]'"
+        fix = "it is part of sb3-contrib, which is not installed: pip install sb3-contrib"
         raise InputError("algorithm", run_file.algorithm, fix)
     reference = ALGORITHMS.get(run_file.algorithm, run_file.algorithm)
     loaded: type[BaseAlgorithm] = load_object(reference, "algorithm", BaseAlgorithm)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import pprint
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -20,107 +21,9 @@ from stable_baselines3.common.save_util import save_to_zip_file
 from train_cloud.learn.capture import parameters_of
 from train_cloud.snapshot import Snapshot
 
-_PLAY = '''\
-"""Plays the trained model: python play.py [episodes]. Needs stable-baselines3, gymnasium and the run's environment."""
-
-import importlib
-import inspect
-import sys
-from pathlib import Path
-
-import gymnasium
-import numpy as np
-from {module} import {name}
-from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
-
-HERE = Path(__file__).parent
-ENVIRONMENT = {environment!r}
-KWARGS = {kwargs!r}
-MODULE = {imported!r}
-WRAPPERS = {wrappers!r}
-FRAMES = {frames!r}
-
-
-def make() -> gymnasium.Env:
-    if MODULE:
-        importlib.import_module(MODULE)
-    env = gymnasium.make(ENVIRONMENT, **KWARGS)
-    for wrapper in WRAPPERS:
-        module, _, attribute = wrapper.partition(":")
-        env = getattr(importlib.import_module(module), attribute)(env)
-    return env
-
-
-def main(episodes: int) -> None:
-    env = DummyVecEnv([make])
-    if FRAMES:
-        env = VecFrameStack(env, FRAMES)
-    if (HERE / "vecnormalize.pkl").exists():
-        env = VecNormalize.load(str(HERE / "vecnormalize.pkl"), env)
-        env.training = env.norm_reward = False
-    model = {name}.load(HERE / "model.zip", device="cpu")
-    masked = "action_masks" in inspect.signature(model.predict).parameters
-    for episode in range(episodes):
-        observation, total, done = env.reset(), 0.0, False
-        state, dones = None, np.ones(1, bool)  # of a recurrent policy
-        while not done:
-            masks = {{"action_masks": np.stack(env.env_method("action_masks"))}} if masked else {{}}
-            action, state = model.predict(observation, state=state, episode_start=dones, deterministic=True, **masks)
-            observation, rewards, dones, _ = env.step(action)
-            total, done = total + float(rewards[0]), bool(dones[0])
-        print(f"episode {{episode + 1}}: return {{total:.2f}}")
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
-'''
-
-_PLAY_TOGETHER = '''\
-"""Plays the trained agents together: python play.py [episodes]. Needs stable-baselines3 and the run's environment."""
-
-import importlib
-import sys
-from pathlib import Path
-
-from stable_baselines3 import SAC
-
-HERE = Path(__file__).parent
-ENVIRONMENT = {environment!r}
-KWARGS = {kwargs!r}
-MODULE = {imported!r}
-WRAPPERS = {wrappers!r}
-LEARNER_OF = {learner_of!r}
-
-
-def named(reference):
-    module, _, attribute = reference.partition(":")
-    return getattr(importlib.import_module(module), attribute)
-
-
-def main(episodes: int) -> None:
-    if MODULE:
-        importlib.import_module(MODULE)
-    env = named(ENVIRONMENT)(**KWARGS)
-    for wrapper in WRAPPERS:
-        env = named(wrapper)(env)
-    models = {{name: SAC.load(HERE / name / "model.zip", device="cpu") for name in set(LEARNER_OF.values())}}
-    for episode in range(episodes):
-        observations, _ = env.reset()
-        totals = dict.fromkeys(LEARNER_OF, 0.0)
-        while env.agents:
-            actions = {{
-                name: models[LEARNER_OF[name]].predict(observations[name], deterministic=True)[0] for name in env.agents
-            }}
-            observations, rewards, _, _, _ = env.step(actions)
-            for name, reward in rewards.items():
-                totals[name] += float(reward)
-        shown = ", ".join(f"{{name}} {{total:.2f}}" for name, total in totals.items())
-        print(f"episode {{episode + 1}}: {{shown}}")
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
-'''
+#: A program of its own, of which a copy goes with each model.
+_PLAY = Path(__file__).with_name("play_script.py")
+_FILLED_IN = "RUN: dict[str, Any] = {}\n"
 
 
 def write_export(
@@ -132,7 +35,7 @@ def write_export(
     Of several learners each has a folder with its ``model.zip``.
 
     :param snapshot: needs the parts ``model``, ``skeleton`` and, if there is one, ``normalizer``
-    :param environment: the run file's section, for ``play.py``; None leaves that out (a script builds its own)
+    :param environment: the run file's section, for ``play.py``; None where a script builds its own
     """
     folder.mkdir(parents=True, exist_ok=True)
     learners = snapshot.facts.get("learners")
@@ -143,29 +46,32 @@ def write_export(
         (folder / "vecnormalize.pkl").write_bytes(snapshot.parts["normalizer"].blob)
     (folder / "run.yaml").write_text(run_yaml)
     (folder / "requirements.lock").write_text(lock)
-    if environment is not None and learners is not None:
-        (folder / "play.py").write_text(
-            _PLAY_TOGETHER.format(
-                environment=environment["id"],
-                kwargs=environment.get("kwargs", {}),
-                imported=environment.get("module"),
-                wrappers=list(environment.get("wrappers", ())),
-                learner_of=dict(snapshot.facts["agents"]),
-            )
-        )
-    elif environment is not None:
-        module, _, name = snapshot.facts["algorithm"]["class"].partition(":")
-        (folder / "play.py").write_text(
-            _PLAY.format(
-                module=module.split(".")[0] if module.startswith(("stable_baselines3.", "sb3_contrib.")) else module,
-                name=name,
-                environment=environment["id"],
-                kwargs=environment.get("kwargs", {}),
-                imported=environment.get("module"),
-                wrappers=list(environment.get("wrappers", ())),
-                frames=environment.get("frame_stack"),
-            )
-        )
+    (folder / "play.py").write_text(_play_script(snapshot.facts, environment), encoding="utf-8")
+
+
+def _play_script(facts: Mapping[str, Any], environment: Mapping[str, Any] | None) -> str:
+    """The program that plays this model, with what it needs to know of the run."""
+    made = environment or {}
+    several = facts.get("learners")
+    module, _, name = "stable_baselines3:SAC".partition(":")
+    if several is None:
+        module, _, name = facts["algorithm"]["class"].partition(":")
+        module = module.split(".")[0] if module.startswith(("stable_baselines3.", "sb3_contrib.")) else module
+    run = {
+        "algorithm": f"{module}:{name}",
+        "environment": {
+            "id": made.get("id"),
+            "kwargs": made.get("kwargs", {}),
+            "module": made.get("module"),
+            "wrappers": list(made.get("wrappers", ())),
+            "frame_stack": made.get("frame_stack"),
+        },
+        "learner_of": dict(facts["agents"]) if several is not None else None,
+        "code_folder": facts.get("code_folder"),
+    }
+    text = _PLAY.read_text(encoding="utf-8")
+    assert _FILLED_IN in text
+    return text.replace(_FILLED_IN, f"RUN: dict[str, Any] = {pprint.pformat(run, width=110, sort_dicts=False)}\n")
 
 
 @contextlib.contextmanager

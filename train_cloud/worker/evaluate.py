@@ -26,6 +26,7 @@ from train_cloud.run.session import now
 from train_cloud.store import ObjectStore, open_store
 from train_cloud.worker.evaluations import RESULTS, is_recorded, model_checksum, recorded
 from train_cloud.worker.private import hide_variables
+from train_cloud.worker.recorded import recorded_run_file
 from train_cloud.worker.train import import_path
 
 BEST = "best_model"
@@ -35,9 +36,9 @@ _PARTS = {"model", "skeleton", "normalizer", "lock", "run"}
 
 
 def evaluate(
-    run_file: Path,
+    root: str,
+    run: Path | str,
     *,
-    store: str,
     out: Path,
     at: int | None = None,
     events: Path | None = None,
@@ -46,6 +47,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a preserved checkpoint as the run file's section ``evaluation`` says.
 
+    :param root: store root
+    :param run: the run file, or the run's id: then what its own records say
     :param out: artifact folder: results, videos and routes go there
     :param at: timesteps of the checkpoint; None for the newest
     :param events: TensorBoard folder of the run; None writes no scalars
@@ -53,12 +56,14 @@ def evaluate(
     :raises InputError: there is no such checkpoint, or the environment cannot be made
     :raises CorruptCheckpoint: what is stored is not what was committed
     """
-    config = load_run_file(run_file, overrides)
+    written = load_run_file(run, overrides) if isinstance(run, Path) else None
+    run_id = written.run_id if written is not None else str(run)
+    run_store = open_store(layout.run_url(root, run_id))
+    _, newest = committed(run_store, run_id)
+    manifest = find(run_store, newest, at)
+    config = written or recorded_run_file(run_store, manifest, run_id, overrides, base=Path().absolute(), to_play=True)
     os.environ.update(config.env)
     hide_variables(config)
-    run_store = open_store(layout.run_url(store, config.run_id))
-    _, newest = committed(run_store, config.run_id)
-    manifest = find(run_store, newest, at)
     if record and hasattr(os, "nice"):
         os.nice(_NICENESS)
     with import_path(config), training(config):

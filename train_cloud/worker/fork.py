@@ -9,18 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic_core import to_jsonable_python
-
-from train_cloud.checkpoint import Manifest, copy, find, restore
+from train_cloud.checkpoint import Manifest, copy, find
 from train_cloud.checkpoint.survey import committed
-from train_cloud.config import ALIASES, RunFile, check_fork, dump_run_file, parse_run_file, read_yaml
+from train_cloud.config import RunFile, check_fork, dump_run_file
 from train_cloud.errors import ConditionFailed, CorruptCheckpoint, InputError
 from train_cloud.report.code import as_part, code_changes
 from train_cloud.run import layout
 from train_cloud.run.head import Token, found, read_head
-from train_cloud.run.session import now, read_sessions
+from train_cloud.run.session import now
 from train_cloud.snapshot import ENDED_EARLY, Part
 from train_cloud.store import ObjectStore, open_store
+from train_cloud.worker.recorded import recorded_run_file
 
 #: Facts of a checkpoint that are about its own run.
 _OWN = ("schedules", "set_anew", ENDED_EARLY)
@@ -78,7 +77,7 @@ def fork(
         )
     if not with_rows:
         manifest = manifest.without_rows()
-    run_file = _run_file(source, manifest, new_id, overrides, (base or Path()).absolute())
+    run_file = recorded_run_file(source, manifest, new_id, overrides, base=(base or Path()).absolute())
     changes = check_fork(manifest.facts["identity"], run_file.identity(), replays=bool(manifest.streams))
     if run_file.total_timesteps <= manifest.timesteps:
         fix = f"the checkpoint is at {manifest.timesteps} timesteps: --set total_timesteps to more than that"
@@ -131,21 +130,3 @@ def _check_hindsight(run_file: RunFile, timesteps: int) -> None:
 def _find(source: ObjectStore, run_id: str, root: str, at: int | None) -> Manifest:
     _, newest = committed(source, run_id)
     return find(source, newest, at)
-
-
-def _run_file(source: ObjectStore, manifest: Manifest, new_id: str, overrides: Sequence[str], base: Path) -> RunFile:
-    """What trained the checkpoint, from its own records, with the new run's id and ``overrides`` on top."""
-    text = restore(source, manifest, parts={"run"}).parts["run"].blob.decode()
-    written = {ALIASES.get(key, key): value for key, value in read_yaml(text, layout.RUN_YAML).items()}
-    session = next((record for record in read_sessions(source) if record.number == manifest.session), None)
-    effective = session.start.get("run_file", {}) if session is not None else {}
-    values = {**written, **effective, **manifest.facts["identity"]}
-    for name, field in RunFile.model_fields.items():
-        if not field.is_required() and values.get(name, ...) == to_jsonable_python(field.default):
-            del values[name]
-    # The identity has a digest in its place, and the session knows where it lay on its own machine.
-    values["code"] = written.get("code", {})
-    begun_with = values.get("initial_model")
-    if isinstance(begun_with, dict) and "source" not in begun_with:  # a file, by its digest
-        values["initial_model"] = written.get("initial_model")
-    return parse_run_file({**values, "run_id": new_id}, overrides, extra={}, base=base)

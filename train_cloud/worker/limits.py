@@ -6,7 +6,6 @@ All of it is counted on a clock that does not jump; a session's own hours begin 
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from train_cloud.config import variables
 from train_cloud.config.run_file import Limits as Configured
 from train_cloud.errors import TrainCloudError
 from train_cloud.instance.metadata import Metadata
@@ -76,7 +76,7 @@ def begin_limits(limits: Configured, store: ObjectStore, session: Session, *, on
     if limits.dollars is not None and on_worker:
         start = next(record.start for record in records if record.number == session.number)
         here = Price.model_validate(start["price"])
-        until = time.monotonic() + float(os.environ.get("TRAIN_CLOUD_PRICE_SECONDS", PRICE_SECONDS))
+        until = time.monotonic() + variables.number(variables.PRICE_SECONDS, PRICE_SECONDS)
         while here.at_most is None and time.monotonic() < until:
             time.sleep(min(5.0, max(0.1, until - time.monotonic())))
             began = datetime.fromisoformat(start["started"])

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from train_cloud import hash_seed
+from train_cloud.config import variables
 
 #: Instruction sets are fixed below what the newest machines offer, because a spot group mixes machine types and each
 #: set adds up in another order. Sources: PyTorch, "Threading Environment Variables"; Intel oneMKL, "Conditional
 #: Numerical Reproducibility"; oneDNN, "CPU Dispatcher Control". A value that the user sets stands.
 PINNED = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 _PACKAGES = ("torch", "numpy", "stable-baselines3", "sb3-contrib", "gymnasium")
-_THREADS = "TRAIN_CLOUD_THREADS"
 
 
 def pin_instructions() -> None:
@@ -33,7 +33,7 @@ def pin_threads(recorded: Mapping[str, Any] | None) -> None:
     """
     import torch
 
-    threads = recorded["threads"] if recorded else int(os.environ.get(_THREADS, torch.get_num_threads()))
+    threads = recorded["threads"] if recorded else int(variables.number(variables.THREADS, torch.get_num_threads()))
     torch.set_num_threads(threads)
 
 

@@ -21,6 +21,8 @@ from pathlib import Path
 
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
+from train_cloud.errors import InputError
+
 log = logging.getLogger(__name__)
 
 #: Seconds of silence per phase, after which the watchdog is no longer fed.
@@ -57,8 +59,16 @@ def last_alive(state_dir: Path) -> datetime | None:
 
 def patience() -> dict[str, float]:
     """:data:`PATIENCE`, with what ``TRAIN_CLOUD_PATIENCE`` ("steps=30 update=60", seconds) says otherwise."""
-    said = dict(pair.split("=", 1) for pair in os.environ.get("TRAIN_CLOUD_PATIENCE", "").split())
-    return {phase: float(said.get(phase, seconds)) for phase, seconds in PATIENCE.items()}
+    name, said = "TRAIN_CLOUD_PATIENCE", dict(PATIENCE)
+    for pair in os.environ.get(name, "").split():
+        phase, _, seconds = pair.partition("=")
+        try:
+            said[phase] = float(seconds)
+        except ValueError:
+            said.pop(phase, None)
+    if said.keys() != PATIENCE.keys():
+        raise InputError(name, os.environ[name], f"write phase=seconds, of {', '.join(PATIENCE)}: steps=30 update=60")
+    return said
 
 
 class Pulse:

@@ -16,6 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
 
+from train_cloud.config import variables
 from train_cloud.instance.notices import local_notice
 
 #: Before systemd's ``TimeoutStopSec`` of 110 s, after which it kills.
@@ -105,7 +106,7 @@ class Stop:
             os._exit(75)
         if self._deadline is None or self.reason == "limit":
             notice = local_notice(self._state_dir, self._boot_id)
-            seconds = float(os.environ.get("TRAIN_CLOUD_STOP_SECONDS", STOP_SECONDS))
+            seconds = variables.number(variables.STOP_SECONDS, STOP_SECONDS)
             if notice is not None:
                 left = (notice.time - datetime.now(timezone.utc)).total_seconds() - _MARGIN_SECONDS
                 seconds = max(0.0, min(seconds, left))

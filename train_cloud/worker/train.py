@@ -31,7 +31,7 @@ from train_cloud.artifacts.experiment import enter_config, enter_result
 from train_cloud.checkpoint import Committer, read_manifest, restore
 from train_cloud.checkpoint.commit import Committed
 from train_cloud.checkpoint.survey import cure
-from train_cloud.config import RunFile, load_run_file
+from train_cloud.config import RunFile, load_run_file, variables
 from train_cloud.config.code import mark_as_cache
 from train_cloud.config.current import training
 from train_cloud.errors import (
@@ -92,7 +92,6 @@ log = logging.getLogger(__name__)
 
 _GROUP = "TRAIN_CLOUD_AUTOSCALING_GROUP"
 _RUN_ID = "TRAIN_CLOUD_RUN_ID"
-_MAX_ATTEMPTS = "TRAIN_CLOUD_MAX_ATTEMPTS"
 _STARTS = "starts.json"
 _TRIAL = "environment_trial"
 _BEGUN_WITH = "initial_model"
@@ -124,6 +123,7 @@ def train(
     on_worker = _GROUP in os.environ
     boot_id = units.boot_id() if on_worker else f"process-{os.getpid()}"
     try:
+        variables.check_all()
         config = load_run_file(run_file, overrides)
     except InputError as error:
         if on_worker and state_dir is not None:
@@ -144,7 +144,7 @@ def train(
     _check_writable(state_dir)
     mark_as_cache(state_dir)
     stop = Stop(state_dir, boot_id)
-    patience = float(os.environ.get("TRAIN_CLOUD_STORE_PATIENCE", PATIENCE))
+    patience = variables.number(variables.STORE_PATIENCE, PATIENCE)
     run_store = open_store(layout.run_url(store, config.run_id), patience=patience)
     with _alone(state_dir):
         alive = last_alive(state_dir)  # before this session shows signs of life
@@ -378,7 +378,7 @@ class _Session:
             self._store,
             self._session.token,
             self._session.instance_id,
-            max_attempts=int(os.environ.get(_MAX_ATTEMPTS, "5")) if self._on_worker else None,
+            max_attempts=int(variables.number(variables.MAX_ATTEMPTS, 5)) if self._on_worker else None,
             failed=before.failed,
             failure=before.words,
         )
@@ -714,6 +714,7 @@ class _Session:
             **snapshot.facts,
             "run_id": self._config.run_id,
             "identity": self._identity(),
+            "code_folder": str(self._config.code.folder) if self._config.code.folder is not None else None,
             "machine": self._manifest.facts["machine"] if self._manifest else self._machine,
         }
         if self._trial is not None:
