@@ -29,9 +29,10 @@ from train_cloud.envs.make import Env
 from train_cloud.envs.state import StatefulEnv
 from train_cloud.envs.trial import Choice, choose_for
 from train_cloud.errors import InputError
-from train_cloud.learn.capture import Capture, learners_of
+from train_cloud.learn.capture import Capture, learners_of, restore_parameters
 from train_cloud.learn.digest import Digests, Reader
 from train_cloud.learn.ending import stopped_by, watch
+from train_cloud.learn.phases import Phase, Phases, Shifted
 from train_cloud.snapshot import ENDED_EARLY, Snapshot
 
 log = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ class Host(Protocol):
 
 
 class Checkpoints(BaseCallback):
-    """See the module. One per ``learn``, anywhere in its list of callbacks.
+    """See the module. One in each ``learn`` call, anywhere in its list of callbacks.
 
     :param host: the process it runs in
     :param choice: state provider of the environments; None finds it (in a script of one's own)
@@ -138,38 +139,53 @@ class Checkpoints(BaseCallback):
         self._first_rollout = 0
         self._rollout_began = 0.0
         self._rollout_seconds = float("inf")
+        self._phases = Phases.of(host)
+        self._schedule_timesteps = host.schedule_timesteps
+        self._kind: type = object
+        self._passed_over: Phase | None = None
 
     # ------------------------------------------------------------------------------------------------ Stable-Baselines3
 
     def _on_training_start(self) -> None:
-        if self._capture is not None:
-            raise InputError("entry_point", "learn", "call learn() once, with the total number of timesteps")
+        if self._capture is not None:  # the same object in another call
+            self._renew()
+        restored = self._host.restored
+        self._passed_over = self._phases.begin(self.model, restored.facts if restored is not None else {})
         total = self.model._total_timesteps
-        if total != self._host.total_timesteps:
-            raise InputError(
-                "total_timesteps",
-                self._host.total_timesteps,
-                f"learn() was asked for {total}: call learn(train_cloud.run_file().total_timesteps, …)",
-            )
-        self.model._total_timesteps = self._host.schedule_timesteps
-        self.model.logger.output_formats.extend(self._host.outputs())
+        if total + self._phases.offset > self._host.total_timesteps:
+            done = self._phases.over[-1].timesteps if self._phases.over else 0
+            asked = total + self._phases.offset - done
+            fix = f"learn() was asked for {asked}{f' after {done}' if done else ''}: all its calls together may train "
+            fix += "train_cloud.run_file().total_timesteps"
+            raise InputError("total_timesteps", self._host.total_timesteps, fix)
+        if self._passed_over is not None:
+            if restored is not None and self._phases.is_the_one(self.model, restored.facts):
+                restore_parameters(self.model, restored)
+            self._leave_at(self._passed_over.model_timesteps)
+            return
+        if self._phases.number == 0 and total == self._host.total_timesteps:
+            self.model._total_timesteps = self._host.schedule_timesteps
+        else:
+            self._schedule_timesteps = total
+        self._add_outputs()
         self._capture = Capture(self.model, self.locals["callback"], self, self._provider_of)
         self._capacity = self._capture.capacity
-        self._rows = self._capture.rows_there
+        self._rows = self._phases.rows(self._capture.rows_there)
         self._rows_per_step = self._capture.rows_per_step
+        if self._phases.number:  # the phase before has committed its end
+            self._submitted_rows, self._submitted_timesteps = self._rows, self._timesteps()
         self._reader = Reader(self._host.digests, self.model, self._capture.rings)
-        self._reader.begin(self._capture.counts(self._rows))
+        self._reader.begin(self._capture.counts(self._rows), self._timesteps())
         self._steer()
         self._schedules = schedules(self.model)
-        restored = self._host.restored
-        if restored is not None and restored.timesteps >= self._host.total_timesteps:
+        if restored is not None and restored.timesteps >= total + self._phases.offset:
             # SB3 would train on: a run at its total must not enter the loop that follows this call.
             self._restore(self._capture, restored)
         elif restored is not None and ENDED_EARLY in restored.facts and not self._host.train_on:
             # Nor may one that a callback had ended, whose session died before it could say so.
             self._ended_early = restored.facts[ENDED_EARLY]["by"]
             self._restore(self._capture, restored)
-            self._stood_at, self.model.num_timesteps = self.model.num_timesteps, self._host.total_timesteps
+            self._leave_at(self.model.num_timesteps)
         watch(self.locals["callback"])
 
     def _on_rollout_start(self) -> None:
@@ -194,7 +210,7 @@ class Checkpoints(BaseCallback):
         self._held = None
         if self._host.stop_deadline() is not None:
             self._stop(self._snapshot(), self._rows)
-        evaluated = self.model.num_timesteps >= self._next_evaluation
+        evaluated = self._timesteps() >= self._next_evaluation
         if evaluated:
             self._settle()  # this very checkpoint, whatever the store is busy with: no clock decides what is evaluated
         busy = self._host.busy()
@@ -210,12 +226,13 @@ class Checkpoints(BaseCallback):
             self._host.stalled(1e3 * (time.monotonic() - now))
 
     def _on_step(self) -> bool:
-        self._host.step(self.num_timesteps)
+        timesteps = self.num_timesteps + self._phases.offset
+        self._host.step(timesteps)
         for env, info in enumerate(self.locals.get("infos", ())):
             if "episode" in info:
-                self._host.episode(self.num_timesteps, env, info["episode"])
+                self._host.episode(timesteps, env, info["episode"])
         if self._capacity:
-            if self.num_timesteps >= self._reader.due:  # this step is not stored yet
+            if timesteps >= self._reader.due:  # this step is not stored yet
                 self._reader.read(self._stored_timesteps(), self._capture_of().counts(self._rows))
             self._rows += self._rows_per_step
             self._keep_rows(self._capacity)
@@ -228,12 +245,14 @@ class Checkpoints(BaseCallback):
     def _on_rollout_end(self) -> None:
         self._host.phase("update")
         if not self._capacity:
-            self._reader.rollout(self.model.num_timesteps)
+            self._reader.rollout(self._timesteps())
 
     def _on_training_end(self) -> None:
-        assert self._capture is not None
         if self._stood_at is not None:
             self.model.num_timesteps, self._stood_at = self._stood_at, None
+        if self._passed_over is not None:
+            self._phases.passed_over(self._passed_over)
+            return
         stopped = stopped_by(self.locals["callback"])
         if stopped is not None and self._capacity:
             self._rows -= self._rows_per_step  # collect_rollouts leaves before it stores the step that was the last
@@ -247,6 +266,32 @@ class Checkpoints(BaseCallback):
             early = {"by": self._ended_early, "total_timesteps": self._host.total_timesteps}
             snapshot = replace(snapshot, facts={**snapshot.facts, ENDED_EARLY: early})
         self._host.finish(snapshot)
+        self._phases.end(self.model, self._rows)
+        self.model.__class__ = self._kind
+
+    # --------------------------------------------------------------------------------------------------------- phases
+
+    def _renew(self) -> None:
+        """As it was made, for the next ``learn`` call; what ``BaseCallback.init_callback`` has set stays."""
+        model, parent, logs = self.model, self.parent, self.locals
+        self.__init__(self._host, self._choice, self._log_interval)  # type: ignore[misc]
+        self.model, self.parent, self.locals = model, parent, logs
+
+    def _leave_at(self, model_timesteps: int) -> None:
+        """Let ``learn`` enter no loop, and end at so many timesteps of the model's."""
+        self._stood_at, self.model.num_timesteps = model_timesteps, self.model._total_timesteps
+
+    def _add_outputs(self) -> None:
+        formats = self.model.logger.output_formats
+        formats[:] = [output for output in formats if not self._phases.writes(output)]  # a logger of the script's own
+        if self._phases.outputs is None:
+            self._phases.outputs = list(self._host.outputs())
+        shifted = self._phases.offset != 0  # else as they are: people look for TensorBoard's among them
+        formats.extend(Shifted(output, self._phases) if shifted else output for output in self._phases.outputs)
+
+    def _timesteps(self) -> int:
+        """The run's, where the model counts its own."""
+        return int(self.model.num_timesteps) + self._phases.offset
 
     # ----------------------------------------------------------------------------------------------------------- saving
 
@@ -254,7 +299,7 @@ class Checkpoints(BaseCallback):
         self._host.phase("restore")
         self._rows = self._submitted_rows = capture.restore(snapshot)
         self._host.digests.resume(snapshot.timesteps, snapshot.facts.get("digests"))
-        self._reader.begin(capture.counts(self._rows))
+        self._reader.begin(capture.counts(self._rows), snapshot.timesteps)
         self._submitted_timesteps = snapshot.timesteps
         self._first_rollout = snapshot.facts["rollouts"]
         self._between_logs = isinstance(self.model, OnPolicyAlgorithm) and self._first_rollout % self._log_every() != 0
@@ -278,7 +323,7 @@ class Checkpoints(BaseCallback):
 
         :param rollout_begun: False at the end of a training, which SB3 leaves before it begins another rollout
         """
-        snapshot = self._capture_of().snapshot(self._rows)
+        snapshot = replace(self._capture_of().snapshot(self._rows), timesteps=self._timesteps())
         self._reader.read(snapshot.timesteps, self._capture_of().counts(self._rows))
         returns = [float(episode["r"]) for episode in self.model.ep_info_buffer or ()]
         mean = float(np.mean(returns)) if returns else float("nan")
@@ -288,9 +333,10 @@ class Checkpoints(BaseCallback):
             "rollout_seconds": self._rollout_seconds if self._rollout_seconds < float("inf") else None,
             "rollout_begun": rollout_begun,
             "episode_return": mean if np.isfinite(mean) else None,  # rollout/ep_rew_mean
-            "evaluate": self.model.num_timesteps >= self._next_evaluation,
+            "evaluate": self._timesteps() >= self._next_evaluation,
             "digests": self._host.digests.now(),
-            "schedules": {"names": self._schedules, "timesteps": self._host.schedule_timesteps},
+            "schedules": {"names": self._schedules, "timesteps": self._schedule_timesteps},
+            **self._phases.facts(self.model),
         }
         return replace(snapshot, facts=facts)
 
@@ -336,11 +382,11 @@ class Checkpoints(BaseCallback):
         """The next save, as seen from one at ``now`` or from the session's beginning."""
         self._saved_at = now
         if self._host.save_frequency is not None:
-            self._next_save = (self.model.num_timesteps // self._host.save_frequency + 1) * self._host.save_frequency
+            self._next_save = (self._timesteps() // self._host.save_frequency + 1) * self._host.save_frequency
 
     def _plan_evaluation(self) -> None:
         every = self._host.evaluate_every
-        self._next_evaluation = (self.model.num_timesteps // every + 1) * every if every is not None else float("inf")
+        self._next_evaluation = (self._timesteps() // every + 1) * every if every is not None else float("inf")
 
     def _due(self, now: float) -> bool:
         """Whether to save here. By seconds at risk: whether what was done since the last snapshot would be at risk for
@@ -348,7 +394,7 @@ class Checkpoints(BaseCallback):
         wait: the next one cannot begin before it is over.
         """
         if self._host.save_frequency is not None:
-            return self.model.num_timesteps >= self._next_save
+            return self._timesteps() >= self._next_save
         seconds = self._host.max_seconds_at_risk
         assert seconds is not None
         rollouts = self._log_every() if self._scripted() else 1
@@ -367,7 +413,7 @@ class Checkpoints(BaseCallback):
 
     def _stored_timesteps(self) -> int:
         """While a step is under way, which the buffers do not have yet."""
-        return self.num_timesteps - self.model.n_envs
+        return self._timesteps() - self.model.n_envs
 
     def _capture_of(self) -> Capture:
         assert self._capture is not None
@@ -395,10 +441,11 @@ class Checkpoints(BaseCallback):
         that: attributes of its own would be pickled by ``model.save``, with all that they refer to.
         """
         own, kind = self, type(self.model)
+        self._kind = kind
 
         class Steered(kind):  # type: ignore[misc, valid-type]
             def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
-                super()._update_current_progress_remaining(num_timesteps, own._host.schedule_timesteps)
+                super()._update_current_progress_remaining(num_timesteps, own._schedule_timesteps)
 
             if issubclass(kind, OnPolicyAlgorithm):
 

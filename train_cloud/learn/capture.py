@@ -39,6 +39,7 @@ from stable_baselines3.common.vec_env import (
 from train_cloud.envs.make import FAILURES
 from train_cloud.envs.state import Anew, dumps, follow, get_state, loads, set_state
 from train_cloud.errors import InputError, TrainCloudError
+from train_cloud.learn.compare import AnyEnvironment
 from train_cloud.learn.replay import Ring
 from train_cloud.snapshot import Array, Part, Rows, Snapshot
 
@@ -301,6 +302,16 @@ class _Learner:
         _set_tensors(self.model, self.noise, tensors, state["rest"])
         restore_attributes(self.model, state["algorithm"], set_anew)
         return last
+
+
+def restore_parameters(model: BaseAlgorithm, snapshot: Snapshot) -> None:
+    """Only the networks and their optimisers: what code between two ``learn`` calls looks at."""
+    state = loads(snapshot.parts["model"].blob, AnyEnvironment())
+    for name, learner in learners_of(model).items():
+        one = _Learner(name, learner)
+        arrays = snapshot.parts[one.part("model")].arrays
+        tensors = {key: torch.from_numpy(array.copy()) for key, array in arrays.items()}
+        _set_tensors(learner, one.noise, tensors, (state["learners"][name] if name else state)["rest"])
 
 
 def _description(model: BaseAlgorithm) -> dict[str, Any]:

@@ -523,13 +523,14 @@ class Reader:
         self.due = self._every
         """Timesteps from which on :meth:`read` should be called."""
 
-    def begin(self, rows: Mapping[str, int]) -> None:
+    def begin(self, rows: Mapping[str, int], timesteps: int) -> None:
         """What is in the replay buffers now was read before, or belongs to another run.
 
         :param rows: that were ever added, by learner
+        :param timesteps: the run's now
         """
         self._read = {name: rows[name] for name in self._rings}
-        self.due = self._model.num_timesteps + self._every
+        self.due = timesteps + self._every
 
     def read(self, timesteps: int, rows: Mapping[str, int]) -> None:
         """

@@ -691,6 +691,8 @@ class _Session:
         evaluate_checkpoint(self._config, self._store, manifest, out=out, events=events, record=True)
 
     def phase(self, name: str) -> None:
+        if name == "steps":
+            self._finished = False  # a script may call learn() again
         self._pulse.phase(name)
 
     def outputs(self) -> Sequence[KVWriter]:
