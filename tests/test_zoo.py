@@ -251,3 +251,71 @@ def test_the_algorithm_by_either_name(tmp_path: Path) -> None:
         assert one.run_file is not None and one.run_file.algorithm == "recurrent_ppo"
     with pytest.raises(InputError):
         import_zoo(path, algorithm="ppo2")
+
+
+@pytest.mark.parametrize(
+    ("name", "environment", "module", "said"),
+    [
+        ("MiniGrid-DoorKey-5x5-v0", "MiniGrid-DoorKey-5x5-v0", "minigrid", "pip install minigrid"),
+        ("PandaReach-v1", "PandaReach-v3", "panda_gym", "panda-gym 3 is the one for Gymnasium"),
+        ("HopperBulletEnv-v0", "HopperBulletEnv-v0", "pybullet_envs_gymnasium", "pip install pybullet_envs_gymnasium"),
+        ("MinitaurBulletEnv-v0", "MinitaurBulletEnv-v0", None, "not known here"),
+        ("FetchReach-v1", "FetchReach-v4", "gymnasium_robotics", "FetchReach-v1 is FetchReach-v4 here"),
+        ("FetchPushDense-v2", "FetchPushDense-v4", "gymnasium_robotics", "gymnasium-robotics mended its resets"),
+        ("HalfCheetah-v3", "HalfCheetah-v4", None, "mujoco-py"),
+        ("Walker2d-v4", "Walker2d-v4", None, ""),
+        ("LunarLanderContinuous-v2", "LunarLanderContinuous-v3", None, "whose results differ"),
+        ("CarRacing-v0", "CarRacing-v3", None, "mended"),
+        ("LunarLanderNoVel-v2", "LunarLanderNoVel-v3", "rl_zoo3.import_envs", "pip install rl_zoo3"),
+        ("parking-v0", "parking-v0", "highway_env", "pip install highway-env"),
+        ("donkey-generated-track-v0", "donkey-generated-track-v0", "gym_donkeycar", "from its repository"),
+        ("A1Walking-v0", "A1Walking-v0", None, "which module registers it is not known here"),
+        ("CartPole-v1", "CartPole-v1", None, ""),
+    ],
+)
+def test_where_an_environment_is_today(
+    name: str, environment: str, module: str | None, said: str, tmp_path: Path
+) -> None:
+    one = imported(tmp_path, "ppo.yml", f"{name}:\n  n_timesteps: 1000\n  policy: MlpPolicy\n")[name]
+    assert one.run_file is not None and one.run_file.environment is not None
+    assert (one.run_file.environment.id, one.run_file.environment.module) == (environment, module)
+    assert said in " ".join(one.notes) and bool(said) == bool(one.notes) and not one.left_out
+    assert all(f"# {note}" in one.text(tmp_path, "ppo.yml") for note in one.notes)
+
+
+def test_the_default_entry_is_for_what_has_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = f"default:\n  n_timesteps: 7000\n  policy: MlpPolicy\n{PPO}"
+    assert list(imported(tmp_path, "ppo.yml", text)) == ["Pendulum-v1", "MountainCarContinuous-v0"]
+    other = imported(tmp_path, "ppo.yml", text, "Acrobot-v1")["Acrobot-v1"]
+    assert other.run_file is not None and other.run_file.total_timesteps == 7000
+    for name in ("default", "atari"):
+        with pytest.raises(InputError, match="name an environment that this entry is for"):
+            imported(tmp_path, "ppo.yml", text, name)
+    (tmp_path / "ars.yml").write_text("CartPole-v1:\n  n_timesteps: 5\n")
+    assert main(["import-zoo", str(tmp_path / "ars.yml"), "--out", str(tmp_path)]) == 64
+    assert "FILE: 'ars': not in this version: ARS has neither rollouts nor a replay buffer" in capsys.readouterr().err
+
+
+def test_her_as_it_was_once(tmp_path: Path) -> None:
+    text = """
+parking-v0:
+  n_timesteps: 100
+  policy: MlpPolicy
+  model_class: tqc
+  n_sampled_goal: 4
+  goal_selection_strategy: future
+  online_sampling: true
+  env_wrapper: sb3_contrib.common.wrappers.TimeFeatureWrapper
+"""
+    one = imported(tmp_path, "her.yml", text)["parking-v0"]
+    assert one.run_file is not None
+    assert (one.run_file.algorithm, one.run_file.policy, one.run_file.extras) == (
+        "tqc",
+        "MultiInputPolicy",
+        ("contrib",),
+    )
+    assert one.run_file.hyperparameters == {
+        "replay_buffer_class": "stable_baselines3:HerReplayBuffer",
+        "replay_buffer_kwargs": {"n_sampled_goal": 4, "goal_selection_strategy": "future"},
+    }
+    assert one.left_out == [("online_sampling", "Stable-Baselines3 does not have it any more")]

@@ -68,6 +68,8 @@ def import_zoo(
             path = out / f"{one.run_file.run_id}.yaml"
             path.write_text(one.text(out.absolute(), file.name), encoding="utf-8")
             echo(f"{one.name}: {path}")
+        for note in one.notes:
+            echo(f"  {note}")
         for key, why in one.left_out:
             echo(f"  not carried over: {key}: {why}")
     if not taken:

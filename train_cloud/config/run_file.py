@@ -397,7 +397,8 @@ class RunFile(Section):
     @property
     def extras(self) -> tuple[str, ...]:
         """The package's extras that this run needs to be trained."""
-        named = (ALGORITHMS.get(self.algorithm or "", self.algorithm or ""), self.policy)
+        wrappers = self.environment.wrappers if self.environment is not None else ()
+        named = (ALGORITHMS.get(self.algorithm or "", self.algorithm or ""), self.policy, *wrappers, *self.callbacks)
         contrib = any(name.split(":")[0].split(".")[0] == CONTRIB for name in named)
         return (*(["contrib"] if contrib else []), *(["wandb"] if self.wandb is not None else []))
 

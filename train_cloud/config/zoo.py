@@ -10,13 +10,14 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from train_cloud.config.load import dump_run_file, parse_run_file, read_yaml
 from train_cloud.config.run_file import SUPPORTED, RunFile
-from train_cloud.errors import InputError
+from train_cloud.config.zoo_environments import find
+from train_cloud.errors import InputError, NotYet
 
 #: The zoo's names where they differ from ours.
 _ALGORITHMS = {"ppo_lstm": "recurrent_ppo", "ppo_mask": "maskable_ppo", "her": "sac"}
@@ -28,7 +29,7 @@ _TEXTS = ("policy_kwargs", "replay_buffer_kwargs", "replay_buffer_class", "env_k
 _NOISES = ("ornstein-uhlenbeck", "normal")
 #: Arguments that SB3 has not any more.
 _GONE = {"online_sampling", "max_episode_length"}
-_ATARI = "atari"
+_ATARI, _DEFAULT = "atari", "default"
 #: Checkpoints over a whole run, where the zoo has no word for it.
 _COMMITS = 20
 
@@ -40,24 +41,27 @@ class Imported:
     :ivar name: the environment's
     :ivar run_file: None where the entry cannot be carried over
     :ivar left_out: what was not carried over: (key, why), both for people
+    :ivar notes: what is another thing than in the zoo, or has to be installed
     """
 
     name: str
     run_file: RunFile | None
     left_out: list[tuple[str, str]]
+    notes: list[str] = field(default_factory=list)
 
     def text(self, folder: Path, source: str) -> str:
         """The run file's text, with what was left out as comments."""
         assert self.run_file is not None
-        told = "".join(f"\n# not carried over: {key}: {why}" for key, why in self.left_out)
+        told = "".join(f"\n# {note}" for note in self.notes)
+        told += "".join(f"\n# not carried over: {key}: {why}" for key, why in self.left_out)
         return dump_run_file(self.run_file, folder, f"{self.name} of {source}, rl-baselines3-zoo{told}")
 
 
 def import_zoo(path: Path, environments: Iterable[str] = (), algorithm: str | None = None) -> list[Imported]:
     """The entries of a zoo file as run files.
 
-    :param environments: ids of the wanted ones; an Atari game's, for which the file has one entry in common; all others
-        than that one by default
+    :param environments: ids of the wanted ones, which may also be an Atari game's, or one that only the file's entry
+        ``default`` is for; by default all that the file names
     :param algorithm: the zoo's name or ours; by default the file's name says it
     :raises InputError: the file, the algorithm or an environment is not to be found, or has another form
     """
@@ -70,20 +74,28 @@ def import_zoo(path: Path, environments: Iterable[str] = (), algorithm: str | No
         raise InputError("FILE", str(path), "it must map environments to their hyperparameters")
     named = algorithm or path.stem
     known = _ALGORITHMS.get(named, named)
+    if named == "ars":
+        fix = f"not in this version: ARS has neither rollouts nor a replay buffer; there are {', '.join(SUPPORTED)}"
+        raise NotYet("--algorithm" if algorithm else "FILE", named, fix)
     if known not in SUPPORTED:
         field = "--algorithm" if algorithm else "FILE"
         raise InputError(field, named, f"name the algorithm with --algorithm, one of {', '.join(SUPPORTED)}")
-    wanted = list(environments) or [name for name in content if name != _ATARI]
+    wanted = list(environments) or [name for name in content if name not in (_ATARI, _DEFAULT)]
     return [_import(name, _entry(content, name, path), known) for name in wanted]
 
 
 def _entry(content: Mapping[str, Any], name: str, path: Path) -> Mapping[str, Any]:
+    if name in (_ATARI, _DEFAULT):
+        raise InputError("--env", name, "name an environment that this entry is for")
     if name in content:
         found: Mapping[str, Any] = content[name]
         return found
     if _ATARI in content and re.search(r"^(ale_py:)?ALE/|NoFrameskip-v", name):
         shared: Mapping[str, Any] = content[_ATARI]
         return shared
+    if _DEFAULT in content:  # as the zoo does
+        others: Mapping[str, Any] = content[_DEFAULT]
+        return others
     raise InputError("--env", name, f"{path.name} has {', '.join(content)}")
 
 
@@ -93,14 +105,17 @@ class _LeftOut(Exception):
 
 def _import(name: str, entry: Mapping[str, Any], algorithm: str) -> Imported:
     left_out: list[tuple[str, str]] = []
+    place = find(name)
+    former = entry.get("model_class") if isinstance(entry.get("model_class"), str) else None
+    algorithm = former if former in SUPPORTED else algorithm
     values: dict[str, Any] = {
         "run_id": _run_id(name, algorithm),
         "algorithm": algorithm,
-        "environment": {"id": name},
+        "environment": {"id": place.environment},
         "hyperparameters": {},
     }
-    if re.search(r"^ALE/|NoFrameskip-v", name):
-        values["environment"]["module"] = "ale_py"
+    if place.module is not None:
+        values["environment"]["module"] = place.module
     if name.startswith(("ALE/", "ale_py:")):
         values["environment"]["kwargs"] = {"frameskip": 1}  # AtariWrapper skips
     parsed = dict(entry)
@@ -119,12 +134,24 @@ def _import(name: str, entry: Mapping[str, Any], algorithm: str) -> Imported:
         except _LeftOut as error:
             left_out.append((key, str(error)))
     _drop_what_is_gone(values, left_out)
+    notes = [*place.notes, *_packages(values)]
     if "total_timesteps" not in values:
-        return Imported(name, None, [*left_out, ("n_timesteps", "it is missing, and nothing says how long to train")])
+        why = ("n_timesteps", "it is missing, and nothing says how long to train")
+        return Imported(name, None, [*left_out, why], notes)
     try:
-        return Imported(name, parse_run_file(values, extra={}), left_out)
+        return Imported(name, parse_run_file(values, extra={}), left_out, notes)
     except InputError as error:
-        return Imported(name, None, [*left_out, (error.field, f"{error.value!r}: {error.fix}")])
+        return Imported(name, None, [*left_out, (error.field, f"{error.value!r}: {error.fix}")], notes)
+
+
+def _packages(values: Mapping[str, Any]) -> list[str]:
+    """What wrappers and callbacks are imported from, beside what is always there."""
+    named = [*values["environment"].get("wrappers", ()), *values.get("callbacks", ())]
+    packages = {reference.partition(":")[0].partition(".")[0] for reference in named}
+    return [
+        f"{package} is imported by it: install it, on a worker by code.requirements, or have it below code.folder"
+        for package in sorted(packages - {"gymnasium", "stable_baselines3", "sb3_contrib"})
+    ]
 
 
 def _run_id(name: str, algorithm: str) -> str:
@@ -200,6 +227,17 @@ def _noise(values: dict[str, Any], value: Any, entry: Mapping[str, Any]) -> None
     values["hyperparameters"]["action_noise"] = {name: entry["noise_std"]}
 
 
+def _hindsight(key: str) -> _Field:
+    """Of HER, from when it was an algorithm of its own (Stable-Baselines3 before 1.1)."""
+
+    def put(values: dict[str, Any], value: Any, _: Mapping[str, Any]) -> None:
+        values["policy"] = "MultiInputPolicy"
+        values["hyperparameters"]["replay_buffer_class"] = _NAMES["HerReplayBuffer"]
+        values["hyperparameters"].setdefault("replay_buffer_kwargs", {})[key] = value
+
+    return put
+
+
 def _nothing(values: dict[str, Any], value: Any, _: Mapping[str, Any]) -> None:
     """Said by another key."""
 
@@ -222,6 +260,10 @@ _FIELDS: dict[str, _Field] = {
     "callback": _callbacks,
     "noise_type": _noise,
     "noise_std": _nothing,
+    "model_class": _nothing,
+    "n_sampled_goal": _hindsight("n_sampled_goal"),
+    "goal_selection_strategy": _hindsight("goal_selection_strategy"),
+    **{key: _unknown("Stable-Baselines3 does not have it any more") for key in sorted(_GONE)},
     "vec_env_wrapper": _unknown("wrappers of all environments together are not known: wrap each environment instead"),
     "monitor_kwargs": _unknown("Monitor is made without arguments"),
     "eval_env_kwargs": _unknown("evaluation has a section of its own"),

@@ -510,17 +510,18 @@ def _train(config: RunFile, order: Mapping[str, Any], folder: Path) -> None:
     store = open_store(order["store"])
     manifest = read_manifest(store, Reference.model_validate(order["manifest"]))
     with child_process.code_on_path(config.code.folder), training(config, folder / "artifacts"):
-        from train_cloud.learn.build import build_callbacks, build_model, load_object
+        from train_cloud.learn.build import build_callbacks, build_model
         from train_cloud.learn.callback import TrainingStopped, hosted_by, learn
         from train_cloud.learn.digest import Digests
+        from train_cloud.learn.script import prepare
 
         machine.pin_threads(manifest.facts["machine"])
         digests = Digests(folder / _DIGESTS, keep_all=True)
         host: Any = _Host(config, restore(store, manifest), order["until"], digests)
         if config.entry_point is not None:
-            main = load_object(config.entry_point, "entry_point")
+            script = prepare(config)
             with contextlib.suppress(TrainingStopped), hosted_by(host):
-                main()
+                script()
             return
         callbacks = build_callbacks(config)
         built = build_model(config, manifest.facts.get("environment_trial"))
