@@ -464,6 +464,7 @@ COPIES = {"s3:GetObject", "s3:PutObject", "s3:ListBucket", "s3:AbortMultipartUpl
 #: Operations whose permission has another name ("Actions, resources, and condition keys for Amazon S3").
 NAMED = {
     "s3:ListObjectsV2": "s3:ListBucket",
+    "s3:DeleteObjects": "s3:DeleteObject",
     "s3:HeadObject": "s3:GetObject",
     "s3:CreateMultipartUpload": "s3:PutObject",
     "s3:UploadPart": "s3:PutObject",
