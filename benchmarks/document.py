@@ -25,6 +25,7 @@ _TITLES = {
     5: "Restore of a full buffer, against a parallel GET of the same bytes",
     6: "The whole worker's steps/s, against plain `learn()`",
     7: "Process start to first new step, seconds",
+    8: "What the checksums of every step take of the training's speed",
 }
 _HOW = {
     1: "A probe among the run's callbacks times blocks of training: one without a checkpoint, one that begins with it and ends "
@@ -47,6 +48,9 @@ _HOW = {
     "`learn()` does none of it.",
     7: "A small run is resumed on a machine that has read all files before. Parts: *imports* of Python, torch and SB3; "
     "*build* of model and environments (what the trial of their state found is known by then); *take* of session and head; *fetch* of the checkpoint.",
+    8: "One training, PPO with Stable-Baselines3's defaults, whose rollouts take turns: with the checksums, without, without, "
+    "with. Processor time of the training's thread. The figure is the share that the checksums take of a rollout with its "
+    "update; beside it how much slower it is than its neighbour without, where the noise of single rollouts is larger.",
 }
 
 
@@ -94,6 +98,8 @@ def _section(command: str, result: dict[str, Any]) -> str:
 
 
 def _figure(number: int, value: float) -> str:
+    if number == 8:
+        return f"{value:.2%}".replace("%", " %")
     if number != 1:
         return f"{value:.3f}"
     return f"1/{1 / value:,.0f}" if value > 1e-9 else "0"
@@ -103,6 +109,8 @@ def _limit(figure: dict[str, Any]) -> str:
     limit = figure["limit"]
     if limit is None:
         return "–"
+    if figure["number"] == 8:
+        return f"≤ {100 * limit:g} %"
     return f"{'≥' if figure['at_least'] else '≤'} " + (f"1/{1 / limit:.0f}" if figure["number"] == 1 else f"{limit:g}")
 
 

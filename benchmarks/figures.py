@@ -1,4 +1,4 @@
-"""The seven figures: what is run, and what is read off it."""
+"""The figures: what is run, and what is read off it."""
 
 from __future__ import annotations
 
@@ -56,6 +56,8 @@ class Sizes:
     starts: int
     slow: float
     """Seconds that a step of the slow environment takes; 0 leaves it out."""
+    rollouts: int
+    """Pairs of rollouts, with checksums and without."""
 
 
 FULL = Sizes(
@@ -71,6 +73,7 @@ FULL = Sizes(
     pairs=5,
     starts=7,
     slow=0.020,
+    rollouts=200,
 )
 LARGE = Sizes(
     every=5000,
@@ -85,6 +88,7 @@ LARGE = Sizes(
     pairs=0,
     starts=0,
     slow=0.0,
+    rollouts=0,
 )
 QUICK = Sizes(
     every=200,
@@ -99,6 +103,7 @@ QUICK = Sizes(
     pairs=1,
     starts=1,
     slow=0.0,
+    rollouts=2,
 )
 
 

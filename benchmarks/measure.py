@@ -33,7 +33,7 @@ class Figure:
     """One line of the table."""
 
     number: int
-    """Which of the seven."""
+    """Which of the eight."""
     setting: str
     measured: Interval
     limit: float | None

@@ -75,6 +75,7 @@ def run_file(
         },
         "hyperparameters": hyperparameters,
         "callbacks": [f"benchmarks.probes:{probe}"] if probe else [],
+        "reproducibility": {"replay": "never"},  # it would train beside what is measured, also while this is stopped
     }
     path = folder / f"{run_id}.yaml"
     path.write_text(json.dumps(run, indent=1))

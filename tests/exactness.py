@@ -507,6 +507,52 @@ def read(results: Path) -> dict[Case, Values]:
 _HEAD = """\
 # Exactness
 
+A run that was interrupted ends bit for bit where it would have ended without. Three layers stand behind that
+sentence, each with evidence of its own in every checkpoint's facts and in `status`.
+
+1. **Accounting.** What can be reached from model, callbacks, wrappers and environments is captured, or built anew
+   from the run file, or named as not kept. A run with anything of the last kind that can change its result is not
+   exact, and says why.
+2. **A replay in a fresh process.** Once a session a process of its own restores the first checkpoint that the session
+   has committed, trains on to the second one, and must come to what the training itself has recorded. It has none of
+   what only the training's process had: what class and module attributes have become, caches, handles. Nor will the
+   next session have it.
+3. **Checksums of every step.** One over each of observations, actions, rewards and ends, and one over all parameters
+   for each commit. Steps that a kill makes a session compute again are compared with what the session before had
+   recorded.
+
+| `status` says | `exact` | what that rests on |
+|---|---|---|
+| `proved` | true | a replay came to the same with this code, libraries and kind of machine; nothing speaks against it |
+| `not contradicted` | true | nothing speaks against it; no replay was possible yet, or none is wanted |
+| `no, because …` | false | what is not kept, another machine or library, or the first step that differs, and how |
+
+A difference never ends a run: it goes on, and is not exact from the step that is named.
+
+**The replay** runs at the lowest priority, where a core is idle beside torch's threads and the environments'
+processes and where memory holds a second training, and never on a GPU that is not deterministic
+(`reproducibility.replay` in [run-file.md](run-file.md): `idle`, `always` or `never`). It is killed at once when
+anybody asks the training to stop, and when the run ends first, the run is simply not proved. It works in a folder of
+its own that shows the files of the working folder, sends nothing to the store, evaluates nothing and logs nothing.
+Code that writes to a file elsewhere makes it give up, and so does code that has changed since the training began.
+What it cannot see to: your code's own connections. An environment that occupies something of which there is one on
+the machine, a port or a device, may be in the training's way when it is made a second time: set `never`. What a
+replay has shown holds for later sessions as long as code, packages and processor are the same.
+
+**The checksums** are read from the rollout and replay buffers in blocks, a rollout or 64 steps; what they cost stands
+in [benchmarks.md](benchmarks.md) (8). They depend on bytes alone, not on when a run commits or is interrupted, nor on
+the process or the device. A session leaves them in three places: rolling values in each checkpoint's facts, up to
+8,192 values since the last commit in a file of the state folder, which a killed process leaves behind whole, and ten
+of those in its progress record in the store. So on the same disk the very step is named; on another machine, after a
+kill without warning, a range of steps from what had last been reported, at each commit and once a minute. What was
+computed after that, and the rollout or block that was under way, nobody can compare. Where an algorithm has a loop
+and buffers of its own, parameters alone are compared.
+
+**Try it before a run**: `train-cloud prove run.yaml` trains twice, interrupts one, and compares everything; see
+[cli.md](cli.md).
+
+## The table
+
 Written by `python tests/exactness.py`, which is part of `make test-full`. Do not edit.
 
 - {when}, commit {commits}

@@ -42,6 +42,7 @@ def test_a_run_is_launched_interrupted_killed_resumed_finished_and_cleaned_up(
     assert report["timesteps_repeated_after_kill"] == second["last_timestep"] - third["first_timestep"]
     assert 0 < report["timesteps_repeated_after_kill"] <= report["bound"]
     assert report["bit_identical_to_uninterrupted"] is True and report["differences"] == []
+    assert report["exact"] is True and report["exact_evidence"] in ("proved", "not contradicted")
     assert report["final_desired_capacity"] == 0
     assert report["resources_left_after_destroy"] == []
     assert (folder / "learning_curve.png").read_bytes().startswith(b"\x89PNG")

@@ -33,6 +33,7 @@ from train_cloud.rehearsal.learning_curve import draw
 from train_cloud.rehearsal.life import LIMIT, Life, threads
 from train_cloud.rehearsal.terraform import Terraform
 from train_cloud.rehearsal.timeline import Timeline
+from train_cloud.report.status import exactness_in_words, run_status
 from train_cloud.run import layout
 from train_cloud.run.head import Head, read_head
 from train_cloud.run.session import SessionRecord, read_sessions
@@ -221,6 +222,8 @@ class _Report:
             export(root, run_id, out=self._folder / "model")
             self._keep_pictures(store)
             sessions = self._sessions(store)
+            status = run_status(root, run_id)
+            self._exact = exactness_in_words(status)
             reached = {session["session"]: session["last_timestep"] for session in sessions}
             write_page(root, run_id, self._folder / "report.html", reached=reached)
         for difference in found[:10]:
@@ -235,6 +238,9 @@ class _Report:
             "bound": self._bound(store),
             "bit_identical_to_uninterrupted": not found,
             "differences": found,
+            "exact": status.exact,
+            "exact_evidence": status.exact_evidence,
+            "exact_because": status.because,
             "final_desired_capacity": self._life.desired_capacity(),
             "shown_by_tensorboard": self._life.shown_scalars,
         }
@@ -266,6 +272,7 @@ class _Report:
                 content["timesteps_repeated_after_kill"] <= content["bound"]
             ),
             "bit for bit where the uninterrupted run ended": content["bit_identical_to_uninterrupted"],
+            f"status says exact: {self._exact}": not content["exact"] or content["bit_identical_to_uninterrupted"],
             f"capacity {content['final_desired_capacity']}": content["final_desired_capacity"] == 0,
             f"{len(left)} resources left after destroy": not left,
         }
