@@ -40,6 +40,7 @@ from train_cloud.worker import machine
 if TYPE_CHECKING:
     from stable_baselines3.common.logger import KVWriter
 
+    from train_cloud.learn.callback import Host
     from train_cloud.learn.digest import Digests, Recording
     from train_cloud.snapshot import Snapshot
 
@@ -433,7 +434,9 @@ class _Host:
     """What the callback asks for: goes on from a checkpoint, and stops at a later one of the training's."""
 
     save_frequency: int | None = 1 << 62
-    max_seconds_at_risk = evaluate_every = None
+    max_seconds_at_risk: float | None = None
+    evaluate_every: int | None = None
+    train_on = False
 
     def __init__(self, config: RunFile, restored: Snapshot, until: int, digests: Digests) -> None:
         self.total_timesteps, self.schedule_timesteps = config.total_timesteps, config.schedule_timesteps
@@ -517,7 +520,7 @@ def _train(config: RunFile, order: Mapping[str, Any], folder: Path) -> None:
 
         machine.pin_threads(manifest.facts["machine"])
         digests = Digests(folder / _DIGESTS, keep_all=True)
-        host: Any = _Host(config, restore(store, manifest), order["until"], digests)
+        host: Host = _Host(config, restore(store, manifest), order["until"], digests)
         if config.entry_point is not None:
             script = prepare(config)
             with contextlib.suppress(TrainingStopped), hosted_by(host):
