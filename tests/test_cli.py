@@ -294,3 +294,14 @@ def test_what_cannot_be_written_is_one_line_and_what_the_users_code_raises_is_no
         (run_yaml / "x").read_text()
     refused.value.__traceback__ = refused.tb.tb_next  # without this file
     assert not _in_code_of_the_users(refused.value)
+
+
+@pytest.mark.parametrize("store", ["", " ", "s3://", "file://"])
+def test_a_store_that_is_nowhere_is_refused(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = "run_id: a\nalgorithm: ppo\ntotal_timesteps: 10\nsave_frequency: 5\nenvironment: {id: CartPole-v1}\n"
+    (tmp_path / "run.yaml").write_text(run)
+    assert main(["train", "run.yaml", "--store", store]) == 64
+    assert "give s3://bucket/prefix or a local folder" in capsys.readouterr().err

@@ -319,3 +319,28 @@ parking-v0:
         "replay_buffer_kwargs": {"n_sampled_goal": 4, "goal_selection_strategy": "future"},
     }
     assert one.left_out == [("online_sampling", "Stable-Baselines3 does not have it any more")]
+
+
+ODD = """
+CartPole-v1:
+  n_timesteps: [1]
+Pendulum-v1:
+  n_timesteps: .inf
+Acrobot-v1:
+  n_timesteps: 10
+  env_wrapper: 5
+  policy: 3
+  env_kwargs: 3
+  model_class: [ppo]
+"""
+
+
+def test_an_odd_file_is_no_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "ppo.yml").write_text(ODD)
+    assert main(["import-zoo", str(tmp_path / "ppo.yml"), "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    for line in ("n_timesteps: [1] is none of the zoo's forms", "policy: 3 is none", "env_kwargs: 3 is none"):
+        assert f"not carried over: {line}" in said
+    (tmp_path / "ppo.yml").write_text("5:\n  n_timesteps: 5\n")
+    assert main(["import-zoo", str(tmp_path / "ppo.yml"), "--out", str(tmp_path / "other")]) == 64
+    assert "the environment 5 is not text: put it in quotes" in capsys.readouterr().err

@@ -72,6 +72,9 @@ def import_zoo(path: Path, environments: Iterable[str] = (), algorithm: str | No
     content = read_yaml(text, path.name)
     if not isinstance(content, dict) or not all(isinstance(entry, dict) for entry in content.values()):
         raise InputError("FILE", str(path), "it must map environments to their hyperparameters")
+    for name in content:
+        if not isinstance(name, str):
+            raise InputError("FILE", str(path), f"the environment {name!r} is not text: put it in quotes")
     named = algorithm or path.stem
     known = _ALGORITHMS.get(named, named)
     if named == "ars":
@@ -133,6 +136,8 @@ def _import(name: str, entry: Mapping[str, Any], algorithm: str) -> Imported:
             _FIELDS.get(key, _hyperparameter(key))(values, value, parsed)
         except _LeftOut as error:
             left_out.append((key, str(error)))
+        except (AttributeError, OverflowError, TypeError, ValueError):
+            left_out.append((key, f"{value!r} is none of the zoo's forms for it"))
     _drop_what_is_gone(values, left_out)
     notes = [*place.notes, *_packages(values)]
     if "total_timesteps" not in values:

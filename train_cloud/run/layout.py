@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import re
 
+from train_cloud.errors import InputError
+
 HEAD = "head.json"
 RUN_YAML = "run.yaml"
 RUN_JSON = "run.json"
@@ -34,7 +36,12 @@ def is_run_id(name: str) -> bool:
 
 
 def run_url(root: str, run_id: str) -> str:
-    """The URL of one run's folder under a store root (``s3://bucket/prefix`` or a local folder)."""
+    """The URL of one run's folder under a store root (``s3://bucket/prefix`` or a local folder).
+
+    :raises InputError: the root is empty: below nothing, a run would lie in the root of the file system
+    """
+    if not root.strip() or root.rstrip("/") in ("s3:", "file:"):
+        raise InputError("--store", root, "give s3://bucket/prefix or a local folder")
     return f"{root.rstrip('/')}/runs/{run_id}"
 
 
