@@ -86,7 +86,7 @@ def test_an_early_end_is_an_end(warm: Any, tmp_path: Path, settings: dict[str, A
     assert main(["report", "a-run", "--store", run.root, "--out", str(page)]) == 0 and reason in page.read_text()
 
     assert run.session() == 64, "the same command"
-    assert "add --continue to train on" in run.log() and run.head() == head
+    assert "train --continue trains on" in run.log() and run.head() == head
     assert len(read_sessions(run.store)) == 1
     if settings is ON_POLICY:
         return

@@ -171,6 +171,7 @@ def test_a_store_full_of_them_trains(warm: Any, place: Place, tmp_path: Path) ->
         (lambda store: store.put(layout.HEAD, b""), "is not a head, or damaged"),
         (lambda store: damage(store, layout.HEAD), "is not a head, or damaged"),
         (lambda store: store.delete([layout.HEAD]), "head.json is missing"),
+        (lambda store: store.put(layout.progress_key(1), b'{"price": {"spot": "cheap"}}'), "makes no sense"),
     ],
 )
 def test_one_damaged_run_is_one_row(

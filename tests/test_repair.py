@@ -25,6 +25,7 @@ from train_cloud.run.session import begin_session, read_sessions
 from train_cloud.store import ObjectStore
 from train_cloud.worker.by_hand import delete
 from train_cloud.worker.finish import Facts, decide
+from train_cloud.worker.fork import _by_a_fork
 from train_cloud.worker.repair import plan, repair
 from train_cloud.worker.units import UnitState
 
@@ -245,3 +246,18 @@ def test_a_damaged_checkpoint_names_its_cure(folder_root: str, tmp_path: Path) -
     damage(store, head.manifest.key)
     assert cure(store, head.manifest).startswith("train-cloud repair a-run")
     assert CAPACITY == 30
+
+
+@pytest.mark.parametrize(
+    ("left", "free"),
+    [
+        (None, True),
+        (layout.checkpoint_prefix(10, (0, 0), 7) + "manifest.json", True),  # half a fork is no run
+        (layout.segment_key("replay", 0, 10, (0, 0), 7), True),
+        (layout.checkpoint_prefix(10, (3, 0), 7) + "manifest.json", False),
+        (layout.segment_key("replay", 0, 10, (3, 0), 7), False),
+        (layout.end_key(1), False),
+    ],
+)
+def test_a_fork_takes_no_name_of_a_run_that_lost_its_head(left: str | None, free: bool) -> None:
+    assert _by_a_fork(left) is free

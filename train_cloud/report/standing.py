@@ -88,8 +88,8 @@ def check_budget(store: ObjectStore, head: Head, run_file: RunFile, *, go_on: bo
         raise InputError(
             "run_id",
             run_file.run_id,
-            f"completed already, {early['by']} ended it at {head.timesteps} timesteps: add --continue to train on, "
-            f"give a larger total_timesteps than {early['total_timesteps']}, or choose another run_id",
+            f"completed already, {early['by']} ended it at {head.timesteps} timesteps: train --continue trains on, "
+            f"and so does a larger total_timesteps than {early['total_timesteps']}; or choose another run_id",
         )
     if run_file.schedule_total is None and (change := schedule_change(facts, run_file)):
         before = facts["schedules"]["timesteps"]

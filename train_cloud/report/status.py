@@ -13,12 +13,19 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from train_cloud.checkpoint import Manifest, read_manifest
 from train_cloud.checkpoint.survey import cure, refuse
 from train_cloud.config.load import read_yaml
-from train_cloud.errors import CorruptCheckpoint, HeadMissing, InputError, ObjectMissing, StoreForbidden
+from train_cloud.errors import (
+    CorruptCheckpoint,
+    HeadMissing,
+    InputError,
+    ObjectMissing,
+    StoreForbidden,
+    TrainCloudError,
+)
 from train_cloud.run import layout
 from train_cloud.run.cost import Cost, cost, reached_since
 from train_cloud.run.head import Head, read_head
@@ -163,7 +170,7 @@ def statuses(root: str, run_ids: Sequence[str]) -> list[RunStatus]:
         except InputError:
             ignore(root, [f"runs/{run_id}"], "no run's folder")
             return None
-        except (CorruptCheckpoint, StoreForbidden, ValidationError) as error:
+        except (CorruptCheckpoint, StoreForbidden) as error:
             return _unreadable(below, run_id, error)
 
     with ThreadPoolExecutor(_PARALLEL) as threads:
@@ -231,6 +238,24 @@ def _status(
     at: datetime | None = None,
     checkpoints: bool = False,
     reached: Mapping[int, int] | None = None,
+) -> RunStatus:
+    try:
+        return _derived(store, root, run_id, at=at, checkpoints=checkpoints, reached=reached)
+    except TrainCloudError:
+        raise
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        # Of values that none of our sessions writes, deep within a record.
+        raise CorruptCheckpoint(f"{store.url}/{layout.SESSIONS} has a record that makes no sense: {error}") from error
+
+
+def _derived(
+    store: ObjectStore,
+    root: str,
+    run_id: str,
+    *,
+    at: datetime | None,
+    checkpoints: bool,
+    reached: Mapping[int, int] | None,
 ) -> RunStatus:
     read = read_head(store)
     head = read[0] if read else None

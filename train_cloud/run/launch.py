@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from train_cloud.errors import ObjectMissing
@@ -23,7 +23,8 @@ def read_deadline(store: ObjectStore) -> datetime | None:
     """
     text = _launch(store).get("deadline")
     try:
-        return None if text is None else datetime.fromisoformat(text.replace("Z", "+00:00"))
+        found = None if text is None else datetime.fromisoformat(text.replace("Z", "+00:00"))
+        return found.replace(tzinfo=timezone.utc) if found is not None and found.tzinfo is None else found
     except (ValueError, AttributeError) as error:  # the outer stop holds all the same
         log.warning("%s/%s says no deadline: %s", store.url, layout.RUN_JSON, error)
         return None

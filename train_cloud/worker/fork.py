@@ -15,7 +15,7 @@ from train_cloud.config import RunFile, check_fork, dump_run_file
 from train_cloud.errors import ConditionFailed, CorruptCheckpoint, InputError
 from train_cloud.report.code import as_part, code_changes
 from train_cloud.run import layout
-from train_cloud.run.head import Token, found, read_head
+from train_cloud.run.head import Token, found, read_head, trace
 from train_cloud.run.session import now
 from train_cloud.snapshot import ENDED_EARLY, Part
 from train_cloud.store import ObjectStore, open_store
@@ -85,7 +85,7 @@ def fork(
     if not with_rows:
         _check_hindsight(run_file, manifest.timesteps)
     code = code_changes(source, manifest, run_file) or ""
-    if read_head(target) is not None or any(target.list(layout.SESSIONS)):
+    if read_head(target) is not None or any(target.list(layout.SESSIONS)) or not _by_a_fork(trace(target)):
         raise InputError("--as", new_id, f"there is a run of this name under {root}: choose another")
 
     parent = f"{source.url}@{manifest.timesteps}"
@@ -111,6 +111,15 @@ def fork(
     out.write_text(text)
     changes = [change for change in changes if change[0] != "code.digest"]
     return Forked(out, manifest.timesteps, changes, code, manifest.bytes(), with_rows)
+
+
+def _by_a_fork(left: str | None) -> bool:
+    """Whether it is nothing, or what a fork has left that was cut short: that is no run."""
+    if left is None:
+        return True
+    manifest, segment = layout.manifest_of(left), layout.segment_of(left)
+    token = manifest[1] if manifest is not None else segment[0] if segment is not None else None
+    return token is not None and Token(*token) == _TOKEN
 
 
 def _check_hindsight(run_file: RunFile, timesteps: int) -> None:

@@ -138,8 +138,7 @@ class Limits:
         """The dollar limit: what was spent before, and whether what is spent here can be known."""
         unpriced = []
         for record in before:
-            known = price(record)
-            hourly = Price.model_validate(known).at_most if known else None
+            hourly = _at_most(price(record))
             if hourly is None:
                 unpriced.append(str(record.number))
             else:
@@ -186,6 +185,14 @@ class Limits:
         else:
             log.info("the run may go on until %s", found)
             self._deadline, self._until = found, _monotonic(found)
+
+
+def _at_most(recorded: Mapping[str, Any]) -> float | None:
+    """Of a price as a session recorded it; None where it is none."""
+    try:
+        return Price.model_validate(recorded).at_most if recorded else None
+    except ValidationError:
+        return None
 
 
 def _monotonic(when: datetime | None) -> float:

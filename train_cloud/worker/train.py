@@ -803,7 +803,7 @@ class _Session:
                 **self._not_exported(),
                 **self._priced(),
             )
-        except StoreUnavailable as error:
+        except StoreError as error:
             log.warning("progress not reported: %s", error)
 
     def _enter(self, outcome: Outcome | None) -> None:
