@@ -22,7 +22,7 @@ News = Literal["completed", "stopped", "failed", "interrupted"]
 
 _GOES_ON = "Another worker goes on from there as soon as there is one."
 #: How a session ended that nobody cut short.
-_OWN_ENDINGS = {"completed", "limit", "fenced", "rollback"}
+_OWN_ENDINGS = {"completed", "callback", "limit", "fenced", "rollback", "repair"}
 _log = logging.getLogger(__name__)
 
 
