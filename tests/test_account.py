@@ -1,15 +1,17 @@
-"""doctor and relaunch as a person runs them, against moto and a quota service of the tests."""
+"""doctor and relaunch as a person runs them, against moto and, for what it does not know, a server of the tests."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import boto3
 import pytest
@@ -17,9 +19,12 @@ from groups import machines, make_group
 
 from train_cloud.checkpoint import Committer
 from train_cloud.cli import main
-from train_cloud.errors import InputError
-from train_cloud.instance.account import IMAGE_PARAMETER, INSTANCE_TYPES, Finding, examine
+from train_cloud.errors import CloudError, InputError
+from train_cloud.instance.account import IMAGE_PARAMETER, INSTANCE_TYPES, Finding, account_plan, examine
+from train_cloud.instance.api import client
 from train_cloud.instance.group import Group
+from train_cloud.instance.permissions import principal_of
+from train_cloud.instance.routes import ways_out
 from train_cloud.run.head import Head, Lease, Outcome, Token, read_head
 from train_cloud.run.layout import run_url
 from train_cloud.run.overrides import read_overrides, write_overrides
@@ -29,45 +34,116 @@ from train_cloud.store import ObjectStore, open_store
 TERRAFORM = Path(__file__).parents[1] / "terraform"
 
 
-class Quotas(ThreadingHTTPServer):
-    """GetServiceQuota of AWS's JSON protocol: a value by code, or a refusal."""
+class Account(ThreadingHTTPServer):
+    """What moto does not know of an account, in the words of AWS's API references.
+
+    :ivar quotas: GetServiceQuota: a value by code, or the code of a refusal
+    :ivar plan: GetAccountPlanState, or the code of a refusal
+    :ivar allowed: SimulatePrincipalPolicy: whether an action on a resource is allowed; or the code of a refusal
+    :ivar simulated: what it was asked, as (action, resource)
+    """
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Exchange)
-        self.values: dict[str, float | str] = {}
+        self.quotas: dict[str, float | str] = {
+            **{"L-3819A6DF": 8.0, "L-34B43A08": 32.0, "L-7212CCBC": 0.0},
+            **{"L-DB2E81BA": 8.0, "L-1216C47A": 32.0, "L-417A185B": 0.0},
+        }
+        self.plan: dict[str, Any] | str = {"accountPlanType": "PAID", "accountPlanStatus": "ACTIVE"}
+        self.allowed: Callable[[str, str], bool] | str = lambda action, resource: True
+        self.simulated: list[tuple[str, str]] = []
+        self.principals: set[str] = set()
+
+    def json(self, target: str, asked: dict[str, Any]) -> dict[str, Any] | str:
+        if target == "AWSFreeTierService.GetAccountPlanState":
+            return self.plan
+        assert target == "ServiceQuotasV20190624.GetServiceQuota", target
+        value = self.quotas.get(asked["QuotaCode"], "NoSuchResourceException")
+        return value if isinstance(value, str) else {"Quota": {"Value": value}}
+
+    def query(self, asked: dict[str, str]) -> str:
+        """IAM's two calls; three results to a page. A refusal has a code only."""
+        if asked["Action"] == "GetRole":
+            path = "aws-reserved/sso.amazonaws.com/" if asked["RoleName"].startswith("AWSReservedSSO_") else ""
+            role = f"<Arn>arn:aws:iam::123456789012:role/{path}{asked['RoleName']}</Arn>"
+            return f"<GetRoleResponse><GetRoleResult><Role>{role}</Role></GetRoleResult></GetRoleResponse>"
+        assert asked["Action"] == "SimulatePrincipalPolicy"
+        if isinstance(self.allowed, str):
+            return self.allowed
+        self.principals.add(asked["PolicySourceArn"])
+        names = [value for name, value in asked.items() if name.startswith("ActionNames.member.")]
+        resource, first = asked["ResourceArns.member.1"], int(asked.get("Marker", 0))
+        assert asked["ContextEntries.member.1.ContextKeyValues.member.1"] == "us-east-1"
+        results = ""
+        for name in names[first : first + 3]:
+            self.simulated.append((name, resource))
+            decision = "allowed" if self.allowed(name, resource) else "implicitDeny"
+            results += (
+                f"<member><EvalActionName>{name}</EvalActionName><EvalDecision>{decision}</EvalDecision></member>"
+            )
+        more = first + 3 < len(names)
+        page = f"<IsTruncated>{str(more).lower()}</IsTruncated>" + (f"<Marker>{first + 3}</Marker>" if more else "")
+        result = f"<EvaluationResults>{results}</EvaluationResults>{page}"
+        return (
+            "<SimulatePrincipalPolicyResponse><SimulatePrincipalPolicyResult>"
+            f"{result}</SimulatePrincipalPolicyResult></SimulatePrincipalPolicyResponse>"
+        )
 
 
 class _Exchange(BaseHTTPRequestHandler):
-    server: Quotas
+    server: Account
 
     def do_POST(self) -> None:
-        asked: dict[str, Any] = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        value = self.server.values.get(asked["QuotaCode"], "NoSuchResourceException")
-        refused = isinstance(value, str)
-        answer: dict[str, Any] = {"__type": value, "message": "no"} if refused else {"Quota": {"Value": value}}
-        body = json.dumps(answer).encode()
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        target = self.headers.get("X-Amz-Target")
+        if target is not None:
+            answer = self.server.json(target, json.loads(body))
+            refused = isinstance(answer, str)
+            text = json.dumps({"__type": answer, "message": "no"} if refused else answer)
+        else:
+            text = self.server.query({name: values[0] for name, values in parse_qs(body).items()})
+            refused = not text.startswith("<")
+            if refused:
+                text = f"<ErrorResponse><Error><Code>{text}</Code><Message>no</Message></Error></ErrorResponse>"
         self.send_response(400 if refused else 200)
-        self.send_header("Content-Type", "application/x-amz-json-1.1")
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Type", "application/x-amz-json-1.1" if target else "text/xml")
+        self.send_header("Content-Length", str(len(text)))
         self.end_headers()
-        self.wfile.write(body)
+        self.wfile.write(text.encode())
 
     def log_message(self, format: str, *args: object) -> None:
         pass
 
 
 @pytest.fixture
-def quotas(aws_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Quotas]:
-    with Quotas() as server:
+def account(aws_endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Account]:
+    with Account() as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
         thread.start()
-        monkeypatch.setenv("AWS_ENDPOINT_URL_SERVICE_QUOTAS", f"http://127.0.0.1:{server.server_port}")
-        server.values = {"L-3819A6DF": 8.0, "L-34B43A08": 32.0, "L-7212CCBC": 0.0}
+        for service in ("SERVICE_QUOTAS", "FREETIER", "IAM"):
+            monkeypatch.setenv(f"AWS_ENDPOINT_URL_{service}", f"http://127.0.0.1:{server.server_port}")
+        (tmp_path / "bin").mkdir()
+        plugin = tmp_path / "bin" / "session-manager-plugin"
+        plugin.write_text("#!/bin/sh\n")
+        plugin.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{plugin.parent}{os.pathsep}{os.environ['PATH']}")
         yield server
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture(scope="module")
+def gateway(aws_endpoint: str) -> str:
+    """The default VPC's way out, as AWS makes it and moto does not."""
+    ec2 = boto3.client("ec2")
+    (vpc,) = ec2.describe_vpcs(Filters=[{"Name": "is-default", "Values": ["true"]}])["Vpcs"]
+    gateway = str(ec2.create_internet_gateway()["InternetGateway"]["InternetGatewayId"])
+    ec2.attach_internet_gateway(InternetGatewayId=gateway, VpcId=vpc["VpcId"])
+    (table,) = ec2.describe_route_tables(Filters=[{"Name": "vpc-id", "Values": [vpc["VpcId"]]}])["RouteTables"]
+    ec2.create_route(RouteTableId=table["RouteTableId"], DestinationCidrBlock="0.0.0.0/0", GatewayId=gateway)
+    return gateway
 
 
 def findings(**options: Any) -> dict[str, list[Finding]]:
@@ -80,9 +156,15 @@ def findings(**options: Any) -> dict[str, list[Finding]]:
 # -------------------------------------------------------------------------------------------------------------- doctor
 
 
-def test_every_point_has_its_line(quotas: Quotas) -> None:
+SUBJECTS = [
+    *("credentials", "region", "types", "account plan", "spot quota", "on-demand quota", "default VPC", "subnets"),
+    *("key pair", "image", "permissions", "session manager"),
+]
+
+
+def test_every_point_has_its_line(account: Account, gateway: str) -> None:
     found = findings()
-    assert list(found) == ["credentials", "region", "types", "spot quota", "default VPC", "key pair", "image"]
+    assert list(found) == SUBJECTS
     verdicts = {subject: {finding.verdict for finding in lines} for subject, lines in found.items()}
     # moto has no Deep Learning images.
     assert verdicts.pop("image") == {"fail"} and IMAGE_PARAMETER in found["image"][0].said
@@ -92,8 +174,8 @@ def test_every_point_has_its_line(quotas: Quotas) -> None:
     assert all(finding.fix for lines in found.values() for finding in lines if finding.verdict == "fail")
 
 
-def test_new_accounts_have_no_quota_and_are_told_what_to_do(quotas: Quotas) -> None:
-    quotas.values["L-3819A6DF"] = 0.0
+def test_new_accounts_have_no_quota_and_are_told_what_to_do(account: Account) -> None:
+    account.quotas["L-3819A6DF"] = 0.0
     (finding,) = findings()["spot quota"]
     assert (finding.verdict, finding.said) == (
         "fail",
@@ -114,32 +196,184 @@ def test_new_accounts_have_no_quota_and_are_told_what_to_do(quotas: Quotas) -> N
         (["c5.large", "dl1.24xlarge"], ["ok", "warn"]),
     ],
 )
-def test_each_family_has_its_quota(quotas: Quotas, types: list[str], verdicts: list[str]) -> None:
+def test_each_family_has_its_quota(account: Account, types: list[str], verdicts: list[str]) -> None:
     assert [finding.verdict for finding in findings(types=types)["spot quota"]] == verdicts
 
 
 @pytest.mark.parametrize("refusal", ["AccessDeniedException", "NoSuchResourceException", "ThrottlingException"])
-def test_what_may_not_be_asked_could_not_be_checked(quotas: Quotas, refusal: str) -> None:
-    quotas.values["L-3819A6DF"] = refusal
+def test_what_may_not_be_asked_could_not_be_checked(account: Account, refusal: str) -> None:
+    account.quotas["L-3819A6DF"] = refusal
     (finding,) = findings()["spot quota"]
     assert finding.verdict == "warn" and "could not be checked" in finding.said
 
 
-def test_types_that_are_not_offered(quotas: Quotas) -> None:
+def test_each_family_has_its_on_demand_quota_too(account: Account) -> None:
+    """Without one, use_spot = false is no way out; with spot it is not needed."""
+    account.quotas |= {"L-DB2E81BA": 0.0, "L-1216C47A": 1.0}
+    first, second = findings(types=["g5.xlarge", "c5.large"])["on-demand quota"]
+    assert (first.verdict, second.verdict) == ("warn", "warn")
+    assert first.said.startswith("Running On-Demand G and VT instances: 0 vCPUs in us-east-1")
+    assert "use_spot = false" in first.said and "--quota-code L-DB2E81BA" in first.fix
+    assert second.said.startswith("Running On-Demand Standard instances: 1 vCPUs")
+
+
+FREE = {
+    "accountPlanType": "FREE",
+    "accountPlanStatus": "ACTIVE",
+    "accountPlanRemainingCredits": {"amount": 87.5, "unit": "USD"},
+}
+
+
+@pytest.mark.parametrize(
+    ("plan", "verdict", "said"),
+    [
+        ({"accountPlanType": "PAID", "accountPlanStatus": "ACTIVE"}, "ok", "PAID: no restriction"),
+        ("ResourceNotFoundException", "ok", "none: no restriction"),
+        ("AccessDeniedException", "warn", "could not be checked, these credentials may not"),
+        (FREE, "fail", "launches free-tier-eligible types only, as spot too; not eligible: g6.xlarge, g5.xlarge"),
+        ({**FREE, "accountPlanStatus": "EXPIRED"}, "fail", "nothing can be launched any more"),
+    ],
+)
+def test_the_free_plan_launches_few_types(account: Account, plan: Any, verdict: str, said: str) -> None:
+    account.plan = plan
+    (finding,) = findings()["account plan"]
+    assert finding.verdict == verdict and said in finding.said
+    if verdict == "fail":
+        assert "87.5 USD of credits left" in finding.said
+        assert "aws freetier upgrade-account-plan --region us-east-1 --account-plan-type PAID" in finding.fix
+
+
+def test_on_the_free_plan_types_that_it_launches_are_told_from_others() -> None:
+    """moto knows nothing of it: answers by hand, as DescribeInstanceTypes gives them."""
+
+    class Ec2:
+        def describe_instance_types(self, Filters: list[dict[str, Any]]) -> dict[str, Any]:
+            asked = {entry["Name"]: entry["Values"] for entry in Filters}
+            assert asked == {"free-tier-eligible": ["true"], "processor-info.supported-architecture": ["x86_64"]}
+            sizes = {"t3.micro": 1024, "m7i-flex.large": 8192, "c7i-flex.large": 4096}
+            return {
+                "InstanceTypes": [
+                    {"InstanceType": name, "MemoryInfo": {"SizeInMiB": size}} for name, size in sizes.items()
+                ]
+            }
+
+    class FreeTier:
+        def get_account_plan_state(self) -> dict[str, Any]:
+            return FREE
+
+    wanted, eligible = ["c7i-flex.large", "g5.xlarge"], {"c7i-flex.large", "t3.micro"}
+    verdicts = [account_plan(FreeTier(), Ec2(), types, eligible) for types in (wanted[:1], wanted, wanted[1:])]
+    assert [finding.verdict for finding in verdicts] == ["ok", "warn", "fail"]
+    assert "not eligible: g5.xlarge" in verdicts[1].said
+    assert verdicts[2].fix.endswith("or train on the CPU of c7i-flex.large or m7i-flex.large")
+
+
+def test_a_subnet_without_a_way_out_is_named(account: Account, gateway: str) -> None:
+    ec2 = boto3.client("ec2")
+    vpc = ec2.create_vpc(CidrBlock="10.0.0.0/16")["Vpc"]["VpcId"]
+    ids = [ec2.create_subnet(VpcId=vpc, CidrBlock=f"10.0.{n}.0/24")["Subnet"]["SubnetId"] for n in range(4)]
+    own = ec2.create_internet_gateway()["InternetGateway"]["InternetGatewayId"]
+    ec2.attach_internet_gateway(InternetGatewayId=own, VpcId=vpc)
+    nat = ec2.create_nat_gateway(SubnetId=ids[1])["NatGateway"]["NatGatewayId"]
+    # The first has the VPC's main table, with no route out.
+    for subnet, target in ((ids[1], {"GatewayId": own}), (ids[2], {"GatewayId": own}), (ids[3], {"NatGatewayId": nat})):
+        table = ec2.create_route_table(VpcId=vpc)["RouteTable"]["RouteTableId"]
+        ec2.create_route(RouteTableId=table, DestinationCidrBlock="0.0.0.0/0", **target)
+        ec2.associate_route_table(RouteTableId=table, SubnetId=subnet)
+    ec2.modify_subnet_attribute(SubnetId=ids[2], MapPublicIpOnLaunch={"Value": True})
+    found = findings(subnet_ids=ids)
+    assert "default VPC" not in found
+    failed = {line.said.split(": ")[0]: line for line in found["subnets"] if line.verdict == "fail"}
+    assert set(failed) == {ids[0], ids[1]}
+    assert "no route to 0.0.0.0/0; a worker there reaches nothing" in failed[ids[0]].said
+    assert f"its way out is {own}, and machines get no public address there" in failed[ids[1]].said
+    assert all("NAT gateway" in line.fix for line in failed.values())
+    (good,) = (line for line in found["subnets"] if line.verdict == "ok")
+    assert set(good.said.removeprefix("a way to the internet from ").split(", ")) == {ids[2], ids[3]}
+    (absent,) = findings(subnet_ids=["subnet-0123456789abcdef0"])["subnets"]
+    assert absent.verdict == "fail" and "subnet-0123456789abcdef0" in absent.said
+
+
+def test_a_route_to_something_that_is_gone_is_none() -> None:
+    """A NAT gateway that was deleted leaves its routes, in the state blackhole."""
+
+    class Ec2:
+        def describe_route_tables(self, Filters: object) -> dict[str, Any]:
+            route = {"DestinationCidrBlock": "0.0.0.0/0", "NatGatewayId": "nat-0", "State": "blackhole"}
+            return {"RouteTables": [{"VpcId": "vpc-0", "Associations": [{"Main": True}], "Routes": [route]}]}
+
+    (said,) = ways_out(Ec2(), [{"SubnetId": "subnet-0", "VpcId": "vpc-0", "MapPublicIpOnLaunch": True}]).values()
+    assert said is not None and "leads to something that is gone" in said
+
+
+def test_what_apply_needs_and_what_only_options_need(account: Account) -> None:
+    lacking = {"iam:PassRole", "s3:PutBucketPolicy", "sns:Subscribe"}
+    account.allowed = lambda action, resource: action not in lacking
+    first, second = findings()["permissions"]
+    assert (first.verdict, second.verdict) == ("fail", "warn")
+    assert first.said == "terraform apply and destroy also need iam:PassRole, s3:PutBucketPolicy"
+    assert second.said == "notification_emails would also need sns:Subscribe"
+    asked = dict(account.simulated)
+    assert (
+        len(asked) > 80
+        and asked["s3:PutObject"] == "arn:aws:s3:::train-cloud-123456789012-us-east-1/runs/a-run/run.yaml"
+    )
+    assert asked["iam:PassRole"] == "arn:aws:iam::123456789012:role/train-cloud-a-run-us-east-1"
+
+
+@pytest.mark.parametrize(
+    ("caller", "principal"),
+    [
+        ("arn:aws:iam::123456789012:user/path/me", "arn:aws:iam::123456789012:user/path/me"),
+        ("arn:aws:sts::123456789012:assumed-role/mine/session", "arn:aws:iam::123456789012:role/mine"),
+        (
+            "arn:aws-us-gov:sts::123456789012:assumed-role/AWSReservedSSO_Admin_0a/me@example.org",
+            "arn:aws:iam::123456789012:role/aws-reserved/sso.amazonaws.com/AWSReservedSSO_Admin_0a",
+        ),
+        ("arn:aws:iam::123456789012:root", None),
+    ],
+)
+def test_policies_are_attached_to_users_and_roles_not_to_sessions(
+    account: Account, caller: str, principal: str | None
+) -> None:
+    assert principal_of(client("iam"), caller) == principal
+
+
+@pytest.mark.parametrize("caller", ["arn:aws:sts::123456789012:federated-user/me", "nonsense"])
+def test_other_callers_cannot_be_simulated(account: Account, caller: str) -> None:
+    with pytest.raises(CloudError):
+        principal_of(client("iam"), caller)
+
+
+def test_where_the_simulation_is_forbidden_that_is_said(account: Account) -> None:
+    account.allowed = "AccessDenied"
+    (finding,) = findings()["permissions"]
+    assert finding.verdict == "warn" and "could not be checked, these credentials may not" in finding.said
+    assert "iam:SimulatePrincipalPolicy" in finding.fix
+
+
+def test_without_the_plugin_there_is_no_shell(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert findings()["session manager"][0].verdict == "ok"
+    monkeypatch.setenv("PATH", "/nowhere")
+    (finding,) = findings()["session manager"]
+    assert finding.verdict == "warn" and "session-manager-plugin" in finding.said and finding.fix
+
+
+def test_types_that_are_not_offered(account: Account) -> None:
     found = findings(types=["g5.xlarge", "g9.xlarge"])["types"]
     assert [finding.verdict for finding in found] == ["ok", "warn"]
     assert "g9.xlarge is not offered in us-east-1" in found[1].said
     assert [finding.verdict for finding in findings(types=["g9.xlarge"])["types"]] == ["fail"]
 
 
-def test_key_pairs(quotas: Quotas) -> None:
+def test_key_pairs(account: Account) -> None:
     boto3.client("ec2").create_key_pair(KeyName="mine")
     assert findings(key_pair="mine")["key pair"] == [Finding("key pair", "ok", "mine")]
     (finding,) = findings(key_pair="yours")["key pair"]
     assert finding.verdict == "fail" and "create-key-pair --region us-east-1 --key-name yours" in finding.fix
 
 
-def test_a_region_without_a_default_vpc(quotas: Quotas) -> None:
+def test_a_region_without_a_default_vpc(account: Account) -> None:
     ec2 = boto3.client("ec2", region_name="eu-north-1")
     for vpc in ec2.describe_vpcs()["Vpcs"]:
         for subnet in ec2.describe_subnets(Filters=[{"Name": "vpc-id", "Values": [vpc["VpcId"]]}])["Subnets"]:
@@ -149,7 +383,7 @@ def test_a_region_without_a_default_vpc(quotas: Quotas) -> None:
     assert finding.verdict == "fail" and "create-default-vpc --region eu-north-1" in finding.fix
 
 
-def test_without_credentials_it_ends_there(quotas: Quotas, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_credentials_it_ends_there(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     (finding,) = examine()
@@ -165,13 +399,13 @@ def test_without_a_region_it_does_not_begin(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_command_prints_a_line_each_and_its_exit_code_counts(
-    quotas: Quotas, capsys: pytest.CaptureFixture[str]
+    account: Account, gateway: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["doctor", "--instance-type", "c5.large"]) == 1
     lines = capsys.readouterr().out.splitlines()
     marked = [line for line in lines if not line.startswith("    → ")]
-    assert len(marked) == 7 and len(lines) == 8
-    assert [line[0] for line in marked] == ["✓"] * 6 + ["✗"]
+    assert len(marked) == len(SUBJECTS) and len(lines) == len(SUBJECTS) + 1
+    assert sorted(line[0] for line in marked) == ["✓"] * (len(SUBJECTS) - 1) + ["✗"]
 
 
 def test_nothing_failed_is_exit_code_0(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

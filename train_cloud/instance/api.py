@@ -32,7 +32,13 @@ _FORBIDDEN = {
     "UnrecognizedClientException",
 }
 leave_to_training()
-_ABSENT = {"InvalidKeyPair.NotFound", "NoSuchResourceException", "ParameterNotFound"}
+_ABSENT = {
+    "InvalidKeyPair.NotFound",
+    "InvalidSubnetID.NotFound",
+    "NoSuchEntity",
+    "NoSuchResourceException",
+    "ParameterNotFound",
+}
 _TEMPORARY = {
     "ExpiredToken",
     "InternalFailure",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -148,12 +149,16 @@ class EmbeddedAws:
         return {**given, "Expiration": given["Expiration"].strftime("%Y-%m-%dT%H:%M:%SZ")}
 
     @contextmanager
-    def permissions_enforced(self) -> Iterator[None]:
-        """Within this block IAM policies hold, for assumed roles too; outside it everything is allowed."""
+    def permissions_enforced(self, owner_may: Sequence[str] = ("*",)) -> Iterator[None]:
+        """Within this block IAM policies hold, for assumed roles too; outside it everything is allowed.
+
+        :param owner_may: actions that the owner may take, on anything
+        """
         iam, owner, name = self.client("iam"), self._keys, f"owner-{uuid.uuid4().hex[:8]}"
-        policy = "arn:aws:iam::aws:policy/AdministratorAccess"
+        statement = {"Effect": "Allow", "Action": list(owner_may), "Resource": "*"}
+        policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
         iam.create_user(UserName=name)
-        iam.attach_user_policy(UserName=name, PolicyArn=policy)
+        iam.put_user_policy(UserName=name, PolicyName="owner", PolicyDocument=policy)
         key = iam.create_access_key(UserName=name)["AccessKey"]
         try:
             self._keys = (key["AccessKeyId"], key["SecretAccessKey"])
@@ -163,7 +168,7 @@ class EmbeddedAws:
             self._free_actions(10**12)
             self._keys = owner
             iam.delete_access_key(UserName=name, AccessKeyId=key["AccessKeyId"])
-            iam.detach_user_policy(UserName=name, PolicyArn=policy)
+            iam.delete_user_policy(UserName=name, PolicyName="owner")
             iam.delete_user(UserName=name)
 
     def _free_actions(self, number: int) -> None:

@@ -30,6 +30,7 @@ from moto.core.responses import ActionResult, EmptyResult
 from moto.ec2.models import ec2_backends
 from moto.ec2.models.instances import Instance
 from moto.ec2.models.launch_templates import LaunchTemplateBackend
+from moto.ec2.models.vpcs import VPCBackend
 from moto.ec2.responses.spot_instances import SpotInstances
 from moto.iam.access_control import IAMPolicyStatement, IAMRequestBase, PermissionResult
 from moto.logs.responses import LogsResponse
@@ -222,6 +223,17 @@ def _parameter(original: Answer, self: Any, name: str) -> Any:
     )
 
 
+@fills(VPCBackend, "create_default_vpc")
+def _default_vpc(original: Answer, self: Any) -> Any:
+    """The default VPC has no internet gateway, and its subnets no route out."""
+    vpc = original(self)
+    gateway = self.create_internet_gateway()
+    self.attach_internet_gateway(gateway.id, vpc.id)
+    (table,) = self.describe_route_tables(filters={"vpc-id": [vpc.id]})
+    self.create_route(table.id, "0.0.0.0/0", gateway_id=gateway.id)
+    return vpc
+
+
 @fills(SpotInstances, "describe_spot_price_history")
 def _spot_prices(_: Answer | None, self: Any) -> Any:
     """Everything costs 0.00001 dollars, since 2006, in every zone, whatever was asked for."""
@@ -261,6 +273,13 @@ _MODULES = frozenset(backends.list_of_moto_modules())
 backends.list_of_moto_modules = lambda: _MODULES
 
 
+#: Server errors in moto, by the target of AWS's JSON protocol.
+_UNKNOWN_TO_MOTO: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "AWSPriceListService.GetProducts": get_products,
+    "AWSFreeTierService.GetAccountPlanState": lambda _: {"accountPlanType": "PAID", "accountPlanStatus": "ACTIVE"},
+}
+
+
 class _Application:
     """moto as a WSGI application that answers one request at a time, and each just once."""
 
@@ -274,10 +293,11 @@ class _Application:
         """On a busy machine a reply is lost now and then. The SDK repeats the request under the same id, and "add this
         role" would be answered with "there is one": a repetition gets the first answer. S3's writes are PUTs and left
         alone: what a repeated conditional write is answered is what the store has to live with."""
-        if environ.get("HTTP_X_AMZ_TARGET", "") == "AWSPriceListService.GetProducts":  # a server error in moto
+        answer = _UNKNOWN_TO_MOTO.get(environ.get("HTTP_X_AMZ_TARGET", ""))
+        if answer is not None:
             asked = json.loads(environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0)))
             start_response("200 OK", [("Content-Type", "application/x-amz-json-1.1")])
-            return [json.dumps(get_products(asked)).encode()]
+            return [json.dumps(answer(asked)).encode()]
         invocation = environ.get("HTTP_AMZ_SDK_INVOCATION_ID") if environ["REQUEST_METHOD"] == "POST" else None
         with self._one_at_a_time:
             if invocation in self._answered:
