@@ -14,7 +14,7 @@ from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stable_baselines3 import HerReplayBuffer
-from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer, RolloutBuffer
 
 from train_cloud.checkpoint import Committer, read_manifest, restore
 from train_cloud.checkpoint.format import pack
@@ -263,7 +263,7 @@ def test_what_is_committed_while_the_training_samples_is_what_was_there(kind: st
         assert draw(found) == draw(player.buffer)
 
 
-class Unknown(ReplayBuffer):
+class Unknown(RolloutBuffer):
     pass
 
 

@@ -96,6 +96,8 @@ def validate(
         echo(f"  checkpoints   {sizes}")
     if found.choice is not None:
         exact = "exact" if found.choice.exact else f"not exact, because {found.choice.because}"
+        if found.not_kept:
+            exact = f"not exact: no checkpoint keeps {'; '.join(found.not_kept)}"
         echo(f"  resume        {exact} (environment's state: {found.choice.provider})")
     if model is not None:
         told = "fits" if initial is not None else "not tried: give --store"

@@ -47,6 +47,11 @@ def run_file(path: str | Path | None = None) -> RunFile:
     return load_run_file(path)
 
 
+def artifact_folders() -> tuple[Path, ...]:
+    """The folder of :func:`artifact_folder` where a run is being trained; none elsewhere."""
+    return tuple(_folders)
+
+
 def artifact_folder(otherwise: str | Path = "artifacts") -> Path:
     """The folder whose files reach the store while the run trains; it exists.
 

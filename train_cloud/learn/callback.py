@@ -121,6 +121,7 @@ class Checkpoints(BaseCallback):
         self._between_logs = False
         self._ended_early: str | None = None
         self._stood_at: int | None = None
+        self._lost: list[str] = []
         self._schedules: list[str] = []
         self._choices: dict[str, Choice] = {}
         self._capture: Capture | None = None
@@ -191,6 +192,8 @@ class Checkpoints(BaseCallback):
     def _on_rollout_start(self) -> None:
         now = time.monotonic()
         assert self._capture is not None
+        if self._rollouts == 0:
+            self._capture.begin()
         if self._rollouts == 0 and self._host.restored is not None:
             restored = self._host.restored
             self._restore(self._capture, restored)
@@ -300,6 +303,7 @@ class Checkpoints(BaseCallback):
         self._rows = self._submitted_rows = capture.restore(snapshot)
         self._host.digests.resume(snapshot.timesteps, snapshot.facts.get("digests"))
         self._reader.begin(capture.counts(self._rows), snapshot.timesteps)
+        self._lost = list(snapshot.facts.get("not_kept", ()))
         self._submitted_timesteps = snapshot.timesteps
         self._first_rollout = snapshot.facts["rollouts"]
         self._between_logs = isinstance(self.model, OnPolicyAlgorithm) and self._first_rollout % self._log_every() != 0
@@ -376,6 +380,10 @@ class Checkpoints(BaseCallback):
     def _with_rows(self, snapshot: Snapshot, rows: int) -> Snapshot:
         exact, because = self._exactness()
         facts = {**snapshot.facts, "exact": exact, "exact_because": because}
+        left_out = self._not_kept()
+        if left_out:
+            facts["not_kept"] = left_out
+            self._host.exactness(exact, because)
         return replace(snapshot, streams=self._capture_of().rows(self._submitted_rows, rows), facts=facts)
 
     def _plan_save(self, now: float) -> None:
@@ -468,6 +476,10 @@ class Checkpoints(BaseCallback):
             self._choices[kind] = choose_for(env)
         return self._choices[kind].provider
 
+    def _not_kept(self) -> list[str]:
+        """What this session's checkpoints lack, and those before it: what was lost once stays lost."""
+        return list(dict.fromkeys([*self._lost, *self._capture_of().not_kept]))
+
     def _exactness(self) -> tuple[bool, str]:
         if self._between_logs and self._log_interval is None:
             return False, "the run had ended between two logs: the script logs at other steps from there on"
@@ -475,6 +487,9 @@ class Checkpoints(BaseCallback):
         told = next((choice.because for choice in choices if not choice.exact), "")
         if self._capture is not None and self._capture.begun_anew and not told:
             told = f"a new episode was begun: {'; '.join(self._capture.begun_anew)}"
+        left_out = self._not_kept()
+        if left_out:
+            told = "; ".join([*([told] if told else []), f"not kept: {'; '.join(left_out)}"])
         return not told, told
 
 

@@ -6,7 +6,8 @@ with everything set up. What is captured was found by leaving each item out and 
 (docs/architecture.md).
 
 Everything small goes into *one* pickle, because objects are shared: ``model.action_space`` may be environment 0's
-object, with a generator that both draw from. Where a model consists of several learners (``learn.multiagent``), each
+object, with a generator that both draw from. What callbacks, algorithm, policy and buffers hold besides is in
+``learn.objects``. Where a model consists of several learners (``learn.multiagent``), each
 has parts and replay rows of its own, ``<learner>/model`` and ``<learner>/replay``, and that one pickle has the rest of
 all.
 """
@@ -15,7 +16,8 @@ from __future__ import annotations
 
 import pickle
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any, ClassVar
 
 import gymnasium
@@ -36,10 +38,14 @@ from stable_baselines3.common.vec_env import (
     VecTransposeImage,
 )
 
+from train_cloud.config.current import artifact_folders
 from train_cloud.envs.make import FAILURES
-from train_cloud.envs.state import Anew, dumps, follow, get_state, loads, set_state
+from train_cloud.envs.state import Anew, dumps, follow, get_state, layers, set_state
 from train_cloud.errors import InputError, TrainCloudError
-from train_cloud.learn.compare import AnyEnvironment
+from train_cloud.learn.compare import read_state
+from train_cloud.learn.kinds import OF_A_CALLBACK, kind_of
+from train_cloud.learn.objects import Objects, Root
+from train_cloud.learn.pickling import LEFT, OWN, Whole, as_numpy
 from train_cloud.learn.replay import Ring
 from train_cloud.snapshot import Array, Part, Rows, Snapshot
 
@@ -60,9 +66,25 @@ _OF_THE_PROCESS = {
 _OF_THE_VECENV = {
     "venv", "envs", "class_attributes", "remotes", "work_remotes", "processes", "metadata", "waiting", "closed",
 }  # fmt: skip
-#: Of a callback: links to other objects.
-_OF_THE_CALLBACK = {"model", "locals", "globals", "parent", "callback", "callbacks", "callback_on_new_best", "verbose"}
-_PLAIN = (int, float, str, bool, type(None), list, tuple, dict, set, np.ndarray, np.generic)
+#: Attributes of an algorithm that have a part, a stream or a place in the pickle of their own.
+_ELSEWHERE = frozenset({
+    "policy", "device", "env", "replay_buffer", "rollout_buffer", "_vec_normalize_env", "_logger", "_custom_logger",
+    "learners", "learner_of", "rows", "rows_per_step",
+})  # fmt: skip
+#: Arrays that are others after each step: values, not objects that somebody else knows.
+_OF_A_STEP = frozenset({"_last_obs", "_last_episode_starts", "_last_original_obs", "_last_lstm_states"})
+#: Of a rollout buffer of SB3's: it is empty at a rollout's start, and filled and cut before it is read.
+_OF_A_ROLLOUT = frozenset({"pos", "full", "generator_ready", "seq_start_indices", "seq_end_indices", "pad",
+                           "pad_and_flatten"})  # fmt: skip
+#: Of any buffer: how it was made. The model has the spaces, too.
+_OF_A_BUFFER = frozenset({"observation_space", "action_space", "device", "env"})
+#: Hyperparameter → attributes that follow from it; a fork that sets it anew keeps the new ones.
+_FOLLOWING = {
+    "learning_rate": ("lr_schedule",),
+    "exploration_fraction": ("exploration_schedule",),
+    "exploration_initial_eps": ("exploration_schedule",),
+    "exploration_final_eps": ("exploration_schedule",),
+}
 
 
 class Capture:
@@ -83,7 +105,7 @@ class Capture:
     ) -> None:
         self.model = model
         self._provider_of = provider_of
-        self._callbacks = [callback for callback in _walk(root) if callback is not own]
+        self._callbacks = {path: callback for path, callback in _walk("callbacks", root) if callback is not own}
         self._learners = {name: _Learner(name, learner) for name, learner in learners_of(model).items()}
         self._at: dict[int, dict[str, int]] = {}
         self._parts_bytes = 0
@@ -92,9 +114,70 @@ class Capture:
         env = model.get_env()
         assert env is not None
         self._env: VecEnv = env
-        self._singles = [single for venv in (env, *_venvs(self._callbacks)) for single in _singles(venv)]
-        for single in self._singles:
+        self._root, self._own = root, own
+        self._objects: Objects | None = None
+        self._found: dict[str, dict[str, Any]] = {}
+        self._tried: set[str] = set()
+        self._singles: list[gymnasium.Env[Any, Any]] = []
+        for single in _singles(env):
             follow(single)  # of somebody else's making
+        for name, learner in self._learners.items():
+            if not any(True for _ in _live_tensors(learner.model, "")):
+                told = f"{type(learner.model).__name__}{f' of {name}' if name else ''}"
+                fix = "it has no torch parameters (SBX keeps them in JAX): use an algorithm whose networks are torch's"
+                raise InputError("algorithm", told, fix)
+
+    def begin(self) -> None:
+        """Note what is there. To be called at the session's first consistent point, before anything is restored."""
+        roots: list[Root] = []
+        elsewhere: dict[str, Any] = {"the logger": self.model.logger}
+        optimizers: list[torch.optim.Optimizer] = []
+        if self._own is not None:
+            elsewhere["train-cloud's callback"] = self._own
+        for index, venv in enumerate([*_wrappers(self._env), self._env.unwrapped]):
+            elsewhere[f"environments[{index}]"] = venv
+        for env_index, single in enumerate(_singles(self._env)):
+            for index, layer in enumerate(layers(single)):
+                elsewhere[f"environment {env_index}[{index}]"] = layer
+        if _ALONE not in self._learners:
+            roots.append(_root_of("algorithm", self.model))
+            self._found["algorithm"] = _aliases(self.model)
+        for name, learner in self._learners.items():
+            path = _path_of(name)
+            roots += [_root_of(path, learner.model), *_buffers_of(path, learner.model, learner.ring)]
+            elsewhere.update(_live_tensors(learner.model, path + "."))
+            optimizers += [_attribute(learner.model, name) for name in _optimizers_of(learner.model)]
+            self._found[path] = _aliases(learner.model)
+        for path, callback in self._callbacks.items():
+            roots.append(Root(path, callback, _attributes_to_look_at(callback)))
+        self._objects = Objects(
+            roots, elsewhere, optimizers, gradients=any(_has_own_train(one.model) for one in self._learners.values())
+        )
+        singles = _singles(self._env)
+        for other in self._objects.environments.values():
+            singles += _singles(other) if isinstance(other, VecEnv) else [other]
+        self._singles = list(dict.fromkeys(singles))
+        for one in self._singles:
+            follow(one)
+
+    @property
+    def objects(self) -> Objects:
+        """What was there when the session began."""
+        if self._objects is None:
+            self.begin()
+        assert self._objects is not None
+        return self._objects
+
+    @property
+    def not_kept(self) -> list[str]:
+        """What a checkpoint does not keep, and what this session lacks of the one that it was restored from: each with
+        its path and the reason.
+        """
+        objects = self.objects
+        return [
+            *(f"{path}: {reason}" for path, reason in objects.not_kept.items()),
+            *(f"{path}: the checkpoint has it, and this session's program has not" for path in objects.missing),
+        ]
 
     @property
     def capacity(self) -> int:
@@ -135,6 +218,7 @@ class Capture:
         """
         self._at[last] = counts = self.counts(last)
         parts: dict[str, Part] = {}
+        tensors: dict[str, dict[str, torch.Tensor]] = {}
         rests: dict[str, Any] = {}
         facts: dict[str, Any] = {}
         parts_bytes = 0
@@ -142,12 +226,20 @@ class Capture:
             if learner.ring is not None and not learner.ring.at(counts[name]):
                 kind = type(learner.ring.buffer).__name__
                 raise InputError("replay_buffer", kind, "rows were added outside of collect_rollouts; train without")
-            tensors, rests[name] = _tensors(learner.model, learner.noise)
-            parts[learner.part("model")] = Part(_copied(tensors))
+            if learner.ring is not None and learner.ring.rewritten(counts[name]):
+                path = f"{_path_of(name)}.replay_buffer"
+                self.objects.not_kept[path] = "rows were changed after they were added: checkpoints have them as added"
+            tensors[name], rests[name] = _tensors(learner.model, learner.noise)
             parts[learner.part("skeleton")] = Part(blob=learner.skeleton)
             facts[name] = {"algorithm": _description(learner.model), "optimizers": rests[name]}
-            parts_bytes += sum(tensor.nbytes for tensor in tensors.values())
-        parts["model"] = Part(parts["model"].arrays if "model" in parts else {}, self._pickle(rests, last))
+        blob, own, arrays = self._pickle(rests, last)
+        for name, learner in self._learners.items():
+            with_it = own if name == _ALONE else {}
+            parts[learner.part("model")] = Part(_copied(tensors[name] | with_it, arrays if name == _ALONE else {}))
+        rest = {} if _ALONE in self._learners else _copied(own, arrays)
+        parts["model"] = Part(parts["model"].arrays if "model" in parts else rest, blob)
+        for part in parts.values():
+            parts_bytes += sum(array.nbytes for array in part.arrays.values())
         normalizer = self.model.get_vec_normalize_env()
         if normalizer is not None:
             parts["normalizer"] = Part(blob=pickle.dumps(normalizer, protocol=4))
@@ -187,8 +279,12 @@ class Capture:
 
         :return: number of rows that were ever added to the replay buffer, as :meth:`snapshot` was given it
         """
-        state = loads(snapshot.parts["model"].blob, self._singles)
-        set_anew = snapshot.facts.get("set_anew", ())  # what a fork has changed
+        objects, part = self.objects, snapshot.parts["model"]
+        state = objects.load(part.blob, part.arrays, self._singles)
+        set_anew = set(snapshot.facts.get("set_anew", ()))  # what a fork has changed
+        set_anew |= {follows for name in set_anew for follows in _FOLLOWING.get(name, ())}
+        objects.relink(state)
+        objects.restore(state, set_anew)
         counts = {}
         for name, learner in self._learners.items():
             own = state["learners"][name] if name else state
@@ -199,6 +295,7 @@ class Capture:
         last = counts.get(_ALONE, state.get("rows", 0) if any(counts.values()) else 0)
         self._at = {last: counts}
         begun_anew = _set_vecenv(self._env, state["environments"])
+        self._set_others(state.get("others", {}))
         logger = self.model.logger
         for live, saved in zip(_pending(logger), state["logger"], strict=True):
             live.clear()
@@ -207,8 +304,9 @@ class Capture:
             raise InputError(
                 "callbacks", len(self._callbacks), f"this run was begun with {len(state['callbacks'])} callbacks"
             )
-        for callback, saved in zip(self._callbacks, state["callbacks"], strict=True):
+        for callback, saved in zip(self._callbacks.values(), state["callbacks"], strict=True):
             _set_callback(callback, saved)
+        objects.restore(state, set_anew)  # once more: replaying an episode may have changed what wrappers share
         self.model._num_timesteps_at_start = self.model.num_timesteps  # fps counts this session's steps
         self.begun_anew = tuple(f"environment {index}: {anew.because}" for index, anew in begun_anew.items())
         if begun_anew:
@@ -216,26 +314,65 @@ class Capture:
         set_generators(state["generators"])  # nothing after this may draw
         return last
 
-    def _pickle(self, rests: Mapping[str, Any], last: int) -> bytes:
-        learners = {name: learner.state(rests[name]) for name, learner in self._learners.items()}
+    def _pickle(self, rests: Mapping[str, Any], last: int) -> tuple[bytes, dict[str, torch.Tensor], dict[str, Array]]:
+        objects = self.objects
+        learners = {
+            name: learner.state(rests[name], self._found[_path_of(name)]) for name, learner in self._learners.items()
+        }
         state = learners.get(_ALONE) or {
-            "algorithm": attributes_of(self.model),
+            "algorithm": attributes_of(self.model, self._found["algorithm"]),
             "learners": learners,
             "rows": last,
         }
-        state |= {
+        state = {
+            "whole": Whole(True),  # and first: what they share with others is whole, too
             "environments": _get_vecenv(self._env, self._provider_of),
+            "others": self._get_others(),
+            "to here": Whole(False),
+            **state,
             "logger": [dict(pending) for pending in _pending(self.model.logger)],
-            "callbacks": [_get_callback(callback, self._provider_of) for callback in self._callbacks],
+            "callbacks": [_get_callback(callback) for callback in self._callbacks.values()],
             "generators": get_generators(),
+            **objects.states(),
         }
         try:
-            return dumps(state, self._singles)
+            return objects.dump(state, self._singles)
         except FAILURES as error:
             what = next((name for name, value in state.items() if not _can_be_pickled(value, self._singles)), "state")
             raise TrainCloudError(
                 f"the {what} cannot be saved: {error}; keep what cannot be pickled out of its attributes"
             ) from error
+
+    def _get_others(self) -> dict[str, Any]:
+        """States of environments that callbacks and the algorithm hold, by path."""
+        found: dict[str, Any] = {}
+        for path, env in self.objects.environments.items():
+            if path in self.objects.not_kept:
+                continue
+            try:
+                if isinstance(env, VecEnv):
+                    found[path] = _get_vecenv(env, self._provider_of)
+                else:
+                    found[path] = get_state(env, self._provider_of(env))
+                if path not in self._tried:
+                    dumps(found[path], self._singles)
+                    self._tried.add(path)
+            except InputError:
+                raise
+            except FAILURES as error:
+                self.objects.not_kept[path] = f"{type(error).__name__}: {error}"
+                found.pop(path, None)
+        return found
+
+    def _set_others(self, states: Mapping[str, Any]) -> None:
+        for path, state in states.items():
+            env = self.objects.environments.get(path)
+            if env is None:
+                self.objects.at(path, None)  # notes that it is missing
+            elif isinstance(env, VecEnv):
+                _set_vecenv(env, state)
+            else:
+                set_state(env, state)
 
     def _begin_episodes(self, observations: Mapping[int, Any]) -> None:
         """Where an environment could not go on with its episode, the model must see the first observation of
@@ -290,28 +427,31 @@ class _Learner:
         """Name of its part or stream of this kind."""
         return f"{self.name}/{kind}" if self.name else kind
 
-    def state(self, rest: Mapping[str, Any]) -> dict[str, Any]:
+    def state(self, rest: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+        """:param found: see :func:`attributes_of`"""
         replay = {} if self.ring is None else self.ring.state()
-        return {"rest": rest, "replay": replay, "algorithm": attributes_of(self.model)}
+        return {"rest": rest, "replay": replay, "algorithm": attributes_of(self.model, found)}
 
-    def restore(self, snapshot: Snapshot, state: Mapping[str, Any], set_anew: Sequence[str]) -> int:
+    def restore(self, snapshot: Snapshot, state: Mapping[str, Any], set_anew: Collection[str]) -> int:
         """:return: number of rows that were ever added to its buffer"""
         last = 0 if self.ring is None else self.ring.load(snapshot.streams[self.part(REPLAY)], state["replay"])
-        arrays = snapshot.parts[self.part("model")].arrays
-        tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
-        _set_tensors(self.model, self.noise, tensors, state["rest"])
+        _set_tensors(self.model, self.noise, _tensors_in(snapshot.parts[self.part("model")]), state["rest"])
         restore_attributes(self.model, state["algorithm"], set_anew)
         return last
 
 
 def restore_parameters(model: BaseAlgorithm, snapshot: Snapshot) -> None:
     """Only the networks and their optimisers: what code between two ``learn`` calls looks at."""
-    state = loads(snapshot.parts["model"].blob, AnyEnvironment())
+    state = read_state(snapshot.parts["model"])
     for name, learner in learners_of(model).items():
         one = _Learner(name, learner)
-        arrays = snapshot.parts[one.part("model")].arrays
-        tensors = {key: torch.from_numpy(array.copy()) for key, array in arrays.items()}
-        _set_tensors(learner, one.noise, tensors, (state["learners"][name] if name else state)["rest"])
+        rest = (state["learners"][name] if name else state)["rest"]
+        _set_tensors(learner, one.noise, _tensors_in(snapshot.parts[one.part("model")]), rest)
+
+
+def _tensors_in(part: Part) -> dict[str, torch.Tensor]:
+    """Copies of the model's tensors, without those that belong to the pickle."""
+    return {name: torch.from_numpy(array.copy()) for name, array in part.arrays.items() if not name.startswith(OWN)}
 
 
 def _description(model: BaseAlgorithm) -> dict[str, Any]:
@@ -321,17 +461,17 @@ def _description(model: BaseAlgorithm) -> dict[str, Any]:
     }
 
 
-def restore_attributes(model: BaseAlgorithm, saved: Mapping[str, Any], but: Sequence[str] = ()) -> None:
+def restore_attributes(model: BaseAlgorithm, saved: Mapping[str, Any], but: Collection[str] = ()) -> None:
     """The counterpart of :func:`attributes_of`.
 
     :param but: names that stay as they are
     """
     for name, value in saved.items():
         live = model.__dict__.get(name)
-        if name in but:
+        if name in but or value is LEFT:
             continue
-        if isinstance(live, ActionNoise) and type(live) is type(value):
-            # learn() has handed this very object to collect_rollouts already
+        if isinstance(live, ActionNoise) and type(live) is type(value) and live is not value:
+            # of an older checkpoint: learn() has handed this very object to collect_rollouts already
             live.__dict__.clear()
             live.__dict__.update(value.__dict__)
         else:
@@ -371,14 +511,106 @@ def _ring(model: BaseAlgorithm) -> Ring | None:
     return None
 
 
-def attributes_of(model: BaseAlgorithm) -> dict[str, Any]:
-    """The plain part of an algorithm's state: references."""
-    of_torch = model._get_torch_save_params()[1]
-    excluded = _OF_THE_PROCESS | (set(model._excluded_save_params()) - {"_last_lstm_states"}) | set(of_torch)
-    state = {name: value for name, value in model.__dict__.items() if name not in excluded and _is_state(value)}
+def attributes_of(model: BaseAlgorithm, found: Mapping[str, Any]) -> dict[str, Any]:
+    """An algorithm's own attributes: references.
+
+    :param found: what its names stood for when the session began, of what is saved under another name or is the same in
+        each session: left out where that is so still
+    """
+    excluded = _OF_THE_PROCESS | _ELSEWHERE | set(model._get_torch_save_params()[1])
+    state = {
+        name: value
+        for name, value in model.__dict__.items()
+        if name not in excluded and found.get(name, LEFT) is not value
+    }
     if "_last_lstm_states" in state:  # tensors, which a machine without a GPU must be able to read
         state["_last_lstm_states"] = _moved(state["_last_lstm_states"], torch.device("cpu"))
     return state
+
+
+def _aliases(model: BaseAlgorithm) -> dict[str, Any]:
+    kinds = ("module", "optimizer", "tensor", "function", "class", "environment", "handle")
+    return {
+        name: value
+        for name, value in vars(model).items()
+        if isinstance(value, type) or kind_of(value) in kinds or name in ("batch_norm_stats", "batch_norm_stats_target")
+    }
+
+
+def _path_of(learner: str) -> str:
+    return f"algorithm.learners[{learner!r}]" if learner else "algorithm"
+
+
+def _root_of(path: str, model: BaseAlgorithm) -> Root:
+    def attributes() -> dict[str, Any]:
+        hidden = _OF_THE_PROCESS | _ELSEWHERE | _OF_A_STEP
+        policy = getattr(model, "policy", None)
+        return {"policy": policy, **{name: value for name, value in vars(model).items() if name not in hidden}}
+
+    return Root(path, model, attributes)
+
+
+def _buffers_of(path: str, model: BaseAlgorithm, ring: Ring | None) -> Iterator[Root]:
+    """The buffers' attributes besides their rows; of a rollout buffer of a user's own, all of them."""
+    for name in ("replay_buffer", "rollout_buffer"):
+        buffer = getattr(model, name, None)
+        if buffer is None:
+            continue
+        skipped = _OF_A_BUFFER
+        if name == "replay_buffer" and ring is not None:
+            skipped |= ring.attributes
+        elif type(buffer).__module__.split(".")[0] in ("stable_baselines3", "sb3_contrib"):
+            arrays = {key for key, value in vars(buffer).items() if isinstance(value, np.ndarray | dict)}
+            skipped |= _OF_A_ROLLOUT | arrays
+
+        def attributes(buffer: Any = buffer, skipped: frozenset[str] = skipped) -> dict[str, Any]:
+            return {key: value for key, value in vars(buffer).items() if key not in skipped}
+
+        yield Root(f"{path}.{name}", buffer, attributes, "buffer", skipped)
+
+
+def _attributes_to_look_at(callback: BaseCallback) -> Callable[[], Mapping[str, Any]]:
+    def attributes() -> dict[str, Any]:
+        links = {
+            name for name in OF_A_CALLBACK if isinstance(getattr(callback, name, None), BaseCallback | list | dict)
+        }
+        return {name: value for name, value in vars(callback).items() if name not in links | {"model"}}
+
+    return attributes
+
+
+def _optimizers_of(model: BaseAlgorithm) -> list[str]:
+    return [name for name in model._get_torch_save_params()[0] if _is_optimizer(_attribute(model, name))]
+
+
+def _is_optimizer(value: Any) -> bool:
+    return isinstance(value, torch.optim.Optimizer)
+
+
+def _live_tensors(model: BaseAlgorithm, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors that :func:`_tensors` saves the values of, with their paths."""
+    modules, variables = model._get_torch_save_params()
+    for name in modules:
+        module = _attribute(model, name)
+        if isinstance(module, torch.nn.Module):
+            for key in module.state_dict(keep_vars=True):
+                value = _attribute(module, key) if not key.endswith("_extra_state") else None
+                if isinstance(value, torch.Tensor):
+                    yield f"{prefix}{name}.{key}", value
+    for name in variables:
+        value = _attribute(model, name)
+        if isinstance(value, torch.Tensor):
+            yield f"{prefix}{name}", value
+
+
+def _has_own_train(model: BaseAlgorithm) -> bool:
+    """Whether updates are made by code that may add up gradients over several of them; SB3's begins at 0 each time."""
+    train: Any = getattr(type(model), "train", None)
+    return train is not None and train.__module__.split(".")[0] not in (
+        "stable_baselines3",
+        "sb3_contrib",
+        "train_cloud",
+    )
 
 
 def _moved(value: Any, device: torch.device) -> Any:
@@ -391,21 +623,17 @@ def _moved(value: Any, device: torch.device) -> Any:
     return value
 
 
-def _is_state(value: object) -> bool:
-    if isinstance(value, ActionNoise):
-        return True
-    if isinstance(value, type | torch.nn.Module | torch.optim.Optimizer | torch.Tensor | VecEnv) or callable(value):
-        return False  # configuration, or captured as tensors
-    aliases = type(value) is list and value and all(isinstance(item, torch.Tensor) for item in value)
-    return not aliases  # of a module's buffers (batch norm)
+def _copied(tensors: Mapping[str, torch.Tensor], with_them: Mapping[str, Array]) -> Mapping[str, Array]:
+    """Copies in this process's memory, which the next gradient step does not reach.
 
-
-def _copied(tensors: Mapping[str, torch.Tensor]) -> Mapping[str, Array]:
-    """Copies in this process's memory, which the next gradient step does not reach."""
-    arrays, on_gpu = {}, {}
+    :param with_them: arrays that are copies already
+    """
+    arrays, on_gpu = dict(with_them), {}
     for name, tensor in tensors.items():
         if tensor.is_cuda:
-            on_gpu[name] = tensor.detach()
+            on_gpu[name] = as_numpy(tensor.detach()) if name.startswith(OWN) else tensor.detach()
+        elif name.startswith(OWN):
+            arrays[name] = as_numpy(tensor.detach().cpu()).numpy().copy()
         elif tensor.is_cpu and not tensor.requires_grad:  # nearly all: there are a hundred, and the training waits
             arrays[name] = tensor.numpy().copy()
         else:
@@ -493,6 +721,8 @@ def parameters_of(
     variables: dict[str, torch.Tensor] = {}
     for name, value in [*tensors.items(), *rest.items()]:
         owner, *path = name.split("|")
+        if name.startswith(OWN):
+            continue
         if owner == "variable":
             variables[path[0]] = value
         elif owner == "sde":
@@ -522,7 +752,7 @@ def _set_tensors(
         distribution.exploration_matrices = tensors[f"sde|{index}|mats"].to(model.device)
 
 
-def _attribute(model: BaseAlgorithm, path: str) -> Any:
+def _attribute(model: BaseAlgorithm | torch.nn.Module, path: str) -> Any:
     value: Any = model
     for name in path.split("."):
         value = getattr(value, name)
@@ -606,13 +836,6 @@ def _singles(env: VecEnv) -> list[gymnasium.Env[Any, Any]]:
     return list(base.envs) if isinstance(base, DummyVecEnv) else []
 
 
-def _venvs(callbacks: list[BaseCallback]) -> Iterator[VecEnv]:
-    for callback in callbacks:
-        for name, value in callback.__dict__.items():
-            if name not in _OF_THE_CALLBACK and isinstance(value, VecEnv):
-                yield value
-
-
 def _can_be_pickled(value: object, envs: list[gymnasium.Env[Any, Any]]) -> bool:
     try:
         dumps(value, envs)
@@ -621,33 +844,43 @@ def _can_be_pickled(value: object, envs: list[gymnasium.Env[Any, Any]]) -> bool:
     return True
 
 
-def _walk(root: BaseCallback) -> Iterator[BaseCallback]:
-    yield root
-    for child in getattr(root, "callbacks", None) or []:
-        yield from _walk(child)
+def _walk(path: str, root: BaseCallback) -> Iterator[tuple[str, BaseCallback]]:
+    """A callback and those that it calls, with their paths; those in ``learn``'s list are ``callbacks[0] Name`` and so
+    on.
+    """
+    several = getattr(root, "callbacks", None)
+    if path == "callbacks" and not several:
+        path = f"callbacks[0] {type(root).__name__}"
+    yield path, root
+    for index, child in enumerate(several or []):
+        inner = f"callbacks[{index}]" if path == "callbacks" else f"{path}.callbacks[{index}]"
+        yield from _walk(f"{inner} {type(child).__name__}", child)
     for name in ("callback", "callback_on_new_best"):
         child = getattr(root, name, None)
         if isinstance(child, BaseCallback):
-            yield from _walk(child)
+            yield from _walk(f"{path}.{name}", child)
 
 
-def _get_callback(callback: BaseCallback, provider_of: Callable[[gymnasium.Env[Any, Any]], str]) -> dict[str, Any]:
-    state: dict[str, Any] = {}
-    for name, value in callback.__dict__.items():
-        if name in _OF_THE_CALLBACK:
-            continue
-        if isinstance(value, VecEnv):
-            state[name] = _get_vecenv(value, provider_of)
-        elif isinstance(value, _PLAIN):
-            state[name] = value
-    return state
+def _get_callback(callback: BaseCallback) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in callback.__dict__.items()
+        if name not in OF_A_CALLBACK and not _is_in_the_session(value)
+    }
+
+
+def _is_in_the_session(value: Any) -> bool:
+    """A path into the session's own folder, which may be another one in the next session."""
+    return isinstance(value, str | PurePath) and any(PurePath(value).is_relative_to(one) for one in artifact_folders())
 
 
 def _set_callback(callback: BaseCallback, state: Mapping[str, Any]) -> None:
     for name, value in state.items():
         live = getattr(callback, name, None)
-        if isinstance(live, VecEnv):
-            _set_vecenv(live, value)
+        if value is LEFT:
+            continue
+        if isinstance(live, VecEnv) and isinstance(value, list):
+            _set_vecenv(live, value)  # of an older checkpoint
         else:
             setattr(callback, name, value)
 

@@ -78,6 +78,8 @@ class CheckReport:
     row_bytes: float = 0.0
     capacity: int = 0
     """Timesteps that the replay buffer holds."""
+    not_kept: tuple[str, ...] = ()
+    """What checkpoints will not have, each with its path and why: resumes will not be exact."""
 
     def stored_bytes(self, run_file: RunFile) -> int:
         """What lies in the store at most: rows of the newest checkpoints, and everything else of all that stay."""
@@ -131,6 +133,7 @@ def _check_several(run_file: RunFile, begun: StateTrial | None) -> CheckReport:
             parts_bytes=parts,
             row_bytes=(rows - parts) * model.rows_per_step,
             capacity=transitions // model.rows_per_step,
+            not_kept=tuple(capture.not_kept),
         )
     finally:
         close(env)
@@ -189,6 +192,7 @@ def _check(run_file: RunFile, initial: Initial | None, begun: StateTrial | None)
             parts_bytes=parts,
             row_bytes=(capture.sent_bytes(1) - parts) / env.num_envs,
             capacity=transitions if capture.capacity else 0,
+            not_kept=tuple(captured[-1].not_kept),
         )
     finally:
         close(env)

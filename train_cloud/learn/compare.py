@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import struct
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,8 @@ import numpy as np
 import torch
 
 from train_cloud.envs.state import loads
-from train_cloud.snapshot import Array, Rows, Snapshot
+from train_cloud.learn.pickling import UNNAMED, Nowhere, StandIn, as_numpy, read
+from train_cloud.snapshot import Array, Part, Rows, Snapshot
 
 #: Readings of a clock: when something happened, which acts on nothing.
 _CLOCKS = {"t", "t_start", "episode_times", "start_time"}
@@ -20,6 +22,8 @@ _CLOCKS = {"t", "t_start", "episode_times", "start_time"}
 #: show that.
 _DRAWN_FROM_ONCE = "observation_space"
 _DEEPEST = 40
+#: Keys that are found by what they are, and not by what they hold: an optimiser's state has them.
+_BY_IDENTITY = (torch.Tensor, torch.nn.Parameter)
 
 
 def differences(left: Snapshot, right: Snapshot) -> list[str]:
@@ -31,10 +35,11 @@ def differences(left: Snapshot, right: Snapshot) -> list[str]:
     found = [] if left.timesteps == right.timesteps else [f"timesteps: {left.timesteps} and {right.timesteps}"]
     for name in sorted({*left.parts, *right.parts}):
         if name.rpartition("/")[2] == "model":
-            own = [dict(snapshot.parts[name].arrays) if name in snapshot.parts else {} for snapshot in (left, right)]
+            own = [_named(snapshot.parts[name]) if name in snapshot.parts else {} for snapshot in (left, right)]
             found += _compare(f"tensors{name.removesuffix('model')}", *own)
-    states = [loads(snapshot.parts["model"].blob, AnyEnvironment()) for snapshot in (left, right)]
+    states = [read_state(snapshot.parts["model"]) for snapshot in (left, right)]
     for state in states:
+        state["objects"] = {path: content for path, _, content in state.get("objects", ())}
         state["logger"] = [
             {name: value for name, value in pending.items() if not name.startswith("time/")}
             for pending in state["logger"]
@@ -46,6 +51,23 @@ def differences(left: Snapshot, right: Snapshot) -> list[str]:
             continue
         found += _compare(f"rows {name}", _whole(left.streams[name]), _whole(right.streams[name]))
     return found
+
+
+def read_state(part: Part) -> dict[str, Any]:
+    """What a part ``model`` has besides the model's tensors, read where its program is not alive: references are
+    stand-ins, and so are objects of classes that cannot be imported.
+    """
+    nowhere = Nowhere(part.arrays)
+    state: dict[str, Any] = read(part.blob, AnyEnvironment(), nowhere)
+    # Of values that were there when a session began, those that nothing refers to any more are no state.
+    values = ("array", "items", "object")
+    kept = [(path, kind, one) for path, kind, one in state.get("objects", ()) if kind not in values or path in nowhere]
+    return {**state, "objects": kept}
+
+
+def _named(part: Part) -> dict[str, Array]:
+    """Without those that are numbered as they were met; they are compared where the state refers to them."""
+    return {name: array for name, array in part.arrays.items() if not name.startswith(UNNAMED)}
 
 
 class AnyEnvironment(Sequence[Any]):
@@ -84,11 +106,21 @@ def _compare(where: str, left: Any, right: Any) -> list[str]:
 def _walk(where: str, left: Any, right: Any, seen: set[tuple[int, int]]) -> Iterator[str]:
     if (id(left), id(right)) in seen or isinstance(left, gymnasium.Wrapper):
         return
+    if isinstance(left, types.ModuleType):
+        return
+    if isinstance(left, StandIn) or isinstance(right, StandIn):
+        if left != right:
+            yield f"{where}: {left!r} and {right!r}"
+        return
     seen.add((id(left), id(right)))
     if type(left) is not type(right):
         yield f"{where}: {type(left).__name__} and {type(right).__name__}"
     elif isinstance(left, torch.Tensor):
-        yield from _walk(where, left.detach().cpu().numpy(), right.detach().cpu().numpy(), seen)
+        if left.dtype is not right.dtype or left.requires_grad is not right.requires_grad:
+            yield f"{where}: {left.dtype} and {right.dtype}, gradients {left.requires_grad} and {right.requires_grad}"
+        else:
+            one, other = (as_numpy(tensor.detach().cpu()).numpy() for tensor in (left, right))
+            yield from _walk(where, one, other, seen)
         return
     elif isinstance(left, np.ndarray):
         if left.shape != right.shape or left.dtype != right.dtype:
@@ -105,6 +137,8 @@ def _walk(where: str, left: Any, right: Any, seen: set[tuple[int, int]]) -> Iter
             yield f"{where}: {left!r} and {right!r}"
     elif isinstance(left, np.random.Generator | np.random.RandomState):
         yield from _walk(where, _generator_state(left), _generator_state(right), seen)
+    elif isinstance(left, Mapping) and any(type(key) in _BY_IDENTITY for key in left):
+        yield from _walk(where, list(left.items()), list(right.items()), seen)
     elif isinstance(left, Mapping):
         for key in sorted({*left, *right}, key=repr):
             if key in _CLOCKS or key == _DRAWN_FROM_ONCE:

@@ -18,10 +18,9 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import VecNormalize
 
 from train_cloud.envs.make import FAILURES
-from train_cloud.envs.state import loads
 from train_cloud.errors import InputError
 from train_cloud.learn.capture import REPLAY, parameters_of
-from train_cloud.learn.compare import AnyEnvironment
+from train_cloud.learn.compare import read_state
 from train_cloud.learn.replay import Ring
 from train_cloud.snapshot import Array, Rows, Snapshot
 
@@ -73,7 +72,7 @@ def from_snapshot(named: str, snapshot: Snapshot) -> Initial:
     initial = Initial(named, _networks(parameters), variables, normalizer)
     if not snapshot.streams:
         return initial
-    state = loads(part.blob, AnyEnvironment())
+    state = read_state(part)
     return replace(initial, rows=snapshot.streams.get(REPLAY), replay=state["replay"])
 
 

@@ -11,10 +11,15 @@ NStepReplayBuffer                      ``sample`` marks the newest row as an end
 HerReplayBuffer                        ``add`` rewrites the ``ep_length`` of other rows when an episode ends, or is
                                        overwritten: it follows from the rows themselves and is computed at restore
 =====================================  =============================================================================
+
+A class derived from one of these may have more: what its other attributes hold is saved as a whole each time. Its rows
+are taken at its word, and some are looked at again (:meth:`Ring.rewritten`).
 """
 
 from __future__ import annotations
 
+import random
+import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,6 +35,8 @@ from train_cloud.snapshot import Array, Columns, Rows
 _LARGE = ("observations", "next_observations")
 _SMALL = ("actions", "rewards", "dones", "timeouts", "ep_start")
 _COPYING = 2
+#: Rows of a buffer of a class that is not known that are looked at again at later snapshots.
+_WATCHED, _LOOKED_AT = 256, 64
 _KNOWN = (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer, HerReplayBuffer)
 
 
@@ -39,14 +46,14 @@ class Ring:
     :raises NotYet: a buffer of which it is not known how its rows change
     """
 
-    def __init__(self, buffer: ReplayBuffer) -> None:
-        if type(buffer) not in _KNOWN:
-            fix = "not in this version: its rows are not known to stay as they are; leave the default buffer"
+    def __init__(self, buffer: Any) -> None:
+        if not isinstance(buffer, _KNOWN):
+            fix = "not in this version: its rows are not known to stay as they are; derive it from SB3's ReplayBuffer"
             raise NotYet("hyperparameters.replay_buffer_class", type(buffer).__name__, fix)
         if isinstance(buffer, HerReplayBuffer) and buffer.copy_info_dict:
             fix = "not in this version: infos are objects of any kind; compute rewards from goals alone"
             raise NotYet("hyperparameters.replay_buffer_kwargs.copy_info_dict", True, fix)
-        self.buffer = buffer
+        self.buffer: ReplayBuffer = buffer
         self.size: int = buffer.buffer_size
         """Rows that there is room for."""
         self.capacity = max(1, self.size - 1) if buffer.optimize_memory_usage else self.size
@@ -59,10 +66,44 @@ class Ring:
         self._successors = {name: before + name[len(after) :] for name in self._columns if name.split("/")[0] == after}
         self.sent_bytes: int = sum(c[:1].nbytes for name, c in self._columns.items() if name not in self._successors)
         """Of one row on its way to a store: without what stands in the next row, too."""
+        self._watched: dict[int, int] | None = None if type(buffer) in _KNOWN else {}
+        self._looked_at = 0
 
     def at(self, last: int) -> bool:
         """Whether the ring's position agrees with ``last`` rows that were ever added."""
         return last % self.size == int(self.buffer.pos)
+
+    @property
+    def attributes(self) -> frozenset[str]:
+        """Names of the buffer's attributes whose state is in its rows or in :meth:`state`."""
+        of_hindsight = ("ep_start", "ep_length", "_current_ep_start", "infos")
+        return frozenset((*_LARGE, *_SMALL, "pos", "full", *of_hindsight))
+
+    def rewritten(self, last: int) -> bool:
+        """Whether a row was changed after it was added, as far as a random choice of rows shows. Only of derived
+        classes; to be asked at each snapshot.
+
+        :param last: number of rows that were ever added
+        """
+        if self._watched is None:
+            return False
+        oldest = last - self.capacity + 1
+        there = {row: checksum for row, checksum in self._watched.items() if row >= oldest}
+        changed = any(self._checksum(row) != checksum for row, checksum in there.items())
+        first = max(oldest, self._looked_at, 0)
+        chance = random.Random(last)
+        new = chance.sample(range(first, last), min(_LOOKED_AT, last - first)) if last > first else []
+        if len(there) > _WATCHED:
+            there = dict(chance.sample(sorted(there.items()), _WATCHED))
+        self._watched = there | {row: self._checksum(row) for row in new}
+        self._looked_at = last
+        return changed
+
+    def _checksum(self, row: int) -> int:
+        checksum = 0
+        for column in self._columns.values():
+            checksum = zlib.crc32(column[row % self.size].tobytes(), checksum)
+        return checksum
 
     def count(self) -> int:
         """Rows that were added, as far as the ring tells: those of earlier laps count as one lap."""
