@@ -24,7 +24,7 @@ from typing import Any
 
 from train_cloud.checkpoint import merge
 from train_cloud.checkpoint.format import crc64nvme, drop_successors, join, pack, unpack
-from train_cloud.checkpoint.manifest import Kept, Manifest, Segment, Stream, read_manifest, read_verified
+from train_cloud.checkpoint.manifest import Kept, Manifest, Segment, Stream, read_manifest, read_verified, refer
 from train_cloud.checkpoint.preserve import preserved
 from train_cloud.config import Preservation
 from train_cloud.errors import CorruptCheckpoint, StoreForbidden, StoreUnavailable, TrainCloudError
@@ -337,7 +337,7 @@ class _Writes:
             while len(self._under_way) >= _PARALLEL:  # no more bodies in memory than there are threads
                 self._under_way.popleft().result()
             self._under_way.append(self._pool.submit(self._store.put, key, body))
-        return Reference(key=key, size=len(body), crc64nvme=crc64nvme(body))
+        return refer(self._store, key, body)
 
     def __enter__(self) -> _Writes:
         return self

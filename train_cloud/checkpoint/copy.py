@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from train_cloud.checkpoint.format import crc64nvme, pack
-from train_cloud.checkpoint.manifest import Manifest, Segment, read_verified
+from train_cloud.checkpoint.format import pack
+from train_cloud.checkpoint.manifest import Manifest, Segment, read_verified, refer
 from train_cloud.run import layout
 from train_cloud.run.head import Reference, Token
 from train_cloud.run.session import now
@@ -43,7 +43,7 @@ def copy(
 
     def write(key: str, body: memoryview) -> Reference:
         target.put(key, body)
-        return Reference(key=key, size=len(body), crc64nvme=crc64nvme(body))
+        return refer(target, key, body)
 
     def part(name: str) -> Reference:
         replaced = parts.get(name)

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from train_cloud.checkpoint import signing
 from train_cloud.checkpoint.format import crc64nvme
 from train_cloud.errors import CorruptCheckpoint, InputError, ObjectMissing
 from train_cloud.run.head import Reference
@@ -108,7 +109,13 @@ def read_verified(store: ObjectStore, reference: Reference) -> memoryview:
             f"{store.url}/{reference.key} has the CRC64NVME {found:016x}; its manifest says "
             f"{reference.crc64nvme:016x}{CURE}"
         )
+    signing.check(store, reference, body)
     return body
+
+
+def refer(store: ObjectStore, key: str, body: memoryview) -> Reference:
+    """What names an object of a run from now on."""
+    return Reference(key=key, size=len(body), crc64nvme=crc64nvme(body), hmac=signing.signature(store, key, body))
 
 
 def read_manifest(store: ObjectStore, reference: Reference) -> Manifest:

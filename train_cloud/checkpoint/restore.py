@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from train_cloud.checkpoint import signing
 from train_cloud.checkpoint.format import Filled, unpack
 from train_cloud.checkpoint.manifest import Manifest, Segment, Stream, read_verified
 from train_cloud.snapshot import Array, Part, Rows, Snapshot
@@ -33,6 +34,7 @@ def restore(
 
     def load(name: str) -> Part:
         reference = manifest.parts[name]
+        signing.check_key(store, reference)
         return unpack(read_verified(store, reference), reference.key)
 
     loaded = {}

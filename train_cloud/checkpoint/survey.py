@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from train_cloud.checkpoint.format import crc64nvme
-from train_cloud.checkpoint.manifest import CURE, Kept, Manifest, find, read_manifest, read_verified
+from train_cloud.checkpoint.manifest import CURE, Kept, Manifest, find, read_manifest, read_verified, refer
 from train_cloud.errors import CorruptCheckpoint, HeadMissing, InputError, ObjectMissing
 from train_cloud.run import layout
 from train_cloud.run.head import Head, Reference, Token, lost, read_head, refuse_lost
@@ -173,7 +172,7 @@ def _read(store: ObjectStore, key: str) -> tuple[Manifest, Reference] | None:
     named = layout.manifest_of(key)
     if named is None or named[0] != manifest.timesteps:
         return None
-    return manifest, Reference(key=key, size=len(body), crc64nvme=crc64nvme(body))
+    return manifest, refer(store, key, body)
 
 
 def _lacking(manifest: Manifest, sizes: Mapping[str, int], *, rows: bool) -> set[str]:

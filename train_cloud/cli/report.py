@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -247,6 +248,10 @@ def locate(run: str | None, store: str | None) -> tuple[str, str | None]:
         run_file = load_run_file(run)
         if run_file.seeds is not None:
             raise InputError("run", run, "it has several seeds: name one of its runs, <run_id>-s<seed>")
+        if run_file.signing_key is not None and run_file.signing_key in os.environ:
+            from train_cloud.checkpoint import signing
+
+            os.environ.setdefault(signing.VARIABLE, run_file.signing_key)
         run = run_file.run_id
     elif run is not None and ("/" in run or "\\" in run or store is None):
         return split_run_url(run) or (run, None)

@@ -36,6 +36,7 @@ PARTS: Mapping[str, Literal["identity", "budget"]] = {
     "evaluation": "budget",
     "wandb": "budget",
     "webhook": "budget",
+    "signing_key": "budget",
     "limits": "budget",
     "preservation": "budget",
     "reproducibility": "budget",

@@ -255,6 +255,11 @@ class RunFile(Section):
     evaluation: Evaluation | None = Field(None, description="Tries the model on episodes of its own; see below.")
     artifacts: Artifacts = Field(Artifacts(), description="The files that the run leaves; see below.")
     wandb: Wandb | None = Field(None, description="Weights & Biases; see below.")
+    signing_key: VariableName | None = Field(
+        None,
+        description="Name in `secrets` of a key of at least 16 bytes: each checkpoint is signed with it, from the "
+        "first on, and none is read that is not.",
+    )
     webhook: VariableName | None = Field(
         None,
         description="Name in `secrets` of a URL that is told when a worker's run is interrupted and how it ends; JSON "
@@ -301,6 +306,10 @@ class RunFile(Section):
             if name.startswith(("TRAIN_CLOUD_", "AWS_")) or name in self.env:
                 fix = "env sets it: remove one" if name in self.env else "the worker sets it: remove it"
                 raise InputError(f"secrets.{name}", parameter, fix)
+        if self.signing_key is not None and self.signing_key not in self.secrets:
+            raise InputError(
+                "signing_key", self.signing_key, "add this name to secrets, with the SSM parameter of the key"
+            )
         if self.webhook is not None and self.webhook not in self.secrets:
             raise InputError("webhook", self.webhook, "add this name to secrets, with the SSM parameter of the URL")
         for name, value in self.env.items():

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 from pydantic_core import to_json
 
 from train_cloud.errors import (
@@ -50,6 +50,15 @@ class Reference(BaseModel):
     size: int
     """bytes"""
     crc64nvme: int
+    hmac: str | None = None
+    """Of a run with a signing key (checkpoint/signing.py); else it is not even written."""
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, write: SerializerFunctionWrapHandler) -> dict[str, object]:
+        fields: dict[str, object] = write(self)
+        if fields.get("hmac") is None:
+            fields.pop("hmac", None)
+        return fields
 
 
 class Head(BaseModel):

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from train_cloud.checkpoint import Manifest, find, read_manifest
-from train_cloud.checkpoint.format import crc64nvme
+from train_cloud.checkpoint.manifest import refer
 from train_cloud.checkpoint.survey import committed
 from train_cloud.errors import CorruptCheckpoint, HeadMissing, InputError, StoreError
 from train_cloud.report.status import run_status
@@ -50,7 +50,7 @@ def rollback(root: str, run_id: str, to: int) -> Head:
     key = layout.checkpoint_prefix(to, session.token, lease.head.seq + 1) + "manifest.json"
     body = memoryview(manifest.model_dump_json().encode())
     store.put(key, body)
-    head = lease.commit(Reference(key=key, size=len(body), crc64nvme=crc64nvme(body)), to)
+    head = lease.commit(refer(store, key, body), to)
     # An evaluation of what was taken back is none of the run's any more.
     evaluated = ((info.key, layout.evaluated_at(info.key)) for info in store.list(layout.EVALUATIONS))
     store.delete([key for key, at in evaluated if at is not None and at > to])

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from train_cloud.artifacts import tensorboard
 from train_cloud.artifacts.sync import write_whole
-from train_cloud.checkpoint import find, restore
+from train_cloud.checkpoint import find, restore, signing
 from train_cloud.checkpoint.manifest import Manifest
 from train_cloud.checkpoint.survey import committed
 from train_cloud.config import RunFile, load_run_file
@@ -57,6 +57,7 @@ def evaluate(
     :raises CorruptCheckpoint: what is stored is not what was committed
     """
     written = load_run_file(run, overrides) if isinstance(run, Path) else None
+    signing.use(written.signing_key if written is not None else None)
     run_id = written.run_id if written is not None else str(run)
     run_store = open_store(layout.run_url(root, run_id))
     _, newest = committed(run_store, run_id)

@@ -8,11 +8,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from train_cloud.checkpoint.format import crc64nvme
+from train_cloud.checkpoint.manifest import refer
 from train_cloud.checkpoint.survey import Standing, Survey, damage, survey
 from train_cloud.errors import ConditionFailed, CorruptCheckpoint, Fenced, HeadMissing, InputError, ObjectMissing
 from train_cloud.run import layout
-from train_cloud.run.head import Head, Reference, read_head, rebuild, refuse_lost
+from train_cloud.run.head import Head, read_head, rebuild, refuse_lost
 from train_cloud.run.session import begin_session, end_session, now, read_sessions
 from train_cloud.store import ObjectStore, open_store
 
@@ -104,7 +104,7 @@ def repair(planned: Repair) -> Head:
     key = layout.checkpoint_prefix(chosen.timesteps, session.token, planned.seq) + "manifest.json"
     body = memoryview(manifest.model_dump_json().encode())
     store.put(key, body)
-    reference = Reference(key=key, size=len(body), crc64nvme=crc64nvme(body))
+    reference = refer(store, key, body)
     try:
         head = rebuild(store, session.token, owner, reference, chosen.timesteps, seq=planned.seq, over=planned.over)
     except ConditionFailed as error:

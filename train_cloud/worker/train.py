@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 from train_cloud import child_process, hash_seed
 from train_cloud.artifacts import wandb
 from train_cloud.artifacts.experiment import enter_config, enter_result
-from train_cloud.checkpoint import Committer, read_manifest, restore
+from train_cloud.checkpoint import Committer, read_manifest, restore, signing
 from train_cloud.checkpoint.commit import Committed
 from train_cloud.checkpoint.survey import cure
 from train_cloud.config import RunFile, load_run_file, variables
@@ -169,6 +169,7 @@ def train(
                 session.begin()  # early, so that a boot that fails later has left its start, and may end the run
             os.environ.update(_secrets(config, on_worker))
             hide_variables(config)
+            signing.use(config.signing_key)
             if config.wandb is not None:
                 wandb.check(config.wandb, os.environ)
             return session.run(check_standing(store, config, alive=alive, go_on=go_on))
