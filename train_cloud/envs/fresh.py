@@ -7,6 +7,7 @@ that started it. Ctrl-C does not reach it. What is printed in it is shown only i
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import pickle
 import signal
@@ -37,10 +38,17 @@ class Fresh:
 
     :param path: where it finds modules; by default where this process does
     :param environment: its variables; by default this process's
+    :param loads: modules that it needs, and loads while it waits
     :ivar pid: of the process
     """
 
-    def __init__(self, path: Sequence[str] | None = None, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        path: Sequence[str] | None = None,
+        environment: Mapping[str, str] | None = None,
+        *,
+        loads: Sequence[str] = (),
+    ) -> None:
         seed = hash_seed.effective()
         self._variables = dict(os.environ if environment is None else environment)
         self._variables[hash_seed.VARIABLE] = hash_seed.SEED if seed == hash_seed.RANDOM else seed
@@ -49,7 +57,7 @@ class Fresh:
         before = {**self._variables, "PYTHONPATH": child_process.environment().get("PYTHONPATH", "")}
         self._printed = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
-            child_process.command("train_cloud.envs.serve"),
+            child_process.command("train_cloud.envs.serve", *loads),
             env=before,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -148,8 +156,8 @@ def serve() -> None:
     """The other end of :class:`Fresh`."""
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what user code prints
-    from train_cloud.envs import trial  # noqa: F401 - what nearly every request needs
-
+    for module in ("train_cloud.envs.trial", *sys.argv[1:]):  # the first is what nearly every request needs
+        importlib.import_module(module)
     surroundings, request = _read(sys.stdin.buffer), _read(sys.stdin.buffer)
     if surroundings is None or request is None:
         return

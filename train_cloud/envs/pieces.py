@@ -95,6 +95,8 @@ class Taking:
         self._seen.add(id(value))
         how, content = inner
         taken = {key: self.take(item, _joined(path, how, key), depth + 1) for key, item in content}
+        if all(item is Gone.GONE for item in taken.values()):
+            return Gone.GONE
         return Pieces(how, _kind(value), taken)
 
 
@@ -143,6 +145,8 @@ def _inner(value: Any) -> tuple[str, Iterable[tuple[Any, Any]]] | None:
     reduced = kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__
     getstate = getattr(kind, "__getstate__", None) in (None, getattr(object, "__getstate__", None))
     if reduced and getstate and hasattr(value, "__dict__") and not isinstance(value, (type, *HARMLESS)):
+        if type(vars(value).get("this")).__name__ == "SwigPyObject":
+            return None  # a library's, with nothing of its own in Python
         return "object", list(vars(value).items())
     return None
 

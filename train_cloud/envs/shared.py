@@ -24,8 +24,10 @@ from train_cloud.envs.pieces import Gone, Left, Pieces, Taking, put
 
 #: Their classes keep nothing of a training; they are many, and large.
 _LIBRARIES = frozenset({"gymnasium", "numpy", "pettingzoo", "sb3_contrib", "stable_baselines3", "supersuit", "torch",
-                        "train_cloud", "typing", "builtins", "abc", *sys.stdlib_module_names})  # fmt: skip
-_SCALARS = (int, float, complex, str, bytes, bool, type(None))
+                        "train_cloud", "typing", "builtins", "abc", "__main__", "__mp_main__",
+                        *sys.stdlib_module_names})  # fmt: skip
+#: Whose content is themselves.
+SCALARS = (int, float, complex, str, bytes, bool, type(None))
 _NO_DATA = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType, property,
             staticmethod, classmethod, types.MemberDescriptorType, types.GetSetDescriptorType)  # fmt: skip
 #: What takes more in a pickle, arrays not counted, is a table of data, and looked at from outside: whether it is
@@ -48,6 +50,8 @@ class Shared:
     _first: dict[Key, Any] = field(default_factory=dict)
     _known: dict[str, bool] = field(default_factory=dict)
     _tables: dict[int, Any] = field(default_factory=dict)
+    _modules: int = 0
+    _looked_at: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._packages = {
@@ -64,7 +68,7 @@ class Shared:
         self.left = []
         for key, value in self._all():
             before = self._first.get(key, Gone)
-            if isinstance(value, _SCALARS):
+            if isinstance(value, SCALARS):
                 if type(value) is not type(before) or value != before:
                     found[key] = value
                 continue
@@ -82,7 +86,7 @@ class Shared:
 
     def _mark(self, value: Any) -> Any:
         """Equal for equal content."""
-        if isinstance(value, _SCALARS):
+        if isinstance(value, SCALARS):
             return value
         if id(value) in self._tables:
             return id(value), len(value) if hasattr(type(value), "__len__") else 0
@@ -99,12 +103,15 @@ class Shared:
         return mark
 
     def _all(self) -> Iterator[tuple[Key, Any]]:
-        for name, module in list(sys.modules.items()):
-            if name not in self._known:
-                self._known[name] = self._is_looked_at(name, module)
-            if not self._known[name]:
-                continue
-            for attribute, value in list(vars(module).items()):
+        if len(sys.modules) != self._modules:
+            for name, module in list(sys.modules.items()):
+                if name not in self._known:
+                    self._known[name] = self._is_looked_at(name, module)
+            self._looked_at = [name for name, wanted in self._known.items() if wanted]
+            self._modules = len(sys.modules)
+        for name in self._looked_at:
+            there: Any = sys.modules.get(name)
+            for attribute, value in list(vars(there).items()) if there is not None else ():
                 if _is_data(attribute, value):
                     yield (name, "", attribute), value
                 elif isinstance(value, type) and value.__module__ == name:
@@ -113,7 +120,11 @@ class Shared:
                             yield (name, value.__qualname__, inner), content
 
     def _is_looked_at(self, name: str, module: Any) -> bool:
-        if not isinstance(module, types.ModuleType) or name.partition(".")[0] in _LIBRARIES or name == "__main__":
+        if (
+            not isinstance(module, types.ModuleType)
+            or name.partition(".")[0] in _LIBRARIES
+            or name in ("__main__", "__mp_main__")
+        ):
             return False
         if name.partition(".")[0] in self._packages:
             return True

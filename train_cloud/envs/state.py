@@ -31,7 +31,7 @@ import weakref
 from array import array
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import gymnasium
 import numpy as np
@@ -43,7 +43,7 @@ from train_cloud.envs.pickling import dumps as dumps
 from train_cloud.envs.pickling import layers as layers
 from train_cloud.envs.pickling import loads as loads
 from train_cloud.envs.pieces import Gone, Left, Taking, put, put_each
-from train_cloud.envs.shared import Shared, put_shared
+from train_cloud.envs.shared import SCALARS, Shared, put_shared
 from train_cloud.envs.sticky import StickyALE
 from train_cloud.errors import TrainCloudError
 
@@ -73,6 +73,7 @@ class StatefulEnv(Outermost):
 
     With the provider ``replay`` it also records, from each reset on, what a replay needs.
 
+    :param because: why it is not exact to resume with this provider; empty where it is
     :param uncopied: keys of ``info`` whose values cannot be copied, as SB3 would; they are handed on as they are
     """
 
@@ -81,12 +82,14 @@ class StatefulEnv(Outermost):
         env: Env,
         provider: str,
         *,
+        because: str = "",
         replay_max_steps: int = REPLAY_MAX_STEPS,
         uncopied: Collection[str] = (),
     ) -> None:
         super().__init__(env)
         follow(env)
         self.train_cloud_provider = provider
+        self.train_cloud_because = because
         self._uncopied = frozenset(uncopied)
         self.replay_max_steps = replay_max_steps
         self.record: Record | None = None
@@ -155,7 +158,11 @@ class StatefulEnv(Outermost):
 
     def train_cloud_get_state(self) -> bytes:
         """For ``env_method``: the state as bytes, with this worker process's global generators."""
-        return dumps((get_state(self), process_generators(), self._reset_info), [self])
+        try:
+            return dumps((get_state(self), process_generators(), self._reset_info), [self])
+        except FAILURES:
+            take_apart(self)
+            return dumps((get_state(self), process_generators(), Info({}, frozenset())), [self])
 
     def train_cloud_set_state(self, blob: bytes) -> Any:
         """For ``env_method``: the counterpart; returns what :func:`set_state` returns."""
@@ -468,17 +475,70 @@ class _MuJoCo(_Layered):
             for name in dir(data)
             if not name.startswith(("_", *self.PER_STEP)) and isinstance(value := getattr(data, name), np.ndarray)
         }
-        return state, derived, attributes(base, without=("model", "data"))
+        return state, derived, attributes(base, without=("model", "data")), self._model(base)
 
     def _set(self, base: Any, content: Any) -> None:
         mujoco, model, data = sys.modules["mujoco"], base.model, base.data
-        state, derived, attributes = content
+        state, derived, attributes, *made_of = content  # the model came later
+        for packed in made_of:
+            _set_model(model, packed)
         mujoco.mj_setState(model, data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
         for name, value in derived.items():
             live = getattr(data, name)
             if live.shape == value.shape and live.flags.writeable:
                 live[...] = value
         _set_attributes(base, attributes, without=("model", "data"))
+
+    _models: ClassVar[weakref.WeakKeyDictionary[Any, tuple[Any, Packed]]] = weakref.WeakKeyDictionary()
+
+    def _model(self, base: Any) -> Packed:
+        """The same object as the last time where the model is the same: there are five hundred arrays."""
+        mujoco, model = sys.modules["mujoco"], base.model
+        whole = np.empty(mujoco.mj_sizeModel(model), np.uint8)
+        mujoco.mj_saveModel(model, None, whole)
+        known = self._models.get(base)
+        if known is None or not np.array_equal(known[0], whole):
+            known = self._models[base] = whole, _get_model(model)
+        return known[1]
+
+
+#: Name, type, shape and place of each array, and plain values by name; and the arrays' bytes.
+Packed = tuple[bytes, np.ndarray[Any, Any]]
+
+
+def _get_model(model: Any) -> Packed:
+    """Everything that a program may change in an ``MjModel``: masses, friction, gravity, …"""
+    arrays, plain_values = {}, {}
+    for prefix, owner in (("", model), ("opt.", model.opt)):
+        for name in dir(owner):
+            value = None if name.startswith("_") else getattr(owner, name, None)
+            if isinstance(value, np.ndarray):
+                arrays[prefix + name] = value
+            elif prefix and isinstance(value, int | float):
+                plain_values[prefix + name] = value
+    places, offset = [], 0
+    for name, found in arrays.items():
+        places.append((name, found.dtype.str, found.shape, offset))
+        offset += found.nbytes
+    content = np.frombuffer(b"".join(found.tobytes() for found in arrays.values()), np.uint8).copy()
+    return pickle.dumps((places, plain_values)), content
+
+
+def _set_model(model: Any, packed: Packed) -> None:
+    (places, plain_values), content = pickle.loads(packed[0]), packed[1]
+    for name, dtype, shape, offset in places:
+        live = _of_model(model, name)
+        size = int(np.dtype(dtype).itemsize * np.prod(shape, dtype=np.int64))
+        value = content[offset : offset + size].view(dtype).reshape(shape)
+        if live is not None and live.shape == shape and live.dtype.str == dtype and not np.array_equal(live, value):
+            live[...] = value
+    for name, number in plain_values.items():
+        if _of_model(model, name) not in (None, number):
+            setattr(model.opt, name.partition(".")[2], number)
+
+
+def _of_model(model: Any, name: str) -> Any:
+    return getattr(model.opt, name[4:], None) if name.startswith("opt.") else getattr(model, name, None)
 
 
 class _ALE(_Layered):
@@ -570,7 +630,13 @@ class Record:
 
     def see(self, shown: Any) -> None:
         """Take note of what a reset or a step gave."""
-        self.seen = _digest((self.seen, shown) if self.chained else shown[0] if isinstance(shown, tuple) else shown)
+        if not self.chained:
+            self.seen = _digest(shown[0] if isinstance(shown, tuple) else shown)
+        elif isinstance(shown, tuple) and type(shown[0]) is np.ndarray and not shown[0].dtype.hasobject:
+            rest = repr(shown[1:]).encode()
+            self.seen = hashlib.blake2b(self.seen + shown[0].tobytes() + rest, digest_size=16).digest()
+        else:
+            self.seen = _digest((self.seen, shown))
 
     @staticmethod
     def begin(env: Env, seed: int | None, options: dict[str, Any] | None, lasting: Lasting | None) -> Record:
@@ -609,6 +675,7 @@ class Lasting:
         self._env = env
         self._base = layers(env)[-1]
         self._shared = Shared([env])
+        self._hopeless: dict[str, type] = {}
         self._first = {name: mark for name, (_, mark) in self._taken().items()}
 
     def changed(self) -> dict[str, Any]:
@@ -619,13 +686,22 @@ class Lasting:
         """Likewise of classes and modules."""
         return self._shared.changed()
 
-    def _taken(self) -> dict[str, tuple[Any, bytes]]:
-        found: dict[str, tuple[Any, bytes]] = {}
-        generator = generator_name(self._base)
-        for name, value in attributes(self._base, without=("action_space", "observation_space", generator)).items():
-            taken = Taking(self._pickled).take(value, name)
-            if taken is not Gone.GONE:
-                found[name] = (taken, fingerprint(taken, [self._env])[0])
+    def _taken(self) -> dict[str, tuple[Any, Any]]:
+        """By name, with a mark that is equal for equal content."""
+        found: dict[str, tuple[Any, Any]] = {}
+        without = ("action_space", "observation_space", generator_name(self._base))
+        for name, value in attributes(self._base, without=without).items():
+            if isinstance(value, SCALARS):
+                found[name] = value, (type(value), value)
+            elif self._hopeless.get(name) is not type(value):
+                try:
+                    found[name] = value, fingerprint(value, [self._env])[0]
+                except FAILURES:
+                    taken = Taking(self._pickled).take(value, name)
+                    if taken is Gone.GONE:
+                        self._hopeless[name] = type(value)  # nor will the next one of its kind be
+                    else:
+                        found[name] = taken, fingerprint(taken, [self._env])[0]
         return found
 
     def _pickled(self, value: object) -> None:

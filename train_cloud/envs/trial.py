@@ -69,6 +69,12 @@ class Choice:
     uncopied: tuple[str, ...] = ()
 
 
+def stateful(env: Env, choice: Choice) -> StatefulEnv:
+    """The environment with our wrapper around it."""
+    because = "" if choice.exact else choice.because
+    return StatefulEnv(env, choice.provider, because=because, uncopied=choice.uncopied)
+
+
 class Trial:
     """A trial in the background, so that this process can load what it needs meanwhile.
 
@@ -297,10 +303,10 @@ def play_second(make_env: MakeEnv, name: str, state: bytes, first: First, replay
             put_shared(shared)  # once more, as a replay has gone through its own
             for what in first.inputs:
                 _go(env, what, found)
-                difference = _difference(first.outputs[len(found.outputs) - 1], found.outputs[-1])
-                if difference:
+                differs = difference(first.outputs[len(found.outputs) - 1], found.outputs[-1])
+                if differs:
                     at = len(found.outputs)
-                    return f"the restored environment went another way at step {at}: {difference}"
+                    return f"the restored environment went another way at step {at}: {differs}"
         except FAILURES as error:
             return f"restoring the state: {_in_words(error)}"
         if plain(generator_state(_np_random(env))) != first.drawn:
@@ -324,7 +330,7 @@ def _go(env: Env, what: tuple[Any] | None, into: First) -> bool:
     info = output[-1]
     if isinstance(info, Mapping):
         into.uncopied += [str(key) for key in info if str(key) not in into.uncopied and not _can_be_copied(info[key])]
-    into.outputs.append((*map(plain, output[:-1]), plain(_without_clocks(info))))
+    into.outputs.append((*map(plain, output[:-1]), plain(shown(info))))
     return what is not None and bool(output[2] or output[3])
 
 
@@ -397,20 +403,24 @@ def _is_clock(key: object) -> bool:
     return name in ("t", "fps") or "time" in name.split("_") or "clock" in name
 
 
-def _without_clocks(info: Any) -> Any:
+def shown(info: Any) -> Any:
+    """An ``info`` without readings of clocks."""
     if isinstance(info, Mapping):
         return {
-            key: _without_clocks(value)
+            key: shown(value)
             for key, value in info.items()
             if not (_is_clock(key) and isinstance(value, float | np.floating))
         }
     return info
 
 
-def _difference(expected: Sequence[Any], found: Sequence[Any]) -> str | None:
+def difference(expected: Sequence[Any], found: Sequence[Any]) -> str | None:
+    """The first thing in which two outputs of a step, or two first observations, differ."""
     if len(expected) == 2:  # nobody learns from a reset's info; highway-env puts a random action into it
         return None if expected[0] == found[0] else "first observation of the next episode"
-    names = ("observation", "reward", "terminated", "truncated", "info")
+    names: tuple[str, ...] = ("observation", "reward", "done", "info")
+    if len(expected) > len(names):
+        names = ("observation", "reward", "terminated", "truncated", "info")
     return next((name for name, one, other in zip(names, expected, found, strict=True) if one != other), None)
 
 

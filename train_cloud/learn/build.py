@@ -37,8 +37,7 @@ from train_cloud.config import Environment, RunFile
 from train_cloud.config.run_file import ALGORITHMS, CONTRIB, ELSEWHERE, MULTIAGENT, SCHEDULED
 from train_cloud.envs.known import record
 from train_cloud.envs.make import FAILURES, Env, One, close, load_object, refusing, told
-from train_cloud.envs.state import StatefulEnv
-from train_cloud.envs.trial import Choice
+from train_cloud.envs.trial import Choice, stateful
 from train_cloud.errors import InputError, suggestion
 from train_cloud.learn.environment import StateTrial, asked
 from train_cloud.safe_text import adopt, guard
@@ -157,7 +156,7 @@ class MakeEnv:
         monitored: Env = Monitor(One(config.id, config.module, config.kwargs, config.wrappers)())
         if self.choice is None:
             return monitored
-        return StatefulEnv(monitored, self.choice.provider, uncopied=self.choice.uncopied)
+        return stateful(monitored, self.choice)
 
 
 def _enter_worker(seed: int) -> None:

@@ -36,7 +36,7 @@ from train_cloud.envs.copies import copied
 from train_cloud.envs.make import SHARED, close
 from train_cloud.envs.parallel import Together
 from train_cloud.envs.state import StatefulEnv
-from train_cloud.envs.trial import Choice
+from train_cloud.envs.trial import Choice, stateful
 from train_cloud.errors import InputError, NotYet
 from train_cloud.learn.build import (
     arguments_of,
@@ -322,7 +322,7 @@ def build(run_file: RunFile, choice: Choice, arguments: Mapping[str, Any] | None
     check_device(run_file.device)
     check_shape(run_file)
     set_random_seed(run_file.seed)
-    env = StatefulEnv(maker_of(run_file)(), choice.provider, uncopied=choice.uncopied)
+    env = stateful(maker_of(run_file)(), choice)
     together = env.unwrapped
     assert isinstance(together, Together)
     try:
