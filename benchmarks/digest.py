@@ -24,7 +24,7 @@ def checksums(folder: Path, sizes: Sizes, wanted: set[int]) -> Iterator[Figure]:
     import torch
     from stable_baselines3 import PPO
 
-    from train_cloud.envs.state import Choice
+    from train_cloud.envs.trial import Choice
     from train_cloud.learn.callback import Checkpoints
     from train_cloud.learn.digest import Digests
 
