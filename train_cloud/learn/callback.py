@@ -153,11 +153,11 @@ class Checkpoints(BaseCallback):
         restored = self._host.restored
         self._passed_over = self._phases.begin(self.model, restored.facts if restored is not None else {})
         total = self.model._total_timesteps
-        if total + self._phases.offset > self._host.total_timesteps:
-            done = self._phases.over[-1].timesteps if self._phases.over else 0
-            asked = total + self._phases.offset - done
-            fix = f"learn() was asked for {asked}{f' after {done}' if done else ''}: all its calls together may train "
-            fix += "train_cloud.run_file().total_timesteps"
+        if self._phases.asked > self._host.total_timesteps:
+            asked = total - self.model._num_timesteps_at_start
+            before = self._phases.asked - asked
+            fix = f"learn() was asked for {asked}{f' after {before}' if before else ''}: all its calls together "
+            fix += "may train train_cloud.run_file().total_timesteps"
             raise InputError("total_timesteps", self._host.total_timesteps, fix)
         if self._passed_over is not None:
             if restored is not None and self._phases.is_the_one(self.model, restored.facts):

@@ -42,10 +42,12 @@ class Phases:
 
     :ivar number: of the phase that is under way; 0 is the first
     :ivar offset: what is added to the model's timesteps to get the run's
+    :ivar asked: timesteps that all calls so far were asked for; rollouts that go beyond count as little as in one call
     """
 
     number: int = -1
     offset: int = 0
+    asked: int = 0
     over: list[Phase] = field(default_factory=list)
     outputs: Sequence[KVWriter] | None = None
     _models: list[BaseAlgorithm] = field(default_factory=list)
@@ -64,6 +66,7 @@ class Phases:
         :raises InputError: a new model where one of the two has a replay buffer
         """
         self.number += 1
+        self.asked += model._total_timesteps - model._num_timesteps_at_start
         if not any(model is known for known in self._models):
             rows = [getattr(one, "replay_buffer", None) is not None for one in (model, *self._models[-1:])]
             if self._models and any(rows):
