@@ -63,7 +63,7 @@ def test_a_script_that_is_interrupted_in_its_phases_ends_the_same(
 
 @pytest.mark.parametrize(
     ("script", "said"),
-    [("another_buffer", "a replay buffer goes with one model"), ("too_many", "all its calls together may train train_cloud")],
+    [("another_buffer", "a replay buffer goes with one model"), ("too_many", "all its calls together may train")],
 )
 def test_what_cannot_be_a_phase_is_refused(warm: Any, tmp_path: Path, script: str, said: str) -> None:
     run = _run(warm, tmp_path, script, **({"total_timesteps": 100} if script == "another_buffer" else {}))
