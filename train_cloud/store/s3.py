@@ -55,6 +55,9 @@ _PART = 16 << 20
 """Bytes. Larger objects travel in parts of this size, several at once."""
 _LEAST_COPIED, _MOST_COPIED = 5 << 20, 4 << 30
 """Bytes of a part that is copied; S3 allows 5 MiB to 5 GiB ("Amazon S3 multipart upload limits")."""
+_CHECKSUM = "CRC64NVME"
+"""Of all that is written. S3 refuses a part whose checksum is of another algorithm than its upload was begun with
+(Amazon S3 API Reference, "UploadPart"), and boto3 would choose CRC32 for the one and nothing for the other."""
 _PARALLEL = 4
 """With ``_PART``, what a line must move within half the patience: 18 Mbit/s by default. Each connection on EC2 has more
 than ten times that."""
@@ -304,7 +307,7 @@ class BucketStore:
         client = self._boto()
         upload = ""
         try:
-            upload = client.create_multipart_upload(**where)["UploadId"]
+            upload = client.create_multipart_upload(**where, ChecksumAlgorithm=_CHECKSUM)["UploadId"]
             own = {**where, "UploadId": upload}
             parts: list[dict[str, Any]] = []
             for start in range(0, size, _MOST_COPIED):
@@ -322,7 +325,7 @@ class BucketStore:
                 if end == size:
                     break
             for body in _joined(tail, _PART):
-                sent = client.upload_part(**own, PartNumber=len(parts) + 1, Body=body)
+                sent = client.upload_part(**own, PartNumber=len(parts) + 1, Body=body, ChecksumAlgorithm=_CHECKSUM)
                 parts.append({"PartNumber": len(parts) + 1, "ETag": sent["ETag"]})
             done = client.complete_multipart_upload(**own, MultipartUpload={"Parts": parts})
         except BaseException as error:
@@ -481,7 +484,7 @@ class BucketStore:
             "region": region,
             # Certificates of virtual-hosted addresses cover one label: a bucket name with a dot needs the path style.
             "virtual_hosted_style_request": self._endpoint is None and "." not in self.bucket,
-            "checksum_algorithm": "CRC64NVME",
+            "checksum_algorithm": _CHECKSUM,
             "unsigned_payload": True,
         }
         if self._endpoint is not None:
