@@ -73,7 +73,7 @@ FULL = Sizes(
     pairs=5,
     starts=7,
     slow=0.020,
-    rollouts=200,
+    rollouts=40,
 )
 LARGE = Sizes(
     every=5000,
