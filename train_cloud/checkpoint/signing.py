@@ -1,8 +1,8 @@
 """A keyed checksum of each object of a checkpoint: who may write to a store, but has no key, can forge none.
 
 HMAC-SHA256 (RFC 2104) over the run's id, the object's place in it and its bytes. It stands where the object is named:
-in the manifest, and for the manifest in the head. It is compared before anybody reads the bytes: a checkpoint's parts are
-pickles, and a CRC has no key.
+in the manifest, and for the manifest in the head. It is compared before anybody reads the bytes: parts of a checkpoint
+are pickles, and a CRC has no key.
 """
 
 from __future__ import annotations
