@@ -407,7 +407,7 @@ def test_what_is_not_installed_is_named(code: Path, monkeypatch: pytest.MonkeyPa
     there = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sb3_contrib" else there(name))
     for algorithm in ("tqc", "sb3_contrib:TQC"):
-        with pytest.raises(InputError, match=r"algorithm: .*pip install 'train-cloud\[contrib\]'"):
+        with pytest.raises(InputError, match=r"algorithm: .*pip install sb3-contrib"):
             try_out(code, algorithm=algorithm)
     try_out(code)
 
