@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import datetime
 import os
-import random
+import secrets
 import sys
 import time
 from typing import Any
 
 _YEARS = 20 * 365 * 24 * 3600
-_chance, _time, _time_ns = random.Random(os.environ.get("INTERRUPT")), time.time, time.time_ns
+_time, _time_ns = time.time, time.time_ns
 
 
 def _jump() -> int:
-    return _chance.randint(-_YEARS, _YEARS)
+    return secrets.randbelow(2 * _YEARS) - _YEARS  # no generator of the module's own: that would be state of the run
 
 
 class _Jumping(datetime.datetime):
