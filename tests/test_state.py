@@ -699,7 +699,7 @@ def test_mujoco(name: str) -> None:
 
 def test_ale() -> None:
     gym.register_envs(pytest.importorskip("ale_py"))
-    assert choose(lambda: gym.make("ALE/Breakout-v5")).provider == "ale"
+    assert choose(lambda: gym.make("ale_py:ALE/Breakout-v5")).provider == "ale"
 
 
 @pytest.mark.parametrize(
