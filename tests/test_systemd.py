@@ -537,7 +537,7 @@ def test_nobody_survives_the_rehearsal(tmp_path: Path, number: signal.Signals) -
         pids = [int(pid) for pid in owner.stdout.readline().split()]
         assert len(pids) == 2
         owner.send_signal(number)
-        owner.wait(20)
+        owner.wait(90)
         # Killed outright, it cannot reach what its processes started in sessions of their own.
         assert gone(*(pids if number == signal.SIGINT else pids[:1]))
     finally:
