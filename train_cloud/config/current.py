@@ -9,6 +9,7 @@ from pathlib import Path
 from train_cloud.config.load import load_run_file
 from train_cloud.config.run_file import RunFile
 from train_cloud.errors import InputError
+from train_cloud.generators import unseeded_follow
 
 _current: list[RunFile] = []
 _folders: list[Path] = []
@@ -16,11 +17,14 @@ _folders: list[Path] = []
 
 @contextlib.contextmanager
 def training(run_file: RunFile, artifacts: Path | None = None) -> Iterator[None]:
-    """While this lasts, :func:`run_file` returns ``run_file``, and :func:`artifact_folder` ``artifacts``."""
+    """While this lasts, :func:`run_file` returns ``run_file``, and :func:`artifact_folder` ``artifacts``. Generators
+    that nobody seeds follow from the run's seed.
+    """
     _current.append(run_file)
     _folders.extend([artifacts] if artifacts is not None else [])
     try:
-        yield
+        with unseeded_follow(run_file.seed):
+            yield
     finally:
         _current.pop()
         if artifacts is not None:

@@ -23,6 +23,7 @@ from typing import IO, Any, NoReturn
 from train_cloud import child_process, hash_seed
 from train_cloud.envs.make import FAILURES, CodeFailed, told
 from train_cloud.errors import InputError, TrainCloudError
+from train_cloud.generators import follow
 
 _LENGTH = struct.Struct("<Q")
 #: That an environment's own threads and processes may take to end, when all is said.
@@ -156,6 +157,7 @@ def serve() -> None:
     """The other end of :class:`Fresh`."""
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what user code prints
+    follow(0, "trial")
     for module in ("train_cloud.envs.trial", *sys.argv[1:]):  # the first is what nearly every request needs
         importlib.import_module(module)
     surroundings, request = _read(sys.stdin.buffer), _read(sys.stdin.buffer)

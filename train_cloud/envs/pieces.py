@@ -4,9 +4,13 @@ the same making; what cannot stays there as it is, and is named.
 
 from __future__ import annotations
 
+import concurrent.futures
 import enum
+import functools
 import io
 import logging
+import multiprocessing.process
+import subprocess
 import threading
 import types
 import weakref
@@ -26,12 +30,15 @@ HARMLESS: tuple[type, ...] = (
     threading.Semaphore,
     type(threading.Lock()),
     type(threading.RLock()),
+    functools.partial,
     types.FunctionType,
     types.ModuleType,
     weakref.ref,
 )
 #: Likewise; writers of CSV files have a type without a name to import.
 _HARMLESS_NAMES = {"_csv.writer", "_csv.Writer"}
+#: They stand for something that works beside this process, or in it.
+_WORKING = (threading.Thread, subprocess.Popen, multiprocessing.process.BaseProcess, concurrent.futures.Executor)
 _DEEPEST, _MOST = 8, 1000
 
 
@@ -144,7 +151,7 @@ def _inner(value: Any) -> tuple[str, Iterable[tuple[Any, Any]]] | None:
     kind: Any = type(value)
     reduced = kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__
     getstate = getattr(kind, "__getstate__", None) in (None, getattr(object, "__getstate__", None))
-    if reduced and getstate and hasattr(value, "__dict__") and not isinstance(value, (type, *HARMLESS)):
+    if reduced and getstate and hasattr(value, "__dict__") and not isinstance(value, (type, *HARMLESS, *_WORKING)):
         if type(vars(value).get("this")).__name__ == "SwigPyObject":
             return None  # a library's, with nothing of its own in Python
         return "object", list(vars(value).items())

@@ -46,6 +46,7 @@ from train_cloud.envs.pieces import Gone, Left, Taking, put, put_each
 from train_cloud.envs.shared import SCALARS, Shared, put_shared
 from train_cloud.envs.sticky import StickyALE
 from train_cloud.errors import TrainCloudError
+from train_cloud.generators import get_unseeded, set_unseeded
 
 #: Attributes of a layer that say how it was made or where it writes: the fresh environment's own are right.
 KEPT = frozenset({"env", "spec", "_cached_spec", "_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs",
@@ -145,6 +146,12 @@ class StatefulEnv(Outermost):
         if noted:
             self._outside.look()
         return result
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, as the trial of a vector environment makes one: with nothing recorded yet."""
+        named = {"because": self.train_cloud_because, "replay_max_steps": self.replay_max_steps}
+        again = functools.partial(StatefulEnv, **named, uncopied=self._uncopied)  # type: ignore[arg-type]
+        return again, (self.env, self.train_cloud_provider)
 
     def follow_replayed(self, record: Record) -> None:
         """An episode goes on that was played here again."""
@@ -943,6 +950,7 @@ def plain(value: Any) -> Any:
 
 def process_generators() -> dict[str, Any]:
     state: dict[str, Any] = {"python": random.getstate(), "numpy": np.random.get_state(legacy=False)}
+    state["unseeded"] = get_unseeded()
     torch = sys.modules.get("torch")  # not imported here: what is not imported was not drawn from
     if torch is not None:
         state["torch"] = torch.get_rng_state().numpy().copy()
@@ -952,6 +960,7 @@ def process_generators() -> dict[str, Any]:
 def set_process_generators(state: Mapping[str, Any]) -> None:
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
+    set_unseeded(state.get("unseeded"))  # which came later
     torch = sys.modules.get("torch")
     if torch is not None and "torch" in state:
         torch.set_rng_state(torch.from_numpy(state["torch"].copy()))

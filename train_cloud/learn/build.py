@@ -39,6 +39,7 @@ from train_cloud.envs.known import record
 from train_cloud.envs.make import FAILURES, Env, One, close, load_object, refusing, told
 from train_cloud.envs.trial import Choice, stateful
 from train_cloud.errors import InputError, suggestion
+from train_cloud.generators import follow
 from train_cloud.learn.environment import StateTrial, asked
 from train_cloud.safe_text import adopt, guard
 
@@ -166,6 +167,7 @@ def _enter_worker(seed: int) -> None:
     adopt()
     guard()
     set_random_seed(seed)  # SB3 seeds this process's global generators nowhere
+    follow(seed, "worker")
 
 
 def make_vec_env(environment: Environment, seed: int, choice: Choice) -> VecEnv:

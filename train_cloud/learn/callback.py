@@ -24,15 +24,18 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.logger import KVWriter
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
+from stable_baselines3.common.vec_env import VecEnv
 
 from train_cloud.envs.make import Env
 from train_cloud.envs.state import StatefulEnv
 from train_cloud.envs.trial import Choice, choose_for
+from train_cloud.envs.trial import stateful as with_state
 from train_cloud.errors import InputError
 from train_cloud.learn.capture import Capture, learners_of, restore_parameters
 from train_cloud.learn.digest import Digests, Reader
 from train_cloud.learn.ending import stopped_by, watch
 from train_cloud.learn.phases import Phase, Phases, Shifted
+from train_cloud.learn.vectorized import choice_of, prepare
 from train_cloud.snapshot import ENDED_EARLY, Snapshot
 
 log = logging.getLogger(__name__)
@@ -123,7 +126,6 @@ class Checkpoints(BaseCallback):
         self._stood_at: int | None = None
         self._lost: list[str] = []
         self._schedules: list[str] = []
-        self._choices: dict[str, Choice] = {}
         self._capture: Capture | None = None
         self._reader: Reader
         self._capacity = 0
@@ -469,28 +471,23 @@ class Checkpoints(BaseCallback):
     # environments
 
     def _provider_of(self, env: gymnasium.Env[Any, Any]) -> str:
-        if isinstance(env, StatefulEnv):
-            return env.train_cloud_provider
-        kind = str(env.spec) if env.spec is not None else type(env.unwrapped).__qualname__
-        if kind not in self._choices:
-            self._choices[kind] = choose_for(env)
-        return self._choices[kind].provider
+        return choice_of(env).provider
 
     def _not_kept(self) -> list[str]:
         """What this session's checkpoints lack, and those before it: what was lost once stays lost."""
-        return list(dict.fromkeys([*self._lost, *self._capture_of().not_kept]))
+        capture = self._capture_of()
+        begun = (f"environments: new episodes were begun: {why or 'they are not saved'}" for why in capture.begun_anew)
+        return list(dict.fromkeys([*self._lost, *capture.not_kept, *begun]))
 
     def _exactness(self) -> tuple[bool, str]:
         if self._between_logs and self._log_interval is None:
             return False, "the run had ended between two logs: the script logs at other steps from there on"
-        choices = [*([self._choice] if self._choice else []), *self._choices.values()]
-        told = next((choice.because for choice in choices if not choice.exact), "")
-        if self._capture is not None and self._capture.begun_anew and not told:
-            told = f"a new episode was begun: {'; '.join(self._capture.begun_anew)}"
+        told = [self._choice.because] if self._choice is not None and not self._choice.exact else []
+        told += self._capture_of().not_exact
         left_out = self._not_kept()
         if left_out:
-            told = "; ".join([*([told] if told else []), f"not kept: {'; '.join(left_out)}"])
-        return not told, told
+            told.append(f"not kept: {'; '.join(left_out)}")
+        return not told, "; ".join(dict.fromkeys(told))
 
 
 def schedules(model: BaseAlgorithm) -> list[str]:
@@ -532,12 +529,37 @@ _hosts: list[Host] = []
 
 @contextlib.contextmanager
 def hosted_by(host: Host) -> Iterator[None]:
-    """While this lasts, :func:`checkpoints` belongs to ``host``."""
+    """While this lasts, :func:`checkpoints` belongs to ``host``, and environments are prepared before a training resets
+    them.
+    """
+    algorithm: Any = BaseAlgorithm
+    begin = algorithm._setup_learn
+
+    def prepared(model: Any, *arguments: Any, **named: Any) -> Any:
+        for env in (model.get_env(), *_environments_of(named.get("callback", arguments[1:2]))):
+            if env is not None:
+                prepare(env)
+        return begin(model, *arguments, **named)
+
     _hosts.append(host)
+    algorithm._setup_learn = prepared
     try:
         yield
     finally:
+        algorithm._setup_learn = begin
         _hosts.pop()
+
+
+def _environments_of(callbacks: Any) -> Iterator[VecEnv]:
+    """That callbacks hold, as SB3's ``EvalCallback`` does."""
+    if isinstance(callbacks, list | tuple):
+        for callback in callbacks:
+            yield from _environments_of(callback)
+    elif isinstance(callbacks, CallbackList):
+        yield from _environments_of(callbacks.callbacks)
+    elif isinstance(callbacks, BaseCallback):
+        yield from (value for value in vars(callbacks).values() if isinstance(value, VecEnv))
+        yield from _environments_of(getattr(callbacks, "callback", None))
 
 
 def checkpoints() -> BaseCallback:
@@ -560,4 +582,4 @@ def stateful(env: Env) -> StatefulEnv:
         # Ctrl-C reaches the whole process group; the trainer decides when its environments end. SIGTERM still ends this
         # process: multiprocessing sends it at exit, and waits.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    return StatefulEnv(env, choose_for(env, recorded=True).provider)
+    return with_state(env, choose_for(env, recorded=True))

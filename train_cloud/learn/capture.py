@@ -30,8 +30,6 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.save_util import data_to_json
 from stable_baselines3.common.vec_env import (
-    DummyVecEnv,
-    SubprocVecEnv,
     VecEnv,
     VecEnvWrapper,
     VecNormalize,
@@ -40,13 +38,15 @@ from stable_baselines3.common.vec_env import (
 
 from train_cloud.config.current import artifact_folders
 from train_cloud.envs.make import FAILURES
-from train_cloud.envs.state import Anew, dumps, follow, get_state, layers, set_state
+from train_cloud.envs.state import dumps, follow, get_state, layers, set_state
 from train_cloud.errors import InputError, TrainCloudError
+from train_cloud.generators import get_unseeded, set_unseeded
 from train_cloud.learn.compare import read_state
 from train_cloud.learn.kinds import OF_A_CALLBACK, kind_of
 from train_cloud.learn.objects import Objects, Root
 from train_cloud.learn.pickling import LEFT, OWN, Whole, as_numpy
 from train_cloud.learn.replay import Ring
+from train_cloud.learn.vectorized import get_vecenv, look, reached, set_vecenv, singles
 from train_cloud.snapshot import Array, Part, Rows, Snapshot
 
 REPLAY = "replay"
@@ -62,10 +62,6 @@ _OF_THE_PROCESS = {
     "_total_timesteps",
     "_num_timesteps_at_start",
 }
-#: Of a VecEnv: connections and descriptions. ``envs`` goes through the state providers.
-_OF_THE_VECENV = {
-    "venv", "envs", "class_attributes", "remotes", "work_remotes", "processes", "metadata", "waiting", "closed",
-}  # fmt: skip
 #: Attributes of an algorithm that have a part, a stream or a place in the pickle of their own.
 _ELSEWHERE = frozenset({
     "policy", "device", "env", "replay_buffer", "rollout_buffer", "_vec_normalize_env", "_logger", "_custom_logger",
@@ -119,8 +115,10 @@ class Capture:
         self._found: dict[str, dict[str, Any]] = {}
         self._tried: set[str] = set()
         self._singles: list[gymnasium.Env[Any, Any]] = []
-        for single in _singles(env):
+        for single in singles(env):
             follow(single)  # of somebody else's making
+        self.not_exact = look(env)
+        """Why an interruption of its environments is not exact."""
         for name, learner in self._learners.items():
             if not any(True for _ in _live_tensors(learner.model, "")):
                 told = f"{type(learner.model).__name__}{f' of {name}' if name else ''}"
@@ -136,7 +134,9 @@ class Capture:
             elsewhere["train-cloud's callback"] = self._own
         for index, venv in enumerate([*_wrappers(self._env), self._env.unwrapped]):
             elsewhere[f"environments[{index}]"] = venv
-        for env_index, single in enumerate(_singles(self._env)):
+        for path, holder in reached(self._env):
+            elsewhere[f"environments{path}"] = holder
+        for env_index, single in enumerate(singles(self._env)):
             for index, layer in enumerate(layers(single)):
                 elsewhere[f"environment {env_index}[{index}]"] = layer
         if _ALONE not in self._learners:
@@ -153,10 +153,10 @@ class Capture:
         self._objects = Objects(
             roots, elsewhere, optimizers, gradients=any(_has_own_train(one.model) for one in self._learners.values())
         )
-        singles = _singles(self._env)
+        found = singles(self._env)
         for other in self._objects.environments.values():
-            singles += _singles(other) if isinstance(other, VecEnv) else [other]
-        self._singles = list(dict.fromkeys(singles))
+            found += singles(other) if isinstance(other, VecEnv) else [other]
+        self._singles = list(dict.fromkeys(found))
         for one in self._singles:
             follow(one)
 
@@ -294,7 +294,7 @@ class Capture:
             self.model.rows = dict(counts)  # type: ignore[attr-defined]
         last = counts.get(_ALONE, state.get("rows", 0) if any(counts.values()) else 0)
         self._at = {last: counts}
-        begun_anew = _set_vecenv(self._env, state["environments"])
+        begun_anew = set_vecenv(self._env, state["environments"])
         self._set_others(state.get("others", {}))
         logger = self.model.logger
         for live, saved in zip(_pending(logger), state["logger"], strict=True):
@@ -308,7 +308,7 @@ class Capture:
             _set_callback(callback, saved)
         objects.restore(state, set_anew)  # once more: replaying an episode may have changed what wrappers share
         self.model._num_timesteps_at_start = self.model.num_timesteps  # fps counts this session's steps
-        self.begun_anew = tuple(f"environment {index}: {anew.because}" for index, anew in begun_anew.items())
+        self.begun_anew = tuple(dict.fromkeys(anew.because for anew in begun_anew.values()))
         if begun_anew:
             self._begin_episodes({index: anew.observation for index, anew in begun_anew.items()})
         set_generators(state["generators"])  # nothing after this may draw
@@ -326,7 +326,7 @@ class Capture:
         }
         state = {
             "whole": Whole(True),  # and first: what they share with others is whole, too
-            "environments": _get_vecenv(self._env, self._provider_of),
+            "environments": get_vecenv(self._env, self._provider_of),
             "others": self._get_others(),
             "to here": Whole(False),
             **state,
@@ -351,7 +351,7 @@ class Capture:
                 continue
             try:
                 if isinstance(env, VecEnv):
-                    found[path] = _get_vecenv(env, self._provider_of)
+                    found[path] = get_vecenv(env, self._provider_of)
                 else:
                     found[path] = get_state(env, self._provider_of(env))
                 if path not in self._tried:
@@ -370,7 +370,7 @@ class Capture:
             if env is None:
                 self.objects.at(path, None)  # notes that it is missing
             elif isinstance(env, VecEnv):
-                _set_vecenv(env, state)
+                set_vecenv(env, state)
             else:
                 set_state(env, state)
 
@@ -484,6 +484,7 @@ def get_generators() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": np.random.get_state(legacy=False),
         "torch": torch.get_rng_state().numpy().copy(),
+        "unseeded": get_unseeded(),
     }
     if torch.cuda.is_available():
         state["cuda"] = [generator.numpy().copy() for generator in torch.cuda.get_rng_state_all()]
@@ -496,6 +497,7 @@ def set_generators(state: Mapping[str, Any]) -> None:
     """
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
+    set_unseeded(state.get("unseeded"))  # which came later
     torch.set_rng_state(torch.from_numpy(state["torch"].copy()))
     if "cuda" in state and torch.cuda.is_available():
         for index, generator in enumerate(state["cuda"][: torch.cuda.device_count()]):
@@ -767,47 +769,6 @@ def _noise_distributions(model: BaseAlgorithm) -> Iterator[StateDependentNoiseDi
             yield distribution
 
 
-def _get_vecenv(env: VecEnv, provider_of: Callable[[gymnasium.Env[Any, Any]], str]) -> list[dict[str, Any]]:
-    """One dict per layer, outermost first; the innermost has the environments' states."""
-    layers: list[dict[str, Any]] = []
-    while True:
-        layer = {name: value for name, value in env.__dict__.items() if name not in _OF_THE_VECENV}
-        layers.append(layer)
-        if isinstance(env, DummyVecEnv):
-            layer["train_cloud"] = [get_state(single, provider_of(single)) for single in env.envs]
-        elif isinstance(env, SubprocVecEnv):
-            if not env.has_attr("train_cloud_get_state"):
-                raise InputError(
-                    "environment",
-                    "SubprocVecEnv",
-                    "wrap each environment, outermost, with train_cloud.stateful: "
-                    "make_vec_env(…, vec_env_cls=SubprocVecEnv, wrapper_class=train_cloud.stateful)",
-                )
-            layer["train_cloud"] = env.env_method("train_cloud_get_state")
-        if not isinstance(env, VecEnvWrapper):
-            return layers
-        env = env.venv
-
-
-def _set_vecenv(env: VecEnv, layers: list[dict[str, Any]]) -> dict[int, Anew]:
-    """:return: what began in the environments that could not go on with their episode, by index"""
-    begun_anew: dict[int, Anew] = {}
-    for layer in layers:
-        saved = dict(layer)
-        states = saved.pop("train_cloud", None)
-        env.__dict__.update(saved)
-        for index, state in enumerate(states or ()):
-            if isinstance(env, DummyVecEnv):
-                anew = set_state(env.envs[index], state)
-            else:
-                anew = env.env_method("train_cloud_set_state", state, indices=[index])[0]
-            if anew is not None:
-                begun_anew[index] = anew
-        if isinstance(env, VecEnvWrapper):
-            env = env.venv
-    return begun_anew
-
-
 def _wrappers(env: VecEnv) -> list[VecEnvWrapper]:
     """Outermost first."""
     found = []
@@ -828,12 +789,6 @@ def _replaced(observations: Any, single: Mapping[int, Any]) -> Any:
     for index, one in single.items():
         copied[index] = one
     return copied
-
-
-def _singles(env: VecEnv) -> list[gymnasium.Env[Any, Any]]:
-    """The environments that live in this process."""
-    base = env.unwrapped
-    return list(base.envs) if isinstance(base, DummyVecEnv) else []
 
 
 def _can_be_pickled(value: object, envs: list[gymnasium.Env[Any, Any]]) -> bool:
@@ -880,7 +835,7 @@ def _set_callback(callback: BaseCallback, state: Mapping[str, Any]) -> None:
         if value is LEFT:
             continue
         if isinstance(live, VecEnv) and isinstance(value, list):
-            _set_vecenv(live, value)  # of an older checkpoint
+            set_vecenv(live, value)  # of an older checkpoint
         else:
             setattr(callback, name, value)
 

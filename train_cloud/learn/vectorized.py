@@ -15,6 +15,7 @@ comes back.
 
 from __future__ import annotations
 
+import io
 import pickle
 import warnings
 import weakref
@@ -43,7 +44,7 @@ from train_cloud.envs.state import (
     set_state,
     take_apart,
 )
-from train_cloud.envs.trial import Choice, choose_for, difference, shown, stateful
+from train_cloud.envs.trial import Alike, Choice, choose_for, difference, shown, stateful
 from train_cloud.errors import TrainCloudError
 
 #: Of a VecEnv: connections and descriptions. ``envs`` goes through the state providers; an ``info`` is shown once.
@@ -142,9 +143,14 @@ def _single(value: Any) -> Env | None:
     return _together[value]
 
 
-def singles(env: VecEnv) -> list[Any]:
-    """The environments that live in this process, and what holds them: what states of them refer to."""
-    return plan_of(env).tree.all()
+def singles(env: VecEnv) -> list[Env]:
+    """The environments that live in this process."""
+    return [*plan_of(env).tree.singles.values()]
+
+
+def reached(env: VecEnv) -> list[tuple[str, Any]]:
+    """What holds them below the layers of SB3's, with its path."""
+    return [(path, holder) for path, holder in plan_of(env).tree.holders.items() if path]
 
 
 def choice_of(single: Env) -> Choice:
@@ -368,13 +374,11 @@ def _tried(inner: Sequence[Any], tree: Tree) -> str:
 
     :return: why its state does not come back; empty where it does
     """
-    import cloudpickle
-
     outermost = next(layer for layer in reversed(inner) if isinstance(layer, VecEnv))
     providers = {path: choice_of(single).provider for path, single in tree.singles.items()}
     one, other = Fresh(loads=[__name__]), Fresh(loads=[__name__])
     try:
-        copied = cloudpickle.dumps(outermost)
+        copied = _copy(outermost, tree)
         played = one.call(_play_first, copied, providers)
         return str(other.call(_play_second, copied, providers, played) or "")
     except FAILURES as error:
@@ -382,6 +386,55 @@ def _tried(inner: Sequence[Any], tree: Tree) -> str:
     finally:
         one.close()
         other.close()
+
+
+def _copy(env: VecEnv, tree: Tree) -> bytes:
+    """With new environments in the place of its own: these may be what cannot be copied."""
+    import cloudpickle
+
+    alike: dict[int, tuple[Any, ...]] = {}
+    for single in tree.singles.values():
+        if isinstance(single, StatefulEnv):
+            alike[id(single)] = _stateful_alike, (Alike(single.env), choice_of(single), single.replay_max_steps)
+        elif isinstance(single, Together):
+            alike[id(single.parallel)] = _parallel_alike, (Alike(single),)
+        else:
+            alike[id(single)] = _made, (Alike(single),)
+
+    class Copier(cloudpickle.Pickler):  # type: ignore[misc]
+        def reducer_override(self, obj: Any) -> Any:
+            if id(obj) in alike:
+                return alike[id(obj)]
+            if isinstance(obj, VecEnvWrapper) and not hasattr(type(obj), "__setstate__"):
+                # While it has no venv yet, a wrapper looks for __setstate__ there for ever.
+                return _empty, (type(obj),), dict(vars(obj)), None, None, _fill
+            return super().reducer_override(obj)
+
+    file = io.BytesIO()
+    Copier(file).dump(env)
+    return file.getvalue()
+
+
+def _empty(kind: Any) -> Any:
+    return kind.__new__(kind)
+
+
+def _fill(obj: Any, content: Mapping[str, Any]) -> None:
+    vars(obj).update(content)
+
+
+def _made(alike: Alike) -> Env:
+    return alike()
+
+
+def _stateful_alike(alike: Alike, choice: Choice, replay_max_steps: int) -> Env:
+    made = stateful(alike(), choice)
+    made.replay_max_steps = replay_max_steps
+    return made
+
+
+def _parallel_alike(alike: Alike) -> Any:
+    return alike().unwrapped.parallel  # type: ignore[attr-defined]
 
 
 @dataclass
