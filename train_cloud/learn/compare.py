@@ -44,8 +44,8 @@ def differences(left: Snapshot, right: Snapshot) -> list[str]:
             {name: value for name, value in pending.items() if not name.startswith("time/")}
             for pending in state["logger"]
         ]
-    # Lists are there so that the live ones are filled again; what they hold is compared where it is referred to. One that
-    # nothing refers to any more is in the state of the session that found it, and in no other's.
+    # Lists are there so that the live ones are filled again; what they hold is compared where it is referred to. One
+    # that nothing refers to any more is in the state of the session that found it, and in no other's.
     both = set.intersection(*({*state.get("lists", {})} for state in states))
     for state in states:
         state["lists"] = {path: state["lists"][path] for path in both}
