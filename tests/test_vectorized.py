@@ -87,7 +87,7 @@ def test_the_state_comes_back(name: str) -> None:
 
 LOST: dict[str, tuple[Callable[[], VecEnv], str]] = {
     "a dead copy": (vectors.WithEngine, "WithEngine: restored, it went another way at step 1"),
-    "a handle": (vectors.ByHandle, "ByHandle: whether its state comes back could not be tried: KeyError: 100"),
+    "a handle": (vectors.ByHandle, "ByHandle: whether its state comes back could not be tried: KeyError: 1"),
     "a thread": (vectors.WithThread, "WithThread: worker, a threading.Thread, cannot be saved"),
     "processes of Gymnasium's": (lambda: vectors.OfGymnasium("async"), "OfGymnasium: inner.env.error_queue"),
     "processes of SB3's": (
