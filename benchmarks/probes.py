@@ -220,13 +220,10 @@ class Filled(BaseCallback):
 class Started(BaseCallback):
     """Notes when this module was imported, with everything heavy before it, and when the first new step was done."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._note = iter((Path(os.environ[PLAN]),))  # of a kind that no checkpoint takes along
-
     def _on_step(self) -> bool:
-        for path in self._note:
-            path.write_text(json.dumps({"imported": _IMPORTED, "stepped": time.monotonic()}))
+        note = Path(os.environ[PLAN])
+        if not note.exists():  # an attribute that says so would come back with the checkpoint
+            note.write_text(json.dumps({"imported": _IMPORTED, "stepped": time.monotonic()}))
         return True
 
 

@@ -122,7 +122,8 @@ MUTATIONS = {
     "S3 is sent no If-None-Match": Mutation("store/s3.py", 'mode="create"', 'mode="overwrite"', STORE),
     "a 403 is an absence": Mutation(
         "store/s3.py",
-        "                if not self._exists(key, empty=_status(error) == 403):\n                    raise ObjectMissing",
+        "                if not self._exists(key, empty=_status(error) == 403):\n"
+        "                    raise ObjectMissing",
         "                if True:\n                    raise ObjectMissing",
         STORE,
     ),
