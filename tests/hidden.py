@@ -18,9 +18,11 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-#: Of this process: a resumed one counts from 0.
-steps = 0
-rollouts = 0
+
+def count(name: str) -> int:
+    """Counts in a variable of this process, which no checkpoint has: a resumed one counts from 0."""
+    os.environ[name] = str(int(os.environ.get(name, "0")) + 1)
+    return int(os.environ[name])
 
 
 class Line(gymnasium.Env[Any, Any]):
@@ -43,15 +45,14 @@ class Line(gymnasium.Env[Any, Any]):
         return self.place.copy(), {}
 
     def step(self, action: Any) -> Any:
-        global steps
-        steps += 1
+        steps = count("HIDDEN_STEPS")
         self.length += 1
         push = float(np.asarray(action).reshape(-1)[0])
         self.place = np.clip(self.place + push * self.np_random.uniform(-0.5, 0.5, 2), -9, 9).astype(np.float32)
         if self.hidden == "process":
             self.place[0] += 1e-4 * (os.getpid() % 997)
         if self.noise is not None:
-            self.place[0] += float(np.random.default_rng().uniform(0, 1e-3))
+            self.place[0] += 1e-6 * os.urandom(1)[0]
         reward = -float(np.abs(self.place).sum()) - (self.hidden == "count" and steps > 200)
         return self.place.copy(), reward, bool(np.abs(self.place).max() > 3), self.length >= 40, {}
 
@@ -127,12 +128,10 @@ def script() -> None:
 
 
 class Anneals(BaseCallback):
-    """Lowers the entropy bonus by a count that only this module has."""
+    """Lowers the entropy bonus by a count that only this process has."""
 
     def _on_step(self) -> bool:
         return True
 
     def _on_rollout_end(self) -> None:
-        global rollouts
-        rollouts += 1
-        self.model.ent_coef = 1.0 / rollouts  # type: ignore[attr-defined]
+        self.model.ent_coef = 1.0 / count("HIDDEN_ROLLOUTS")  # type: ignore[attr-defined]
