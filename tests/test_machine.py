@@ -174,8 +174,9 @@ def test_a_life_on_machines_ends_as_it_does_with_processes(life: Life) -> None:
     assert report["final_desired_capacity"] == 0 and report["resources_left_after_destroy"] == []
     assert {"train/critic_loss", "rollout/ep_rew_mean"} <= set(report["shown_by_tensorboard"])
     promised = [line.split("result", 1)[1].strip() for line in life.said.splitlines() if "✓" in line or "✗" in line]
-    assert len(promised) == 8 and all(line.startswith("✓") for line in promised), promised
+    assert len(promised) == 9 and all(line.startswith("✓") for line in promised), promised
     assert promised[-1].endswith("curves on the machine's TensorBoard")
+    assert any(line.startswith("✓ status says exact: ") for line in promised)
 
 
 def test_a_life_is_timed(life: Life) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -43,20 +43,31 @@ def check_standing(
     if not facts:
         return {}
     assert head.manifest is not None
-    known = check_code(store, read_manifest(store, head.manifest), run_file, alive=alive)
     changes = identity_changes(facts["identity"], run_file.identity())
-    if known:  # whose digest of all was compared file by file, by another rule
-        changes = [change for change in changes if change[0] != "code.digest"]
-    if changes:
-        field, old, new = changes[0]
-        others = f" (also: {', '.join(change[0] for change in changes[1:])})" if changes[1:] else ""
-        raise InputError(
-            field,
-            new,
-            f"run {run_file.run_id} was begun with {old!r}: restore that, fork the run (train-cloud fork), or choose "
-            f"another run_id{others}",
-        )
+    # A field by its name first: the file that it names may lie in the code folder, whose refusal would not say which.
+    _refuse_changes(run_file, sorted(changes, key=_is_code), but_code=True)
+    known = check_code(store, read_manifest(store, head.manifest), run_file, alive=alive)
+    if not known:  # else the digest of all was compared file by file, by another rule
+        _refuse_changes(run_file, changes)
     return {**facts, CODE_FILES: known}
+
+
+def _is_code(change: tuple[str, Any, Any]) -> bool:
+    return change[0] == "code.digest"
+
+
+def _refuse_changes(run_file: RunFile, changes: Sequence[tuple[str, Any, Any]], *, but_code: bool = False) -> None:
+    """:raises InputError: the first of them; the others are named"""
+    if not changes or (but_code and _is_code(changes[0])):
+        return
+    field, old, new = changes[0]
+    others = f" (also: {', '.join(change[0] for change in changes[1:])})" if changes[1:] else ""
+    raise InputError(
+        field,
+        new,
+        f"run {run_file.run_id} was begun with {old!r}: restore that, fork the run (train-cloud fork), or choose "
+        f"another run_id{others}",
+    )
 
 
 def is_over(store: ObjectStore, head: Head, run_file: RunFile) -> bool:
