@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -49,7 +50,8 @@ class Line(gymnasium.Env[Any, Any]):
         self.length += 1
         push = float(np.asarray(action).reshape(-1)[0])
         self.place = np.clip(self.place + push * self.np_random.uniform(-0.5, 0.5, 2), -9, 9).astype(np.float32)
-        if self.hidden == "process":
+        # Only where a run is trained: the trial of its state, in processes of its own, would find this at once.
+        if self.hidden == "process" and "train_cloud.worker.train" in sys.modules:
             self.place[0] += 1e-4 * (os.getpid() % 997)
         if self.noise is not None:
             self.place[0] += 1e-6 * os.urandom(1)[0]
