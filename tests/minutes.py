@@ -1,26 +1,85 @@
-"""A pytest plugin: where the time went, per test file. Loaded by the Makefile with ``-p minutes``."""
+"""A pytest plugin: where the time went, per test file and for the dearest tests, in minutes of the clock and in seconds
+of processors. Loaded by the Makefile with ``-p minutes``. Only the latter say what a test costs on a machine on which
+others work too.
+"""
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-_seconds: defaultdict[str, float] = defaultdict(float)
+DEAREST = 30
+
+_clock: defaultdict[str, float] = defaultdict(float)
+_processor: defaultdict[str, float] = defaultdict(float)
 _tests: Counter[str] = Counter()
+_by_test: defaultdict[str, float] = defaultdict(float)
+_before: float | None = None
+
+
+def processor_seconds() -> float:
+    """User and system seconds of this process and of all below it: those that run, and those that were waited for,
+    by whomever (``man 5 proc_pid_stat``: utime, stime, cutime, cstime). Servers and the process that the sessions are
+    forked from run on from test to test, which is why ``os.times()`` does not see them.
+    """
+    ticks: dict[int, int] = {}
+    children: defaultdict[int, list[int]] = defaultdict(list)
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (process / "stat").read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended
+        ticks[int(process.name)] = sum(map(int, fields[11:15]))
+        children[int(fields[1])].append(int(process.name))
+    together, waiting = 0, [os.getpid()]
+    while waiting:
+        process_id = waiting.pop()
+        together += ticks[process_id]
+        waiting += children[process_id]
+    return together / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, Any, Any]:
+    global _before
+    report, now = (yield), processor_seconds()
+    # From report to report: what lies between two tests belongs to the second.
+    report.processor = now - (now if _before is None else _before)
+    _before = now
+    return report
+
+
+def pytest_runtest_logstart() -> None:
+    global _before
+    if _before is None:
+        _before = processor_seconds()
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     file = report.nodeid.split("::")[0]
-    _seconds[file] += report.duration
+    _clock[file] += report.duration
     _tests[file] += report.when == "call"
+    seconds = getattr(report, "processor", 0.0)  # pytest-xdist brings it along from its workers
+    _processor[file] += seconds
+    _by_test[report.nodeid] += seconds
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if not _seconds:
+    if not _clock:
         return
-    width = max(map(len, _seconds))
-    terminalreporter.section("minutes per file")
-    for file, seconds in sorted(_seconds.items(), key=lambda item: -item[1]):
-        terminalreporter.write_line(f"{file:<{width}}  {seconds / 60:6.2f} min  {_tests[file]:4d} tests")
-    terminalreporter.write_line(f"{'together':<{width}}  {sum(_seconds.values()) / 60:6.2f} min")
+    width = max(map(len, _clock))
+    terminalreporter.section("minutes of the clock and seconds of processors per file")
+    for file, seconds in sorted(_processor.items(), key=lambda item: -item[1]):
+        terminalreporter.write_line(
+            f"{file:<{width}}  {_clock[file] / 60:6.2f} min  {seconds:7.1f} s  {_tests[file]:4d} tests"
+        )
+    together = sum(_clock.values()) / 60, sum(_processor.values())
+    terminalreporter.write_line(f"{'together':<{width}}  {together[0]:6.2f} min  {together[1]:7.1f} s")
+    terminalreporter.section("the dearest tests, in seconds of processors")
+    for test, seconds in sorted(_by_test.items(), key=lambda item: -item[1])[:DEAREST]:
+        terminalreporter.write_line(f"{seconds:7.1f} s  {test}")
