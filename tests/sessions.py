@@ -10,9 +10,9 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 from ruamel.yaml import YAML
@@ -21,6 +21,7 @@ from train_cloud import hash_seed
 from train_cloud.artifacts import tensorboard
 from train_cloud.artifacts.tensorboard import read_scalars
 from train_cloud.checkpoint import read_manifest, restore
+from train_cloud.envs import fresh
 from train_cloud.run import layout
 from train_cloud.run.head import Head, read_head
 from train_cloud.snapshot import Snapshot
@@ -47,13 +48,58 @@ WARM = [
     "ale_py",
     "cv2",
 ]
+#: Processes for trials that a session has, two for each: a run file's environment; those that a script makes.
+TRIALS, TRIALS_OF_SCRIPTS = 2, 6
 
 
-def _train(arguments: list[str], environment: dict[str, str], log: str, server: str) -> None:
+class _Forked:
+    """In the place of a ``subprocess.Popen`` of ``train_cloud.envs.serve``: forked from this process while nothing of
+    the user's is in it yet, so that it need not import what is imported here. tests/test_trial.py starts real ones.
+
+    :ivar printed: what it writes as errors
+    """
+
+    def __init__(self, others: Sequence[_Forked]) -> None:
+        requests, replies = os.pipe(), os.pipe()
+        self.printed: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by whoever uses it
+        self.stdin: IO[bytes] = os.fdopen(requests[1], "wb")
+        self.stdout: IO[bytes] = os.fdopen(replies[0], "rb")
+        self.pid = os.fork()
+        if not self.pid:
+            with contextlib.suppress(BaseException):
+                os.setsid()
+                for number, descriptor in enumerate((requests[0], replies[1], self.printed.fileno())):
+                    os.dup2(descriptor, number)
+                # It ends when nobody can write to it any more.
+                for one in (*others, self):
+                    one.stdin.close()
+                    one.stdout.close()
+                sys.stdin, sys.stdout, sys.stderr = (os.fdopen(number, mode) for number, mode in enumerate("rww"))
+                sys.argv = ["serve"]
+                fresh.serve()
+            os._exit(0)
+        os.close(requests[0])
+        os.close(replies[1])
+
+    def wait(self) -> None:
+        os.waitpid(self.pid, 0)
+
+
+def _train(arguments: list[str], environment: dict[str, str], log: str, server: str, trials: int) -> None:
     """In a child of a warm process: exactly what the command does.
 
     :param server: address of the warm process: processes of environments are forked from it too
+    :param trials: processes for trials; if it needs more, these are started as the command starts them
     """
+    spare: list[_Forked] = []
+    while len(spare) < trials:
+        spare.append(_Forked(spare))
+    start = fresh._start
+
+    def take(command: Sequence[str], variables: Mapping[str, str]) -> tuple[Any, IO[bytes]]:
+        return (spare[-1], spare.pop().printed) if spare else start(command, variables)
+
+    fresh._start = take
     forkserver: Any = multiprocessing.forkserver._forkserver
     forkserver._forkserver_address, forkserver.ensure_running = server, lambda: None
     multiprocessing.forkserver.ensure_running = forkserver.ensure_running
@@ -99,6 +145,7 @@ class Rehearsed:
         self.run_file = folder / "run.yaml"
         # On a quiet machine each session would have one; test_evidence.py is about them.
         YAML().dump({"run_id": "a-run", "reproducibility": {"replay": "never"}, **run}, self.run_file)
+        self.scripted = "entry_point" in run
         self.root = root or str(folder / "store")
         self.store = open_store(layout.run_url(self.root, "a-run"))
 
@@ -113,7 +160,8 @@ class Rehearsed:
         multiprocessing.forkserver.ensure_running()
         server = multiprocessing.forkserver._forkserver._forkserver_address  # type: ignore[attr-defined]
         log = str(self.folder / "log.txt")
-        process = self.context.Process(target=_train, args=(arguments, environment, log, server))
+        trials = TRIALS_OF_SCRIPTS if self.scripted else TRIALS
+        process = self.context.Process(target=_train, args=(arguments, environment, log, server, trials))
         process.start()
         return process
 

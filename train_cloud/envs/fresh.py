@@ -56,15 +56,7 @@ class Fresh:
         self._path = list(sys.path if path is None else path)
         # It is given the user's modules when it has loaded its own.
         before = {**self._variables, "PYTHONPATH": child_process.environment().get("PYTHONPATH", "")}
-        self._printed = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
-        self._process = subprocess.Popen(
-            child_process.command("train_cloud.envs.serve", *loads),
-            env=before,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._printed,
-            start_new_session=True,
-        )
+        self._process, self._printed = _start(child_process.command("train_cloud.envs.serve", *loads), before)
         self.pid = self._process.pid
         self._answered = False
 
@@ -137,6 +129,16 @@ class Fresh:
         self._printed.seek(0)
         lines = [line.strip() for line in self._printed.read().decode(errors="replace").splitlines() if line.strip()]
         return f": {lines[-1]}" if lines else ""
+
+
+def _start(command: Sequence[str], variables: Mapping[str, str]) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
+    """
+    :return: the process, in a session of its own, and the file that it writes its errors to
+    """
+    printed = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, env=variables, stdin=pipe, stdout=pipe, stderr=printed, start_new_session=True)
+    return process, printed
 
 
 def _wait(pid: int, seconds: float) -> os.waitid_result | None:
