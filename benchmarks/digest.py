@@ -25,14 +25,13 @@ def checksums(folder: Path, sizes: Sizes, wanted: set[int]) -> Iterator[Figure]:
     from stable_baselines3 import PPO
 
     from train_cloud.envs.trial import Choice
-    from train_cloud.learn.callback import Checkpoints
-    from train_cloud.learn.digest import Digests
+    from train_cloud.learn.callback import Checkpoints, IdleHost
 
     torch.set_num_threads(1)
     pairs = sizes.rollouts
     model = PPO("MlpPolicy", "CartPole-v1", seed=1, device="cpu")
     probe = _Probe(2 * pairs + 2, model.n_steps)
-    own = Checkpoints(_Host(probe.total, Digests()), Choice("pickle", True, ""), log_interval=1)  # type: ignore[arg-type]
+    own = Checkpoints(IdleHost(probe.total), Choice("pickle", True, ""), log_interval=1)
     probe.of = own
     model.learn(probe.total, callback=[own, probe.callback()])
     on, off = probe.spans(True), probe.spans(False)
@@ -104,34 +103,3 @@ class _Probe:
     def spans(self, on: bool) -> list[float]:
         count = min(map(len, self._spans.values()))
         return self._spans[on][:count]
-
-
-class _Host:
-    """A host that commits nothing: what is measured is the checksums."""
-
-    save_frequency: int | None = 1 << 62
-    max_seconds_at_risk = evaluate_every = restored = None
-
-    def __init__(self, total: int, digests: Any) -> None:
-        self.total_timesteps = self.schedule_timesteps = total
-        self.digests = digests
-
-    def stop_deadline(self) -> float | None:
-        return None
-
-    def save_requested(self) -> bool:
-        return False
-
-    def busy(self) -> bool:
-        return False
-
-    def commit_seconds(self, new_bytes: int) -> float:
-        return 0.0
-
-    def outputs(self) -> tuple[()]:
-        return ()
-
-    def _ignored(self, *_: Any) -> None:
-        pass
-
-    settle = submit = finish = phase = step = episode = stalled = exactness = _ignored

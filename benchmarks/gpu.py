@@ -196,32 +196,24 @@ def _stretched(run: Found, choice: Any, strict: bool, stop_at: int | None, begin
 # ------------------------------------------------------------------------------------------------------------- speed
 
 
-class _Nothing:
-    """Hosts a ``learn`` that saves nothing, or a checkpoint every so many timesteps that goes nowhere."""
+def _host(total: int, every: int) -> Any:
+    """Hosts a ``learn`` whose checkpoints are copied from the GPU every so many timesteps, and go nowhere."""
+    from train_cloud.learn.callback import IdleHost
 
-    def __init__(self, total: int, every: int) -> None:
-        from train_cloud.learn.digest import Digests
+    class Copying(IdleHost):
+        save_frequency = every
 
-        self.total_timesteps = self.schedule_timesteps = total
-        self.save_frequency, self.max_seconds_at_risk, self.evaluate_every, self.restored = every, None, None, None
-        self.digests = Digests()
-        for name in ("stop_deadline", "settle", "phase", "step", "episode", "stalled", "exactness", "finish"):
-            setattr(self, name, lambda *_, **__: None)
-        for name in ("save_requested", "busy"):
-            setattr(self, name, lambda: False)
+        def submit(self, snapshot: Any) -> None:
+            for part in snapshot.parts.values():
+                dict(part.arrays)  # waits until all have come from the GPU
+            for rows in snapshot.streams.values():
+                for _, columns in rows.chunks:
+                    dict(columns)
 
-    def commit_seconds(self, new_bytes: int) -> float:
-        return 0.0
+        def finish(self, snapshot: Any) -> None:
+            """The end is no checkpoint here."""
 
-    def outputs(self) -> tuple[()]:
-        return ()
-
-    def submit(self, snapshot: Any) -> None:
-        for part in snapshot.parts.values():
-            dict(part.arrays)  # waits until all have come from the GPU
-        for rows in snapshot.streams.values():
-            for _, columns in rows.chunks:
-                dict(columns)
+    return Copying(total)
 
 
 def _model(algorithm: str, device: str, **more: Any) -> Any:
@@ -266,7 +258,7 @@ def _rate(algorithm: str, device: str, steps: int, *, ours: bool) -> float:
     _synchronize(device)
     began = time.perf_counter()
     if ours:
-        host: Any = _Nothing(steps, 100)
+        host = _host(steps, 100)
         learn(model, host, [], Choice("pickle", True, "measured elsewhere"))
     else:
         model.learn(steps)

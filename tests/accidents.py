@@ -13,9 +13,6 @@ import gymnasium
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
-_began: list[int] = []
-
-
 class Accidents(BaseCallback):
     """Carries out what the files of the folder ``ACCIDENTS`` are named after, ``<timesteps>-<what>``: at that step or
     after it, and once, unless the name ends in ``-always``. A number with a plus counts from the session's first step.
@@ -27,11 +24,11 @@ class Accidents(BaseCallback):
 
     def _on_step(self) -> bool:
         folder = os.environ.get("ACCIDENTS")
-        if not _began:
-            _began.append(self.num_timesteps - 1)  # no attribute: it would be part of the checkpoint
+        # The process's own, since a checkpoint takes attributes and module globals along.
+        began = int(os.environ.setdefault("BEGAN_AT", str(self.num_timesteps - 1)))
         for path in sorted(Path(folder).iterdir()) if folder else ():
             at, what = path.name.split("-")[:2]
-            if self.num_timesteps >= int(at) + (_began[0] if at.startswith("+") else 0):
+            if self.num_timesteps >= int(at) + (began if at.startswith("+") else 0):
                 text = path.read_text()
                 if what == "wait":
                     (path.parent.parent / f"{path.parent.name}.here").touch()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -13,46 +12,33 @@ import numpy as np
 import pytest
 import torch
 from stable_baselines3 import SAC
-from stable_baselines3.common.logger import KVWriter
 
 from train_cloud.checkpoint.format import pack, unpack
 from train_cloud.envs.trial import Choice
 from train_cloud.learn import callback
-from train_cloud.learn.callback import Checkpoints, TrainingStopped
-from train_cloud.learn.digest import Digests
+from train_cloud.learn.callback import Checkpoints, IdleHost, TrainingStopped
 from train_cloud.snapshot import Array, Part, Rows, Snapshot
 
 torch.set_num_threads(1)
 
 
-class Late:
+class Late(IdleHost):
     """A host whose commits are written only when somebody waits for them.
 
     :param stop_at: asks to stop at once when that many timesteps are done
     """
 
-    max_seconds_at_risk: float | None = None
-    evaluate_every: int | None = None
-    train_on = False
     seconds_per_byte = 0.0
 
     def __init__(self, total: int, save_frequency: int | None, stop_at: int | None = None) -> None:
-        self.total_timesteps = self.schedule_timesteps = total
+        super().__init__(total)
         self.save_frequency, self.stop_at = save_frequency, stop_at
-        self.restored: Snapshot | None = None
         self.waiting: Snapshot | None = None
         self.written: dict[int, Snapshot] = {}
         self.timesteps = 0
-        self.digests = Digests()
 
     def stop_deadline(self) -> float | None:
         return time.monotonic() if self.stop_at is not None and self.timesteps >= self.stop_at else None
-
-    def save_requested(self) -> bool:
-        return False
-
-    def busy(self) -> bool:
-        return False
 
     def commit_seconds(self, new_bytes: int) -> float:
         return 1.0 + self.seconds_per_byte * new_bytes
@@ -66,22 +52,8 @@ class Late:
         self.settle()
         self.waiting = snapshot
 
-    finish = submit
-
-    def episode(self, timesteps: int, env: int, episode: Mapping[str, Any]) -> None:
-        pass
-
-    def stalled(self, milliseconds: float) -> None:
-        pass
-
-    def phase(self, name: str) -> None:
-        pass
-
     def step(self, timesteps: int) -> None:
         self.timesteps = timesteps
-
-    def outputs(self) -> Sequence[KVWriter]:
-        return ()
 
     def exactness(self, exact: bool, because: str) -> None:
         assert exact, because

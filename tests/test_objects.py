@@ -10,7 +10,7 @@ import os
 import pickle
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,21 +19,20 @@ import holding
 import pytest
 from sessions import WARM, forking
 
+from train_cloud.learn.callback import IdleHost
+from train_cloud.snapshot import Part, Rows
+
 STOP_AT, TOTAL = 75, 200
 
 
-class Memory:
-    """Hosts one ``learn``, and keeps what it would commit. See ``train_cloud.learn.callback.Host``."""
+class Memory(IdleHost):
+    """Keeps what it would commit."""
 
-    max_seconds_at_risk = evaluate_every = None
-    total_timesteps = schedule_timesteps = TOTAL
     save_frequency = 32
 
     def __init__(self, restored: Any, stop_at: int | None) -> None:
-        from train_cloud.learn.digest import Digests
-
-        self.restored, self.stop_at = restored, stop_at
-        self.digests = Digests()
+        super().__init__(TOTAL, restored=restored)
+        self.stop_at = stop_at
         self.timesteps = 0
         self.kept: bytes | None = None
         self.because = ""
@@ -45,8 +44,6 @@ class Memory:
         self.timesteps = timesteps
 
     def submit(self, snapshot: Any) -> None:
-        from train_cloud.snapshot import Part, Rows
-
         parts = {name: Part(dict(part.arrays), part.blob) for name, part in snapshot.parts.items()}
         streams = {}
         for name, rows in snapshot.streams.items():
@@ -55,34 +52,8 @@ class Memory:
             streams[name] = Rows(0, rows.last, rows.capacity, [*before, *chunks], rows.successors)
         self.kept = pickle.dumps(replace(snapshot, parts=parts, streams=streams))
 
-    finish = submit
-
     def exactness(self, exact: bool, because: str) -> None:
         self.because = because
-
-    def outputs(self) -> list[Any]:
-        return []
-
-    def save_requested(self) -> bool:
-        return False
-
-    def busy(self) -> bool:
-        return False
-
-    def commit_seconds(self, new_bytes: int) -> float:
-        return 0.0
-
-    def settle(self) -> None:
-        pass
-
-    def episode(self, timesteps: int, env: int, episode: Mapping[str, Any]) -> None:
-        pass
-
-    def stalled(self, milliseconds: float) -> None:
-        pass
-
-    def phase(self, name: str) -> None:
-        pass
 
 
 def stretch(name: str, stop_at: int | None, begin: str | None, out: str) -> None:

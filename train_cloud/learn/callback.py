@@ -107,6 +107,64 @@ class Host(Protocol):
         """Whether an interruption of this run can be exact."""
 
 
+class IdleHost(Host):
+    """Hosts a training, does nothing and never stops it: what a host without a store need not say again.
+
+    :param restored: the checkpoint to go on from
+    """
+
+    save_frequency: int | None = 1 << 62
+    max_seconds_at_risk: float | None = None
+    evaluate_every: int | None = None
+    train_on = False
+
+    def __init__(
+        self, total_timesteps: int, *, restored: Snapshot | None = None, digests: Digests | None = None
+    ) -> None:
+        self.total_timesteps = self.schedule_timesteps = total_timesteps
+        self.restored = restored
+        self.digests = Digests() if digests is None else digests
+
+    def stop_deadline(self) -> float | None:
+        return None
+
+    def save_requested(self) -> bool:
+        return False
+
+    def busy(self) -> bool:
+        return False
+
+    def commit_seconds(self, new_bytes: int) -> float:
+        return 0.0
+
+    def settle(self) -> None:
+        """Nothing is in flight."""
+
+    def submit(self, snapshot: Snapshot) -> None:
+        """It goes nowhere."""
+
+    def finish(self, snapshot: Snapshot) -> None:
+        self.submit(snapshot)
+
+    def phase(self, name: str) -> None:
+        """Nobody watches."""
+
+    def step(self, timesteps: int) -> None:
+        """Nobody counts."""
+
+    def episode(self, timesteps: int, env: int, episode: Mapping[str, Any]) -> None:
+        """Nobody notes it."""
+
+    def stalled(self, milliseconds: float) -> None:
+        """Nobody measures."""
+
+    def outputs(self) -> Sequence[KVWriter]:
+        return ()
+
+    def exactness(self, exact: bool, because: str) -> None:
+        """Nobody asked."""
+
+
 class Checkpoints(BaseCallback):
     """See the module. One in each ``learn`` call, anywhere in its list of callbacks.
 

@@ -42,7 +42,8 @@ class Phases:
 
     :ivar number: of the phase that is under way; 0 is the first
     :ivar offset: what is added to the model's timesteps to get the run's
-    :ivar asked: timesteps that all calls so far were asked for; rollouts that go beyond count as little as in one call
+    :ivar asked: timesteps that the calls before have trained and this one is asked for; what a last rollout trains
+        beyond what its call was asked for does not count, as it does not in a run of one call
     """
 
     number: int = -1
@@ -52,6 +53,7 @@ class Phases:
     outputs: Sequence[KVWriter] | None = None
     _models: list[BaseAlgorithm] = field(default_factory=list)
     _rows: int = 0
+    _asked: int = 0
 
     @classmethod
     def of(cls, host: Any) -> Phases:
@@ -66,7 +68,8 @@ class Phases:
         :raises InputError: a new model where one of the two has a replay buffer
         """
         self.number += 1
-        self.asked += model._total_timesteps - model._num_timesteps_at_start
+        self._asked = model._total_timesteps - model._num_timesteps_at_start
+        self.asked += self._asked
         if not any(model is known for known in self._models):
             rows = [getattr(one, "replay_buffer", None) is not None for one in (model, *self._models[-1:])]
             if self._models and any(rows):
@@ -96,7 +99,7 @@ class Phases:
 
     def passed_over(self, phase: Phase) -> None:
         """A phase that is over was not trained again."""
-        self.over.append(phase)
+        self._add(phase)
 
     def end(self, model: BaseAlgorithm, rows: int) -> None:
         """The phase that is under way is over.
@@ -104,7 +107,7 @@ class Phases:
         :param rows: replay rows that were ever added
         """
         timesteps = model.num_timesteps + self.offset
-        self.over.append(Phase(timesteps, model.num_timesteps, self._index(model)))
+        self._add(Phase(timesteps, model.num_timesteps, self._index(model)))
         self._rows = rows
 
     def facts(self, model: BaseAlgorithm) -> dict[str, Any]:
@@ -113,6 +116,11 @@ class Phases:
             return {}
         over = [asdict(phase) for phase in self.over]
         return {PHASES: {"number": self.number, "model": self._index(model), "over": over}}
+
+    def _add(self, phase: Phase) -> None:
+        trained = phase.timesteps - (self.over[-1].timesteps if self.over else 0)
+        self.asked -= max(0, self._asked - trained)
+        self.over.append(phase)
 
     def _index(self, model: BaseAlgorithm) -> int:
         return next(index for index, known in enumerate(self._models) if known is model)

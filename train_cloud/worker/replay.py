@@ -38,8 +38,6 @@ from train_cloud.store import open_store
 from train_cloud.worker import machine
 
 if TYPE_CHECKING:
-    from stable_baselines3.common.logger import KVWriter
-
     from train_cloud.learn.callback import Host
     from train_cloud.learn.digest import Digests, Recording
     from train_cloud.snapshot import Snapshot
@@ -430,61 +428,26 @@ _CHANGES = {
 # ---------------------------------------------------------------------------------------------- the fresh process
 
 
-class _Host:
-    """What the callback asks for: goes on from a checkpoint, and stops at a later one of the training's."""
+def _host(config: RunFile, restored: Snapshot, until: int, digests: Digests) -> Host:
+    """Goes on from a checkpoint, and stops at a later one of the training's."""
+    from train_cloud.learn.callback import IdleHost
+    from train_cloud.learn.digest import sum_of
 
-    save_frequency: int | None = 1 << 62
-    max_seconds_at_risk: float | None = None
-    evaluate_every: int | None = None
-    train_on = False
+    class Replaying(IdleHost):
+        timesteps = 0
 
-    def __init__(self, config: RunFile, restored: Snapshot, until: int, digests: Digests) -> None:
-        self.total_timesteps, self.schedule_timesteps = config.total_timesteps, config.schedule_timesteps
-        self.restored: Snapshot | None = restored
-        self.digests = digests
-        self._until = until
-        self._timesteps = 0
+        def stop_deadline(self) -> float | None:
+            return float("inf") if self.timesteps >= until else None
 
-    def stop_deadline(self) -> float | None:
-        return float("inf") if self._timesteps >= self._until else None
+        def step(self, timesteps: int) -> None:
+            self.timesteps = timesteps
 
-    def save_requested(self) -> bool:
-        return False
+        def submit(self, snapshot: Snapshot) -> None:
+            self.digests.kept(snapshot.timesteps, sum_of(snapshot.parts))
 
-    def busy(self) -> bool:
-        return False
-
-    def commit_seconds(self, new_bytes: int) -> float:
-        return 0.0
-
-    def settle(self) -> None:
-        """Nothing is in flight."""
-
-    def submit(self, snapshot: Snapshot) -> None:
-        from train_cloud.learn.digest import sum_of
-
-        self.digests.kept(snapshot.timesteps, sum_of(snapshot.parts))
-
-    def finish(self, snapshot: Snapshot) -> None:
-        self.submit(snapshot)
-
-    def phase(self, name: str) -> None:
-        """Nobody watches."""
-
-    def step(self, timesteps: int) -> None:
-        self._timesteps = timesteps
-
-    def episode(self, timesteps: int, env: int, episode: Mapping[str, Any]) -> None:
-        """The training has noted it."""
-
-    def stalled(self, milliseconds: float) -> None:
-        """Nobody waits."""
-
-    def outputs(self) -> Sequence[KVWriter]:
-        return ()
-
-    def exactness(self, exact: bool, because: str) -> None:
-        """The training has said so."""
+    host = Replaying(config.total_timesteps, restored=restored, digests=digests)
+    host.schedule_timesteps = config.schedule_timesteps
+    return host
 
 
 def main(folder: Path) -> int:
@@ -520,7 +483,7 @@ def _train(config: RunFile, order: Mapping[str, Any], folder: Path) -> None:
 
         machine.pin_threads(manifest.facts["machine"])
         digests = Digests(folder / _DIGESTS, keep_all=True)
-        host: Host = _Host(config, restore(store, manifest), order["until"], digests)
+        host = _host(config, restore(store, manifest), order["until"], digests)
         if config.entry_point is not None:
             script = prepare(config)
             with contextlib.suppress(TrainingStopped), hosted_by(host):
