@@ -165,10 +165,15 @@ def choice_of(single: Env) -> Choice:
 def _choose(single: Env, *, recorded: bool) -> Choice:
     spec = getattr(single, "spec", None)
     kind = str(spec) if spec is not None else type(single.unwrapped).__qualname__
-    known = [choice for name, how, choice in _chosen.values() if (name, how) == (kind, recorded)]
-    choice = known[0] if known else choose_for(single, recorded=recorded)
-    _chosen[single] = (kind, recorded, choice)
-    return choice
+    known = next((one for one in _chosen.values() if one[0] == kind and _holds(one, recorded)), None)
+    _chosen[single] = known or (kind, recorded, choose_for(single, recorded=recorded))
+    return _chosen[single][2]
+
+
+def _holds(tried: tuple[str, bool, Choice], recorded: bool) -> bool:
+    """Whether what was found with a record of what is played, or without one, is true in the other case too."""
+    _, with_record, choice = tried
+    return with_record == recorded or (choice.provider != "replay" if with_record else choice.exact)
 
 
 def prepare(env: VecEnv) -> None:

@@ -12,12 +12,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from train_cloud.artifacts.tensorboard import read_scalars
 from train_cloud.rehearsal.aws import EmbeddedAws
 from train_cloud.rehearsal.instance import Launch
 from train_cloud.rehearsal.machine.container import ADDRESS, GATEWAY, METADATA, Container, Journal
 from train_cloud.rehearsal.machine.image import Image
 from train_cloud.rehearsal.machine.network import Authority, Relay
 from train_cloud.rehearsal.systemd import Line
+from train_cloud.run import layout
 from train_cloud.worker.pulse import read_timesteps
 from train_cloud.worker.units import UnitState
 
@@ -115,6 +117,10 @@ class MachineInstance:
         finally:
             link.close()
         return sorted({tag for tags in runs.values() for tag in tags})
+
+    def logged_scalars(self) -> list[str]:
+        """The curves in the event files on its disk."""
+        return sorted(read_scalars(self.container.path(_STATE) / layout.TENSORBOARD))
 
     def power_off(self, grace: float) -> None:
         """What EC2 does when the announced time has come: the operating system is told, then it is over."""
