@@ -13,6 +13,7 @@ import gymnasium
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
+
 class Accidents(BaseCallback):
     """Carries out what the files of the folder ``ACCIDENTS`` are named after, ``<timesteps>-<what>``: at that step or
     after it, and once, unless the name ends in ``-always``. A number with a plus counts from the session's first step.
