@@ -65,7 +65,7 @@ def examine(
     """One finding after the other, as each is known. Without credentials and a region there is nothing more to ask.
 
     :param region: default: the SDK's own
-    :param types: instance types that are wanted, best first
+    :param types: instance types that are wanted
     :param key_pair: name of the key pair for SSH, if one is wanted
     :param subnet_ids: where workers are to stand; default: the default VPC's subnets
     :param project: first part of the names of what ``apply`` creates
