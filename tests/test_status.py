@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
+import time
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -34,9 +38,14 @@ class Story:
     def launch(self) -> None:
         self.store.create(layout.RUN_YAML, RUN_YAML)
 
-    def start(self, instance_id: str) -> Session:
+    def start(self, instance_id: str, **details: Any) -> Session:
         session = begin_session(
-            self.store, self.folder, instance_id=instance_id, boot_id=instance_id, details=DETAILS, persist=False
+            self.store,
+            self.folder,
+            instance_id=instance_id,
+            boot_id=instance_id,
+            details={**DETAILS, **details},
+            persist=False,
         )
         self.lease = Lease.take(self.store, session.token, instance_id)
         return session
@@ -220,6 +229,29 @@ def test_what_ended_a_session_is_known_at_once(story: Story, ended_by: str) -> N
     again = session.model_copy(update={"restart": 1})
     write_progress(story.store, again, first_timestep=0, timesteps=5200, steps_per_second=50.0)
     assert story.read().state == "running"
+
+
+def test_a_process_that_was_killed_on_this_machine_is_not_waited_for(story: Story) -> None:
+    code = "import json, time; from train_cloud.run.session import this_process; "
+    code += "print(json.dumps(this_process()), flush=True); time.sleep(600)"
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    process = json.loads(child.stdout.readline())
+    story.reach(story.start("a-laptop", process=process), 5000)
+    assert story.read().state == "running"
+    child.kill()
+    deadline = time.monotonic() + 60
+    while (found := story.read()).state == "running" and time.monotonic() < deadline:
+        time.sleep(0.05)  # a killed process needs a moment to go, and is a zombie then
+    assert (found.state, found.sessions[0].ended_by) == ("interrupted", "lost")
+    child.communicate()
+    assert story.read().state == "interrupted"
+    for told in ({**process, "among": ["another machine"]}, {**process, "pid": "nonsense"}, "nonsense"):
+        story.reach(story.start("a-laptop", process=told), 6000)
+        assert story.read().state == "running", told
+    reused = {**process, "pid": os.getpid()}
+    story.reach(story.start("a-laptop", process=reused), 7000)
+    assert story.read().state == "interrupted", "the number is another process's by now"
 
 
 def test_an_evaluation_of_steps_that_were_taken_back_is_shown_no_longer(story: Story) -> None:

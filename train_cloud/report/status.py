@@ -31,7 +31,7 @@ from train_cloud.run.cost import Cost, cost, reached_since
 from train_cloud.run.head import Head, read_head
 from train_cloud.run.launch import OUTER_STOP, read_deadline
 from train_cloud.run.overrides import read_overrides
-from train_cloud.run.session import SessionRecord, read_sessions
+from train_cloud.run.session import SessionRecord, is_gone, read_sessions
 from train_cloud.store import FileStore, ObjectStore, open_store
 from train_cloud.store.foreign import ignore
 
@@ -364,7 +364,7 @@ def _state(
     if last is None:
         return ("starting", booted) if booted and at - booted < SETTING_UP else ("waiting", launched)
     newest = max(heard, default=None)
-    if not _over(last) and newest is not None and at - newest < SILENCE + _patience(last):
+    if not _over(last) and newest is not None and at - newest < SILENCE + _patience(last) and not is_gone(last):
         return "running", min(heard)
     if booted and newest and booted > newest and at - booted < SETTING_UP:
         return "starting", booted

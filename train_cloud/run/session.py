@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import time
 import uuid
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import psutil
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json
 
@@ -82,6 +84,34 @@ class SessionRecord(BaseModel):
 def now() -> str:
     """The time in UTC, ISO 8601 with seconds and zone."""
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+
+
+def this_process() -> dict[str, Any]:
+    """Of this process, for its session's start: whoever looks on the same machine need not wait for its silence."""
+    own = psutil.Process()
+    return {"pid": own.pid, "created": own.create_time(), "among": _processes()}
+
+
+def is_gone(record: SessionRecord) -> bool:
+    """Whether its process ran where this one does, and is there no longer; False where that cannot be told."""
+    process = record.start.get("process")
+    if not isinstance(process, dict) or process.get("among") != _processes():
+        return False
+    try:
+        found = psutil.Process(process["pid"])
+        return found.status() == psutil.STATUS_ZOMBIE or abs(found.create_time() - process["created"]) > 1
+    except psutil.NoSuchProcess:
+        return True
+    except (psutil.Error, KeyError, TypeError, ValueError):  # or somebody else has written into the record
+        return False
+
+
+def _processes() -> list[str]:
+    """What a process's number is unique in; random/boot_id in proc_sys_kernel(5), and pid_namespaces(7)."""
+    try:
+        return [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), str(Path("/proc/self/ns/pid").readlink())]
+    except OSError:
+        return [platform.node()]
 
 
 def local_session(state_dir: Path, boot_id: str) -> Session | None:

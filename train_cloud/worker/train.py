@@ -60,6 +60,7 @@ from train_cloud.run.session import (
     now,
     read_progress,
     read_sessions,
+    this_process,
     write_local,
     write_progress,
 )
@@ -351,7 +352,9 @@ class _Session:
         except CorruptCheckpoint:
             read = None  # which is said when the run is to be taken
         instance_id = f"{socket.gethostname()}-{os.getpid()}"
-        if self._on_worker:
+        if not self._on_worker:  # there the same session may have one process after the other
+            details["process"] = this_process()
+        else:
             metadata = Metadata()
             instance_id = metadata.instance_id()
             if local_session(self._state_dir, self._boot_id) is None:
