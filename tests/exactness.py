@@ -37,6 +37,8 @@ from typing import Any, ClassVar
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs" / "exactness.md"
+#: With it begins the part of the document that foreign_environments.py writes.
+FOREIGN = "## Environments that no test was written with"
 RESULTS = ROOT / "build" / "exactness.jsonl"
 SEED = 3
 STOP_AT = 43
@@ -618,7 +620,8 @@ def document(found: dict[Case, Values]) -> str:
         lines.append(f"| {name} | {world} ({WORLDS[world].provider}) | {marks} |")
     lines += ["", "| besides | |", "|---|---|"]
     lines += [f"| {case} | {_mark(case, found)} |" for case in everything if case.extra]
-    return "\n".join(lines) + "\n"
+    _, heading, foreign = DOCUMENT.read_text().partition(FOREIGN)
+    return "\n".join(lines) + "\n" + (f"\n{heading}{foreign}" if heading else "")
 
 
 def _mark(case: Case, found: dict[Case, Values]) -> str:

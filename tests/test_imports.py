@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "train_cloud"
-BASE = {"child_process", "errors", "generators", "hash_seed", "safe_text", "snapshot"}
+BASE = {"child_process", "errors", "generators", "hash_seed", "installed", "safe_text", "snapshot"}
 STORED = BASE | {"config", "store", "run", "checkpoint"}
 ALLOWED = {
     "child_process": set(),
@@ -22,6 +22,7 @@ ALLOWED = {
     "snapshot": set(),
     "generators": set(),
     "hash_seed": set(),
+    "installed": set(),
     "config": BASE,
     "store": BASE | {"config"},
     "run": BASE | {"config", "store"},

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import sysconfig
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import typer
 from train_cloud import hash_seed
 from train_cloud.cli import account, artifacts, evaluate, files, rehearse, report, runs, train, worker
 from train_cloud.errors import Interrupted, TrainCloudError
+from train_cloud.installed import is_installed
 from train_cloud.safe_text import adopt, clean, guarded, show_traceback
 
 EXIT_CODES = {
@@ -117,9 +117,12 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 def _in_code_of_the_users(error: BaseException) -> bool:
     """Whether it passed through a file that is neither ours nor Python's nor of an installed package."""
-    known = [Path(path).resolve() for path in (*sysconfig.get_paths().values(), str(Path(__file__).parents[1]))]
-    frames = traceback.extract_tb(error.__traceback__)
+    ours = Path(__file__).parents[1]
+    places = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
     return not all(
-        frame.filename.startswith("<") or any(Path(frame.filename).resolve().is_relative_to(path) for path in known)
-        for frame in frames
+        place.startswith("<")
+        or is_installed(place)
+        or Path(place).resolve().is_relative_to(ours)
+        or Path(place).name == "train-cloud"  # the command itself
+        for place in places
     )

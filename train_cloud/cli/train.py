@@ -150,6 +150,8 @@ def _prove(run_file: Path, run_id: str, steps: int | None, overrides: list[str] 
     how = " and ".join(f"{name} at step {at:,}" for name, at in proof.interruptions)
     echo(f"{run_id}: {proof.timesteps:,} timesteps without interruption, and with {how}")
     echo(f"  reached       {', '.join(proof.reached) or 'neither an update nor the end of an episode'}")
+    if proof.provider:
+        echo(f"  state by      {proof.provider} (of the environment)")
     if proof.missed:
         echo(f"  not reached   {', '.join(proof.missed)}: nothing is shown of that; give more --steps")
     if proof.because is not None:

@@ -16,10 +16,8 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
 import platform
 import sys
-import sysconfig
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from typing import Any
 from train_cloud.envs.make import FAILURES
 from train_cloud.envs.state import PROVIDERS
 from train_cloud.envs.trial import Choice
+from train_cloud.installed import is_installed
 
 
 def record(choice: Choice, asked: Mapping[str, Any], sources: Collection[str]) -> dict[str, Any]:
@@ -108,15 +107,13 @@ def _loose_modules(without: Collection[str]) -> Iterator[str]:
 
     :param without: packages
     """
-    kinds = ("stdlib", "platstdlib", "purelib", "platlib")
-    brought = tuple(f"{Path(sysconfig.get_path(kind)).resolve()}{os.sep}" for kind in kinds)
     for name, module in list(sys.modules.items()):
         path, spec = getattr(module, "__file__", None), getattr(module, "__spec__", None)
         if path is None or spec is None or name != spec.name or name.split(".")[0] in without:
             continue
         if name.split(".")[0] == __package__.split(".")[0] and not name.startswith(f"{__package__}."):
             continue  # of this package only what makes the trial has a part in what it finds
-        if not str(Path(path).resolve()).startswith(brought):
+        if not is_installed(path):
             yield name
 
 

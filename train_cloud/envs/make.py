@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import re
-import sysconfig
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ import gymnasium
 
 from train_cloud.envs.parallel import NEEDED, Together
 from train_cloud.errors import InputError, TrainCloudError, suggestion
+from train_cloud.installed import is_installed
 
 Env: TypeAlias = gymnasium.Env[Any, Any]
 MakeEnv: TypeAlias = Callable[[], Env]
@@ -79,12 +79,8 @@ def import_module(name: str, field: str, value: object) -> Any:
         raise InputError(field, value, f"importing {name} raises {told(error)}") from error
 
 
-#: Where code lies that is not the user's: a place in it tells them nothing.
-_OTHERS = (
-    *(sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")),
-    str(Path(__file__).parent.parent),
-    "<",
-)
+#: Where code lies that is not the user's either: a place in it tells them nothing.
+_OTHERS = (str(Path(__file__).parent.parent), "<")
 _TOLD_CHARACTERS = 300
 
 
@@ -92,14 +88,21 @@ def told(error: BaseException) -> str:
     """An exception in one line, with the last place in the user's own code that it went through."""
     if isinstance(error, CodeFailed):
         return str(error)
-    text = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split()) or "no message"
+    frames = traceback.extract_tb(error.__traceback__)
+    text = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split()) or _statement(frames)
     if len(text) > _TOLD_CHARACTERS:
         text = text[:_TOLD_CHARACTERS] + " …"
-    places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    places = [(frame.filename, frame.lineno) for frame in frames]
     if isinstance(error, SyntaxError) and error.filename:
         places.append((error.filename, error.lineno))
-    own = [(Path(name).name, line) for name, line in places if not name.startswith(_OTHERS)]
+    own = [(Path(name).name, line) for name, line in places if not (name.startswith(_OTHERS) or is_installed(name))]
     return f"{type(error).__name__}: {text}" + (f" ({own[-1][0]}, line {own[-1][1]})" if own else "")
+
+
+def _statement(frames: traceback.StackSummary) -> str:
+    """Of an exception without a message, an ``assert`` often: what raised it, in whoever's code."""
+    line = " ".join((frames[-1].line or "").split()) if frames else ""
+    return f"no message, from {line!r} in {Path(frames[-1].filename).name}" if line else "no message"
 
 
 @contextlib.contextmanager

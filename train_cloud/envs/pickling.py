@@ -5,20 +5,33 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
-from collections.abc import Callable, Iterable, Sequence
+import random
+import sys
+import types
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
+import numpy as np
 
 from train_cloud.envs.make import Env
+from train_cloud.envs.mujoco import arrays_of, get_data, is_data, made_data
 from train_cloud.envs.parallel import Together, inside
 
 #: Their objects hold windows and surfaces; environments make new ones when they find None.
 _VIEWERS = ("highway_env.envs.common.graphics", "highway_env.road.graphics", "moviepy", "pyglet",
             "gymnasium.envs.mujoco.mujoco_rendering", "gymnasium.envs.classic_control.rendering")  # fmt: skip
 
+#: Attributes that say how an environment was made or where it writes: a fresh environment's own are right.
+MADE_WITH = frozenset({"spec", "_cached_spec", "_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs",
+                       "results_writer", "mujoco_renderer"})  # fmt: skip
 LARGE_BYTES = 64 << 10
+#: A view goes with the array that it is a view of if that is no larger than this, or than so many times the view.
+_MOST_AROUND_BYTES, _TIMES = 1 << 20, 4
+#: Environments in attributes of environments in attributes …
+_DEEPEST = 8
 _CHUNK = 64 << 20
 
 
@@ -42,11 +55,90 @@ def layers(env: Env) -> list[Env]:
         env = within
 
 
+@dataclass(frozen=True)
+class Live:
+    """Stands in a pickle before all else: parts of a layer that are pickled as references from here on.
+
+    :param names: of the layer's attributes
+    """
+
+    layer: Any
+    names: tuple[str, ...]
+
+
+def has_own_getstate(layer: Env) -> bool:
+    """Whether somebody wrote down how this class is pickled; EzPickle's way is not a state."""
+    getstate, setstate = getattr(type(layer), "__getstate__", None), getattr(type(layer), "__setstate__", None)
+    theirs = (getattr(object, "__getstate__", None), gymnasium.utils.EzPickle.__getstate__)
+    return setstate is not None and getstate is not None and getstate not in theirs
+
+
+def is_local_function(value: object) -> bool:
+    return isinstance(value, types.FunctionType) and "<" in value.__qualname__
+
+
 _live: ContextVar[Sequence[Env]] = ContextVar("train_cloud_live_environments", default=())
 
 
 def live_layer(env: int, layer: int) -> Env:
     return layers(_live.get()[env])[layer]
+
+
+# Functions that pickles name: their names and arguments are part of the checkpoint's format.
+
+
+def _live_part(env: int, layer: int, name: str) -> Any:
+    return getattr(live_layer(env, layer), name, None)  # none where a state is read without its program
+
+
+def _live_array(env: int, layer: int, part: str, name: str, *how: Any) -> Any:
+    whole = getattr(_live_part(env, layer, part), name, None)
+    return _view(whole, *how)
+
+
+def _view(whole: Any, offset: int, shape: Any, strides: Any, dtype: Any, writeable: bool) -> Any:
+    """An array in the memory of another one."""
+    if not isinstance(whole, np.ndarray):
+        return whole  # a stand-in, where a state is read without its program
+    made: Any = np.ndarray(shape, dtype, whole if whole.flags.c_contiguous else whole.T, offset, strides)
+    if not writeable:
+        made.flags.writeable = False
+    return made
+
+
+def _nested(env: int, layer: int, path: tuple[str, ...], kind: Any) -> Any:
+    """An environment that a layer holds as an attribute; a new one where the live layer has none of its kind there."""
+    found: Any = live_layer(env, layer)
+    for name in path:
+        found = vars(found).get(name) if hasattr(found, "__dict__") else None
+    return found if type(found) is kind else kind.__new__(kind)
+
+
+def _set_nested(env: Any, content: dict[str, Any]) -> None:
+    before = dict(vars(env))
+    vars(env).clear()
+    vars(env).update(content)
+    vars(env).update(
+        {
+            name: value
+            for name, value in before.items()
+            if name in MADE_WITH or (name not in content and is_local_function(value))
+        }
+    )
+
+
+def _generator(name: str) -> Any:
+    """A generator of which a process has one: what it is at, is saved elsewhere."""
+    return next(found for known, found in _generators() if known == name)
+
+
+def _generators() -> Iterator[tuple[str, Any]]:
+    yield "numpy", np.random.mtrand._rand
+    yield "numpy.bits", np.random.mtrand._rand._bit_generator
+    yield "python", vars(random)["_inst"]
+    torch = sys.modules.get("torch")  # not imported here: where it is not, nothing refers to its generator
+    if torch is not None:
+        yield "torch", torch.default_generator
 
 
 class Pickler(pickle.Pickler):
@@ -63,10 +155,54 @@ class Pickler(pickle.Pickler):
     ) -> None:
         super().__init__(file, protocol=5, buffer_callback=buffer_callback)
         self._layers = {id(layer): (i, j) for i, env in enumerate(envs) for j, layer in enumerate(layers(env))}
+        self._parts: dict[int, tuple[int, int, str]] = {}
+        self._generators = {id(found): name for name, found in _generators()}
+        self._memory: list[tuple[int, int, tuple[int, int, str, str]]] = []
+        self._nested: dict[int, tuple[int, int, tuple[str, ...], type]] = {}
+        for i, env in enumerate(envs):
+            for j, layer in enumerate(layers(env)):
+                self._find_nested((i, j), layer, ())
+
+    def _find_nested(self, place: tuple[int, int], holder: Any, path: tuple[str, ...]) -> None:
+        for name, value in vars(holder).items():
+            known = id(value) in self._layers or id(value) in self._nested
+            if isinstance(value, gymnasium.Env) and not known and not isinstance(value, Outermost):
+                if has_own_getstate(value):
+                    continue
+                self._nested[id(value)] = (*place, (*path, name), type(value))
+                if len(path) < _DEEPEST:
+                    self._find_nested(place, value, (*path, name))
 
     def reducer_override(self, obj: Any) -> Any:
         if id(obj) in self._layers:
             return live_layer, self._layers[id(obj)]
+        if id(obj) in self._parts:
+            return _live_part, self._parts[id(obj)]
+        if id(obj) in self._generators:
+            return _generator, (self._generators[id(obj)],)
+        if type(obj) is Live:
+            if id(obj.layer) not in self._layers:
+                return type(None), ()
+            place = self._layers[id(obj.layer)]
+            for name in obj.names:
+                part = getattr(obj.layer, name)
+                self._parts[id(part)] = (*place, name)
+                for inner, array in arrays_of(part):
+                    if array.flags.c_contiguous:
+                        start = _address(array)
+                        self._memory.append((start, start + array.nbytes, (*place, name, inner)))
+            return type(None), ()
+        if type(obj) is np.ndarray:
+            return self.reduce_view(obj)
+        if id(obj) in self._nested:
+            content = {
+                name: value
+                for name, value in vars(obj).items()
+                if name not in MADE_WITH and not is_local_function(value)
+            }
+            return _nested, self._nested[id(obj)], content, None, None, _set_nested
+        if is_data(obj):  # its own way of being pickled has more in it than what it computes with
+            return made_data, (obj.model, *get_data(obj))
         module = getattr(type(obj), "__module__", None) or ""  # SWIG's types have none
         if module.startswith(_VIEWERS):
             return type(None), ()
@@ -76,6 +212,27 @@ class Pickler(pickle.Pickler):
             except (TypeError, pickle.PickleError):
                 return type(None), ()
         return NotImplemented
+
+    def reduce_view(self, array: Any) -> Any:
+        """What is written into the one shows in the other: a view stays one."""
+        whole = array.base
+        if array.flags.owndata or array.dtype.hasobject or array.size == 0:
+            return NotImplemented
+        how = array.shape, array.strides, array.dtype, array.flags.writeable
+        address = _address(array)
+        for start, end, place in self._memory:
+            if start <= address < end:
+                return _live_array, (*place, address - start, *how)
+        if type(whole) is not np.ndarray or not whole.flags.owndata or whole.dtype.hasobject:
+            return NotImplemented
+        if whole.nbytes > max(_MOST_AROUND_BYTES, _TIMES * array.nbytes) or not whole.flags.forc:
+            return NotImplemented
+        return _view, (whole, address - _address(whole), *how)
+
+
+def _address(array: Any) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
 
 
 def dumps(obj: object, envs: Sequence[Env] = (), large: list[memoryview] | None = None) -> bytes:

@@ -10,6 +10,7 @@ import functools
 import io
 import logging
 import multiprocessing.process
+import pickle
 import subprocess
 import threading
 import types
@@ -55,11 +56,13 @@ class Pieces:
     :ivar how: ``dict``, ``list``, ``tuple`` or ``object``
     :ivar kind: name of its class
     :ivar content: of a dict its items, of an object its attributes, else items by index; some of them pieces, some gone
+    :ivar nameless: whether the dict has items besides, whose keys cannot be pickled
     """
 
     how: str
     kind: str
     content: dict[Any, Any]
+    nameless: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,10 +104,24 @@ class Taking:
             return Gone.GONE
         self._seen.add(id(value))
         how, content = inner
-        taken = {key: self.take(item, _joined(path, how, key), depth + 1) for key, item in content}
+        named = [(key, item) for key, item in content if how != "dict" or self._can_be_pickled(key)]
+        taken = {key: self.take(item, _joined(path, how, key), depth + 1) for key, item in named}
+        if nameless := how == "dict" and len(named) < len(value):
+            self.left += [
+                Left(_joined(path, how, key), _kind(key), _is_constant(key) and _is_constant(item))
+                for key, item in content
+                if key not in taken
+            ]
         if all(item is Gone.GONE for item in taken.values()):
             return Gone.GONE
-        return Pieces(how, _kind(value), taken)
+        return Pieces(how, _kind(value), taken, nameless)
+
+    def _can_be_pickled(self, value: object) -> bool:
+        try:
+            self.pickled(value)
+        except FAILURES:
+            return False
+        return True
 
 
 def put(live: Any, taken: Any) -> Any:
@@ -120,6 +137,8 @@ def put(live: Any, taken: Any) -> Any:
         target = live if type(live) is dict else {}
         before = dict(target)
         target.clear()
+        if taken.nameless:
+            target.update({key: item for key, item in before.items() if not _can_be_named(key)})
         target.update(put_each(before, taken.content))
         return target
     if taken.how == "object":
@@ -168,6 +187,18 @@ def _kind(value: object) -> str:
     kind = type(value)
     module = getattr(kind, "__module__", "builtins")  # SWIG's types have none
     return kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}"
+
+
+def _can_be_named(key: object) -> bool:
+    try:
+        pickle.dumps(key)
+    except FAILURES:
+        return False
+    return True
+
+
+def _is_constant(value: object) -> bool:
+    return isinstance(value, type) or _is_harmless(value)
 
 
 def _is_harmless(value: object) -> bool:

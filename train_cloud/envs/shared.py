@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import random
 import sys
-import sysconfig
 import types
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,7 @@ import numpy as np
 from train_cloud.envs.make import FAILURES, Env
 from train_cloud.envs.pickling import dumps, fingerprint, layers
 from train_cloud.envs.pieces import Gone, Left, Pieces, Taking, put
+from train_cloud.installed import is_installed
 
 #: Their classes keep nothing of a training; they are many, and large.
 _LIBRARIES = frozenset({"gymnasium", "numpy", "pettingzoo", "sb3_contrib", "stable_baselines3", "supersuit", "torch",
@@ -129,12 +128,7 @@ class Shared:
         if name.partition(".")[0] in self._packages:
             return True
         path = getattr(module, "__file__", None)
-        return path is not None and not str(Path(path).resolve()).startswith(_BROUGHT)
-
-
-_BROUGHT = tuple(
-    f"{Path(sysconfig.get_path(kind)).resolve()}/" for kind in ("stdlib", "platstdlib", "purelib", "platlib")
-)
+        return isinstance(path, str) and not is_installed(path)
 
 
 def _is_data(name: str, value: Any) -> bool:

@@ -26,7 +26,6 @@ import hashlib
 import pickle
 import random
 import sys
-import types
 import weakref
 from array import array
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -38,8 +37,11 @@ import numpy as np
 
 from train_cloud.envs.make import FAILURES as FAILURES
 from train_cloud.envs.make import Env, told
-from train_cloud.envs.pickling import Outermost, fingerprint, live_layer
+from train_cloud.envs.mujoco import Packed, get_data, get_model, set_data, set_model
+from train_cloud.envs.parallel import Together
+from train_cloud.envs.pickling import MADE_WITH, Live, Outermost, fingerprint, has_own_getstate, live_layer
 from train_cloud.envs.pickling import dumps as dumps
+from train_cloud.envs.pickling import is_local_function as is_local_function
 from train_cloud.envs.pickling import layers as layers
 from train_cloud.envs.pickling import loads as loads
 from train_cloud.envs.pieces import Gone, Left, Taking, put, put_each
@@ -48,9 +50,8 @@ from train_cloud.envs.sticky import StickyALE
 from train_cloud.errors import TrainCloudError
 from train_cloud.generators import get_unseeded, set_unseeded
 
-#: Attributes of a layer that say how it was made or where it writes: the fresh environment's own are right.
-KEPT = frozenset({"env", "spec", "_cached_spec", "_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs",
-                  "results_writer", "mujoco_renderer", "parallel", "aec_env"})  # fmt: skip
+#: Besides, attributes that hold the next layer.
+_INNER = frozenset({"env", "parallel", "aec_env"})
 #: Monitor's records of past episodes grow without end and act on nothing: not worth copying at every reset.
 _PAST_EPISODES = ("episode_returns", "episode_lengths", "episode_times")
 #: Its lists of plain numbers, as the array module codes them. A snapshot must not take longer the longer a run is.
@@ -165,11 +166,12 @@ class StatefulEnv(Outermost):
 
     def train_cloud_get_state(self) -> bytes:
         """For ``env_method``: the state as bytes, with this worker process's global generators."""
-        try:
-            return dumps((get_state(self), process_generators(), self._reset_info), [self])
-        except FAILURES:
-            take_apart(self)
-            return dumps((get_state(self), process_generators(), Info({}, frozenset())), [self])
+        with undisturbed() as generators:
+            try:
+                return dumps((get_state(self), generators, self._reset_info), [self])
+            except FAILURES:
+                take_apart(self)
+                return dumps((get_state(self), generators, Info({}, frozenset())), [self])
 
     def train_cloud_set_state(self, blob: bytes) -> Any:
         """For ``env_method``: the counterpart; returns what :func:`set_state` returns."""
@@ -227,6 +229,11 @@ class EnvState:
     """Attributes that somebody has set on the outermost layer, which is ours."""
     shared: dict[Any, Any] | None = None
     """What classes and modules had changed before the reset that a replay begins with."""
+    live: Live | None = None
+    """Parts of the base whose content is carried beside: what refers to them will refer to the live base's."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"live": self.live, **vars(self)}  # pickled before all that may refer to such a part
 
 
 @dataclass(frozen=True)
@@ -245,36 +252,32 @@ def _has_own(layer: Env) -> bool:
     return callable(getattr(layer, "get_state", None)) and callable(getattr(layer, "set_state", None))
 
 
-def _own_getstate(layer: Env) -> bool:
-    """Whether somebody wrote down how this class is pickled; EzPickle's way is not a state."""
-    getstate, setstate = getattr(type(layer), "__getstate__", None), getattr(type(layer), "__setstate__", None)
-    theirs = (getattr(object, "__getstate__", None), gymnasium.utils.EzPickle.__getstate__)
-    return setstate is not None and getstate is not None and getstate not in theirs
-
-
-def is_local_function(value: object) -> bool:
-    return isinstance(value, types.FunctionType) and "<" in value.__qualname__
+def kept(layer: Env) -> frozenset[str]:
+    """Names of attributes that stay as the fresh layer has them. An environment that a base holds is no layer."""
+    base = isinstance(layer, gymnasium.Env) and not isinstance(layer, gymnasium.Wrapper | Together)
+    return MADE_WITH if base else MADE_WITH | _INNER
 
 
 def attributes(layer: Env, without: Sequence[str] = ()) -> dict[str, Any]:
     """The layer's attributes, less what a fresh one has by itself: settings, and lambdas, which cannot be pickled."""
+    stays = kept(layer)
     return {
         name: value
         for name, value in vars(layer).items()
-        if name not in KEPT and name not in without and not is_local_function(value)
+        if name not in stays and name not in without and not is_local_function(value)
     }
 
 
 def _set_attributes(layer: Env, content: Mapping[str, Any], without: Sequence[str] = ()) -> None:
-    before = dict(vars(layer))
-    kept = {
+    before, stays = dict(vars(layer)), kept(layer)
+    own = {
         name: value
         for name, value in before.items()
-        if name in KEPT or name in without or (is_local_function(value) and name not in content)
+        if name in stays or name in without or (is_local_function(value) and name not in content)
     }
     vars(layer).clear()
     vars(layer).update(put_each(before, content))
-    vars(layer).update(kept)
+    vars(layer).update(own)
 
 
 class Numbers:
@@ -325,7 +328,7 @@ def left_out(env: Env) -> list[Left]:
 def _get_layer(layer: Env, *, own: bool = False) -> Layer:
     if own and _has_own(layer):
         return Layer("own", layer.get_state())  # type: ignore[attr-defined]
-    if _own_getstate(layer):
+    if has_own_getstate(layer):
         return Layer("getstate", layer.__getstate__())  # type: ignore[attr-defined,unused-ignore]
     content = attributes(layer)
     if layer in _in_pieces:
@@ -462,8 +465,6 @@ class _MuJoCo(_Layered):
     """
 
     name = "mujoco"
-    #: Sized anew at every step by the number of constraints and contacts, and computed before they are read.
-    PER_STEP = ("efc", "iefc", "efm", "map_", "island", "tree_", "dof_island", "ten_wrap", "ten_J", "wrap_")
 
     def refuses(self, env: Env) -> str | None:
         mujoco = sys.modules.get("mujoco")  # never imported here: without it no environment of its kind exists
@@ -473,27 +474,19 @@ class _MuJoCo(_Layered):
             return None
         return "not a MuJoCo environment"
 
+    def get(self, env: Env) -> EnvState:
+        state = super().get(env)
+        state.live = Live(env.unwrapped, ("model", "data"))
+        return state
+
     def _get(self, base: Any) -> Any:
-        mujoco, model, data = sys.modules["mujoco"], base.model, base.data
-        state = np.empty(mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_INTEGRATION))
-        mujoco.mj_getState(model, data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
-        derived = {
-            name: value.copy()
-            for name in dir(data)
-            if not name.startswith(("_", *self.PER_STEP)) and isinstance(value := getattr(data, name), np.ndarray)
-        }
-        return state, derived, attributes(base, without=("model", "data")), self._model(base)
+        return *get_data(base.data), attributes(base, without=("model", "data")), self._model(base)
 
     def _set(self, base: Any, content: Any) -> None:
-        mujoco, model, data = sys.modules["mujoco"], base.model, base.data
         state, derived, attributes, *made_of = content  # the model came later
         for packed in made_of:
-            _set_model(model, packed)
-        mujoco.mj_setState(model, data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
-        for name, value in derived.items():
-            live = getattr(data, name)
-            if live.shape == value.shape and live.flags.writeable:
-                live[...] = value
+            set_model(base.model, packed)
+        set_data(base.data, state, derived)
         _set_attributes(base, attributes, without=("model", "data"))
 
     _models: ClassVar[weakref.WeakKeyDictionary[Any, tuple[Any, Packed]]] = weakref.WeakKeyDictionary()
@@ -505,47 +498,8 @@ class _MuJoCo(_Layered):
         mujoco.mj_saveModel(model, None, whole)
         known = self._models.get(base)
         if known is None or not np.array_equal(known[0], whole):
-            known = self._models[base] = whole, _get_model(model)
+            known = self._models[base] = whole, get_model(model)
         return known[1]
-
-
-#: Name, type, shape and place of each array, and plain values by name; and the arrays' bytes.
-Packed = tuple[bytes, np.ndarray[Any, Any]]
-
-
-def _get_model(model: Any) -> Packed:
-    """Everything that a program may change in an ``MjModel``: masses, friction, gravity, …"""
-    arrays, plain_values = {}, {}
-    for prefix, owner in (("", model), ("opt.", model.opt)):
-        for name in dir(owner):
-            value = None if name.startswith("_") else getattr(owner, name, None)
-            if isinstance(value, np.ndarray):
-                arrays[prefix + name] = value
-            elif prefix and isinstance(value, int | float):
-                plain_values[prefix + name] = value
-    places, offset = [], 0
-    for name, found in arrays.items():
-        places.append((name, found.dtype.str, found.shape, offset))
-        offset += found.nbytes
-    content = np.frombuffer(b"".join(found.tobytes() for found in arrays.values()), np.uint8).copy()
-    return pickle.dumps((places, plain_values)), content
-
-
-def _set_model(model: Any, packed: Packed) -> None:
-    (places, plain_values), content = pickle.loads(packed[0]), packed[1]
-    for name, dtype, shape, offset in places:
-        live = _of_model(model, name)
-        size = int(np.dtype(dtype).itemsize * np.prod(shape, dtype=np.int64))
-        value = content[offset : offset + size].view(dtype).reshape(shape)
-        if live is not None and live.shape == shape and live.dtype.str == dtype and not np.array_equal(live, value):
-            live[...] = value
-    for name, number in plain_values.items():
-        if _of_model(model, name) not in (None, number):
-            setattr(model.opt, name.partition(".")[2], number)
-
-
-def _of_model(model: Any, name: str) -> Any:
-    return getattr(model.opt, name[4:], None) if name.startswith("opt.") else getattr(model, name, None)
 
 
 class _ALE(_Layered):
@@ -744,7 +698,7 @@ class Outside:
             except FAILURES:  # arrays, among others, cannot be compared so
                 pass
             for name, value in vars(layer).items():
-                if value is left.get(name) or name in KEPT:
+                if value is left.get(name) or name in kept(layer):
                     continue
                 try:
                     self._note(record, dumps(("set", number, name, value), [env]))
@@ -955,6 +909,19 @@ def process_generators() -> dict[str, Any]:
     if torch is not None:
         state["torch"] = torch.get_rng_state().numpy().copy()
     return state
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[dict[str, Any]]:
+    """Leaves these generators as they are: what users' code draws while its state is taken changes no training.
+
+    :return: their state
+    """
+    before = process_generators()
+    try:
+        yield before
+    finally:
+        set_process_generators(before)
 
 
 def set_process_generators(state: Mapping[str, Any]) -> None:

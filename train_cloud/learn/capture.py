@@ -38,7 +38,7 @@ from stable_baselines3.common.vec_env import (
 
 from train_cloud.config.current import artifact_folders
 from train_cloud.envs.make import FAILURES
-from train_cloud.envs.state import dumps, follow, get_state, layers, set_state
+from train_cloud.envs.state import dumps, follow, get_state, layers, set_state, undisturbed
 from train_cloud.errors import InputError, TrainCloudError
 from train_cloud.generators import get_unseeded, set_unseeded
 from train_cloud.learn.compare import read_state
@@ -232,7 +232,8 @@ class Capture:
             tensors[name], rests[name] = _tensors(learner.model, learner.noise)
             parts[learner.part("skeleton")] = Part(blob=learner.skeleton)
             facts[name] = {"algorithm": _description(learner.model), "optimizers": rests[name]}
-        blob, own, arrays = self._pickle(rests, last)
+        with undisturbed():
+            blob, own, arrays = self._pickle(rests, last)
         for name, learner in self._learners.items():
             with_it = own if name == _ALONE else {}
             parts[learner.part("model")] = Part(_copied(tensors[name] | with_it, arrays if name == _ALONE else {}))
@@ -324,6 +325,7 @@ class Capture:
             "learners": learners,
             "rows": last,
         }
+        generators = get_generators()  # before users' code can draw from them
         state = {
             "whole": Whole(True),  # and first: what they share with others is whole, too
             "environments": get_vecenv(self._env, self._provider_of),
@@ -332,7 +334,7 @@ class Capture:
             **state,
             "logger": [dict(pending) for pending in _pending(self.model.logger)],
             "callbacks": [_get_callback(callback) for callback in self._callbacks.values()],
-            "generators": get_generators(),
+            "generators": generators,
             **objects.states(),
         }
         try:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import re
 import struct
+import tempfile
 import types
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,12 +16,13 @@ import gymnasium
 import numpy as np
 import torch
 
-from train_cloud.envs.state import loads
+from train_cloud.envs.make import FAILURES
+from train_cloud.envs.state import dumps, loads
 from train_cloud.learn.pickling import UNNAMED, Nowhere, StandIn, as_numpy, read
 from train_cloud.snapshot import Array, Part, Rows, Snapshot
 
 #: Readings of a clock: when something happened, which acts on nothing.
-_CLOCKS = {"t", "t_start", "episode_times", "start_time"}
+_CLOCKS = re.compile(r"t|t_start|episode_times|time_queue|(\w+_)?start_times?")
 #: SB3 draws an image from the space, unseeded, to size a network. Where an environment draws from it, its observations
 #: show that.
 _DRAWN_FROM_ONCE = "observation_space"
@@ -75,13 +80,22 @@ def _named(part: Part) -> dict[str, Array]:
     return {name: array for name, array in part.arrays.items() if not name.startswith(UNNAMED)}
 
 
+class _AnyLayer(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Has whatever a state refers to: its layer's methods, and what the layer holds."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return StandIn(name)
+
+
 class AnyEnvironment(Sequence[Any]):
     """Stands for the live environments that a state refers to."""
 
     def __init__(self) -> None:
         self._env: gymnasium.Env[Any, Any] = gymnasium.Env()
         for _ in range(_DEEPEST):
-            self._env = gymnasium.Wrapper(self._env)
+            self._env = _AnyLayer(self._env)
 
     def __len__(self) -> int:
         return _DEEPEST
@@ -105,11 +119,30 @@ def _generator_state(generator: np.random.Generator | np.random.RandomState) -> 
 
 
 def _compare(where: str, left: Any, right: Any) -> list[str]:
-    return list(_walk(where, left, right, set()))
+    return list(_walk(where, left, right, {}))
 
 
-def _walk(where: str, left: Any, right: Any, seen: set[tuple[int, int]]) -> Iterator[str]:
-    if (id(left), id(right)) in seen or isinstance(left, gymnasium.Wrapper):
+def _is_temporary(left: object, right: object) -> bool:
+    """Whether both name a temporary file or folder: each process has its own."""
+    folder = tempfile.gettempdir() + os.sep
+    return all(isinstance(name, str) and name.startswith(folder) for name in (left, right))
+
+
+def _in_parts(left: Any, right: Any) -> tuple[Any, Any] | None:
+    """What is pickled of two objects that say how."""
+    kind: Any = type(left)
+    ways = ("__reduce_ex__", "__reduce__", "__getstate__")
+    own = [getattr(kind, name, None) for name in ways if getattr(kind, name, None) is not getattr(object, name, None)]
+    if not own or gymnasium.utils.EzPickle.__getstate__ in own or isinstance(left, list | tuple | deque):
+        return None
+    try:
+        return left.__reduce_ex__(5), right.__reduce_ex__(5)
+    except FAILURES:
+        return None
+
+
+def _walk(where: str, left: Any, right: Any, seen: dict[tuple[int, int], Any]) -> Iterator[str]:
+    if (id(left), id(right)) in seen or isinstance(left, _AnyLayer):
         return
     if isinstance(left, types.ModuleType):
         return
@@ -117,7 +150,7 @@ def _walk(where: str, left: Any, right: Any, seen: set[tuple[int, int]]) -> Iter
         if left != right:
             yield f"{where}: {left!r} and {right!r}"
         return
-    seen.add((id(left), id(right)))
+    seen[id(left), id(right)] = left, right  # which stay alive: nothing else gets their numbers
     if type(left) is not type(right):
         yield f"{where}: {type(left).__name__} and {type(right).__name__}"
     elif isinstance(left, torch.Tensor):
@@ -146,7 +179,7 @@ def _walk(where: str, left: Any, right: Any, seen: set[tuple[int, int]]) -> Iter
         yield from _walk(where, list(left.items()), list(right.items()), seen)
     elif isinstance(left, Mapping):
         for key in sorted({*left, *right}, key=repr):
-            if key in _CLOCKS or key == _DRAWN_FROM_ONCE:
+            if (isinstance(key, str) and _CLOCKS.fullmatch(key)) or key == _DRAWN_FROM_ONCE:
                 continue
             if key not in {*left} & {*right}:  # "in" asks a Dict space for its members
                 yield f"{where}.{key}: only in one"
@@ -159,15 +192,24 @@ def _walk(where: str, left: Any, right: Any, seen: set[tuple[int, int]]) -> Iter
         # an environment's state from its own process, or what a replay begins with: it may hold clocks
         one, other = (loads(blob, AnyEnvironment()) for blob in (left, right))
         yield from _walk(where, one, other, seen)
-    elif isinstance(left, str | bytes | int | type(None)) or callable(left):
-        if left != right and not callable(left):
+    elif callable(left):
+        pass
+    elif isinstance(left, str | bytes | int | type(None)):
+        if left != right and not _is_temporary(left, right):
             yield f"{where}: {left!r} and {right!r}"
+    elif callable(equals := getattr(left, "equals", None)) and hasattr(left, "__len__"):
+        if len(left) != len(right) or not equals(right):  # a table; a comparison gives as many answers as it has values
+            yield f"{where}: the {type(left).__name__} has other values"
+        return
+    elif (parts := _in_parts(left, right)) is not None:
+        yield from _walk(where, *parts, seen)
+        return
     elif hasattr(left, "__iter__") and hasattr(left, "__len__"):
         if len(left) != len(right):
             yield f"{where}: {len(left)} and {len(right)} items"
         for index, (one, other) in enumerate(zip(left, right, strict=False)):
             yield from _walk(f"{where}[{index}]", one, other, seen)
-    elif not hasattr(left, "__dict__") and pickle.dumps(left) != pickle.dumps(right):
+    elif not hasattr(left, "__dict__") and dumps(left) != dumps(right):
         yield f"{where}: the {type(left).__name__} of an extension has another state"
     if hasattr(left, "__dict__") and not callable(left):
         yield from _walk(where, vars(left), vars(right), seen)

@@ -11,7 +11,6 @@ import random
 import socket
 import subprocess
 import sys
-import sysconfig
 import threading
 import types
 from collections.abc import Iterator, Mapping
@@ -26,6 +25,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
+from train_cloud.installed import is_installed
 from train_cloud.learn.pickling import ATOMIC, LEFT, Value, children, for_each_class, is_output, slots_of
 
 #: Of a callback: links to other objects, and SB3's view of its own local variables, which it renews before each call.
@@ -198,13 +198,6 @@ def is_stock(kind: type) -> bool:
     return (kind.__module__ or "").split(".")[0] in _STOCK
 
 
-_INSTALLED = tuple(
-    str(Path(path))
-    for name, path in sysconfig.get_paths().items()
-    if name in ("stdlib", "platstdlib", "purelib", "platlib")
-)
-
-
 @functools.cache
 def _is_own_module(name: str) -> bool:
     """A module that is neither part of Python nor installed, nor ours."""
@@ -214,7 +207,7 @@ def _is_own_module(name: str) -> bool:
     path = getattr(sys.modules.get(name), "__file__", None)
     if not isinstance(path, str) or not Path(path).is_absolute():
         return False
-    return "site-packages" not in path and "dist-packages" not in path and not path.startswith(_INSTALLED)
+    return not is_installed(path)
 
 
 def own_modules() -> list[str]:

@@ -203,8 +203,9 @@ class LearnerPickler(Pickler):
             return _at, self._references[id(obj)]
         kind = type(obj)
         if kind is np.ndarray:
-            if obj.nbytes < LARGE_BYTES or obj.dtype.hasobject:
-                return NotImplemented
+            view = self.reduce_view(obj)
+            if view is not NotImplemented or obj.nbytes < LARGE_BYTES or obj.dtype.hasobject:
+                return view
             name = f"{UNNAMED}{len(self.arrays)}"
             self.arrays[name] = obj.copy()
             return _array, (name,)

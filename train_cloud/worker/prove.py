@@ -71,6 +71,8 @@ class Proof:
     compared: tuple[str, ...]
     reached: tuple[str, ...]
     missed: tuple[str, ...]
+    provider: str = ""
+    """What brought the environment's state back; empty where nothing was tried."""
 
     @property
     def equal(self) -> bool:
@@ -316,6 +318,7 @@ def _compared(
         compared=tuple(compared),
         reached=tuple(reached),
         missed=tuple(missed),
+        provider=(facts.get("environment_trial") or {}).get("provider", ""),
     )
 
 
