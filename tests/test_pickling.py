@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
-import pandas
 import pytest
 
 from train_cloud.envs.make import told
@@ -207,6 +206,7 @@ def test_a_package_of_whatever_layer_is_installed(path: str) -> None:
 
 
 def test_tables_are_compared_by_what_they_hold() -> None:
+    pandas = pytest.importorskip("pandas")
     table = pandas.DataFrame({"price": [1.0, np.nan], "name": ["a", "b"], "at": pandas.to_datetime(["2020", "2021"])})
     held = {"table": table, "column": table.price, "rows": [table]}
     assert _compare("it", held, {"table": table.copy(), "column": table.price.copy(), "rows": [table.copy()]}) == []
