@@ -116,6 +116,12 @@ def test_what_cannot_be_proved_is_refused_in_one_line(
     assert sorted(path.name for path in folder.iterdir()) == ["run.yaml", "tmp"]
 
 
+def test_what_a_session_refuses_is_refused_in_its_words(folder: Path) -> None:
+    done = command("prove", str(written(folder, line(environment={"id": "Nowhere-v0"}))), "--steps", "60")
+    assert done.returncode == 64 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("train-cloud: environment.id: 'Nowhere-v0': "), done.stderr
+
+
 @pytest.mark.parametrize(
     ("kind", "steps", "quick"),
     [

@@ -5,6 +5,7 @@
     TrainCloudError                    1   failed
     ├── InputError (ValueError)       64   a run file, option or variable is wrong: fix it, nothing was changed
     │   └── NotYet                    64   valid in the schema, not implemented in this version
+    ├── Refused                       64   the same, found by a process of ours
     ├── Interrupted                   75   stopped by a signal after a commit; the next session goes on from it
     ├── Fenced                        73   a newer worker owns the run; this one may not commit
     ├── NotExact                       1   interrupted and resumed, a run came to another result than uninterrupted
@@ -66,6 +67,12 @@ def _shown(field: str, value: object) -> str:
     if isinstance(value, dict):
         value = {key: "***" if is_private(str(key)) else item for key, item in value.items()}
     return masked(repr(value))
+
+
+class Refused(TrainCloudError):
+    """A process of ours has refused what the user gave; the message is its own."""
+
+    exit_code = InputError.exit_code
 
 
 class NotYet(InputError):

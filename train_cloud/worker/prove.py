@@ -23,7 +23,7 @@ from train_cloud import child_process
 from train_cloud.artifacts import tensorboard
 from train_cloud.checkpoint import read_manifest, restore
 from train_cloud.config import RunFile, load_run_file
-from train_cloud.errors import EXIT_COMPLETED, InputError, Interrupted, TrainCloudError
+from train_cloud.errors import EXIT_COMPLETED, InputError, Interrupted, Refused, TrainCloudError
 from train_cloud.report.status import run_status
 from train_cloud.run import layout
 from train_cloud.run.head import read_head
@@ -45,6 +45,7 @@ _SAVE, _STOP, _KILL = 0.23, 0.37, 0.68
 #: In rollouts: in the first one there is nothing to resume from.
 _STOP_ROLLOUT, _KILL_ROLLOUT = 1.37, 2.43
 _LOG_CHARACTERS = 2000
+_REFUSAL = "train-cloud: "
 
 
 @dataclass(frozen=True)
@@ -244,6 +245,9 @@ class _Run:
         if code == EXIT_COMPLETED:
             fix = f"the run was over before its step {at:,}, where it was to be interrupted: give more"
             raise InputError("--steps", at, fix)
+        refused = [line for line in said.splitlines() if line.startswith(_REFUSAL)]
+        if code == Refused.exit_code and refused:
+            raise Refused(refused[-1].removeprefix(_REFUSAL))
         what = f"ended with {code}" if name else f"did not complete (exit code {code})"
         raise TrainCloudError(f"a session of the proof {what}: {said}")
 
