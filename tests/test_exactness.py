@@ -13,11 +13,13 @@ from train_cloud.run.session import read_sessions
 
 pytestmark = pytest.mark.slow
 
-SMALL = {"learning_starts": 100, "batch_size": 32, "policy_kwargs": {"net_arch": [16, 16]}, "buffer_size": 5000}
+#: Timesteps of a stop and of a kill. Those who learn at each step are dear: their runs are short.
+EARLY, LATE = (107, 191), (237, 431)
+SMALL = {"learning_starts": 70, "batch_size": 32, "policy_kwargs": {"net_arch": [16, 16]}, "buffer_size": 5000}
 PENDULUM = {"id": "Pendulum-v1"}
 
 
-def sac(total: int = 700, save: int = 150, environment: dict[str, Any] | None = None, **hyperparameters: Any) -> Any:
+def sac(total: int = 310, save: int = 70, environment: dict[str, Any] | None = None, **hyperparameters: Any) -> Any:
     return {
         "algorithm": "sac",
         "seed": 3,
@@ -42,8 +44,8 @@ def walk(shown: str, algorithm: str = "sac", policy: str = "MlpPolicy", n_envs: 
     """A ring that laps, on observations of another kind."""
     kwargs = {"shown": shown, "discrete": algorithm == "dqn"}
     environment = {"id": "Walk-v0", "module": "interrupting", "kwargs": kwargs, "n_envs": n_envs}
-    small = {"learning_starts": 100, "batch_size": 16, "buffer_size": 300}
-    return {**other(algorithm, environment, 600, 150, **{**small, **hyperparameters}), "policy": policy}
+    small = {"learning_starts": 70, "batch_size": 16, "buffer_size": 140}
+    return {**other(algorithm, environment, 310, 70, **{**small, **hyperparameters}), "policy": policy}
 
 
 OFF = {name: SMALL[name] for name in ("learning_starts", "batch_size", "buffer_size")}
@@ -54,32 +56,36 @@ OPTIMISED: dict[str, Any] = {
 }
 CNN = {"net_arch": [16], "features_extractor_kwargs": {"features_dim": 16}}
 
-RUNS: dict[str, dict[str, Any]] = {
+SHORT: dict[str, dict[str, Any]] = {
     "plain": sac(),
-    "ring laps": sac(total=900, buffer_size=200),
-    "by seconds at risk": {**sac(), "save_frequency": None, "max_seconds_at_risk": 0.5},
-    "before learning starts": sac(learning_starts=600),
+    "ring laps": sac(total=400, buffer_size=90),
+    "before learning starts": sac(learning_starts=270),
     "schedule": sac(learning_rate="lin_1e-3"),
-    "two environments, normalised, gSDE": sac(
-        environment={"n_envs": 2, "normalize": {}}, use_sde=True, sde_sample_freq=8, train_freq=16, gradient_steps=4
-    ),
-    "episodes": sac(total=1000, train_freq=[1, "episode"], gradient_steps=20),
     "n-step": sac(n_steps=3),
     "action noise": sac(action_noise={"ornstein-uhlenbeck": 0.2}),
     "wrapper with a state": sac(environment={"wrappers": ["interrupting:Wind"]}),
-    "replayed environment": sac(environment={"id": "Unpicklable-v0", "module": "interrupting"}),
-    "td3": other("td3", PENDULUM, 700, 150, **OFF, action_noise={"normal": 0.1}),
-    "ddpg": other("stable_baselines3:DDPG", PENDULUM, 700, 150, **OFF),
-    "dqn": other("dqn", {"id": "CartPole-v1"}, 700, 150, **OFF, target_update_interval=130),
-    "ppo": other("ppo", {**PENDULUM, "n_envs": 2, "normalize": {}}, 768, 128, n_steps=64, batch_size=32),
-    "a2c": other("a2c", {"id": "CartPole-v1"}, 700, 150),
-    "ppo, gSDE": other("ppo", PENDULUM, 768, 128, n_steps=64, batch_size=32, use_sde=True),
+    "td3": other("td3", PENDULUM, 310, 70, **OFF, action_noise={"normal": 0.1}),
+    "ddpg": other("stable_baselines3:DDPG", PENDULUM, 310, 70, **OFF),
+    "dqn": other("dqn", {"id": "CartPole-v1"}, 310, 70, **OFF, target_update_interval=60),
     "hindsight": walk("goal", "sac", "MultiInputPolicy", 2, replay_buffer_class="stable_baselines3:HerReplayBuffer"),
     "dict observations of float16": walk("dict", "td3", "MultiInputPolicy"),
     "float64, memory optimised": walk("float64", **OPTIMISED),
     "images, memory optimised": walk("image", "dqn", "CnnPolicy", policy_kwargs=CNN, train_freq=4, **OPTIMISED),
-    "processes": sac(total=600, environment={"n_envs": 2, "vectorization": "subproc"}),
+    "processes": sac(environment={"n_envs": 2, "vectorization": "subproc"}),
 }
+#: Rollouts, several episodes and time take more steps.
+LONG: dict[str, dict[str, Any]] = {
+    "by seconds at risk": {**sac(700), "save_frequency": None, "max_seconds_at_risk": 0.5},
+    "two environments, normalised, gSDE": sac(
+        700, 150, {"n_envs": 2, "normalize": {}}, use_sde=True, sde_sample_freq=8, train_freq=16, gradient_steps=4
+    ),
+    "episodes": sac(1000, 150, train_freq=[1, "episode"], gradient_steps=20),
+    "replayed environment": sac(520, 150, {"id": "Unpicklable-v0", "module": "interrupting"}, train_freq=4),
+    "ppo": other("ppo", {**PENDULUM, "n_envs": 2, "normalize": {}}, 768, 128, n_steps=64, batch_size=32),
+    "a2c": other("a2c", {"id": "CartPole-v1"}, 700, 150),
+    "ppo, gSDE": other("ppo", PENDULUM, 768, 128, n_steps=64, batch_size=32, use_sde=True),
+}
+RUNS = SHORT | LONG
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +108,9 @@ def test_interrupted_twice_it_ends_where_the_uninterrupted_run_ends(
 ) -> None:
     twin = twins(name)
     run = Rehearsed(warm, tmp_path, RUNS[name])
-    assert run.session("SIGTERM@237") == 75, run.log()
-    assert run.session("SIGKILL@431") == -9, run.log()
+    stop, kill = EARLY if name in SHORT else LATE
+    assert run.session(f"SIGTERM@{stop}") == 75, run.log()
+    assert run.session(f"SIGKILL@{kill}") == -9, run.log()
     assert run.session() == 0, run.log()
     assert differences(run.final(), twin.final()) == []
     assert run.scalars() == twin.scalars()
