@@ -422,7 +422,7 @@ def test_what_lies_in_the_artifact_folder(undisturbed: tuple[Rehearsed, Rehearse
 
 
 @pytest.mark.parametrize(
-    "seed", [*range(5), *(pytest.param(number, marks=pytest.mark.full) for number in range(5, 20))]
+    "seed", [*range(2), *(pytest.param(number, marks=pytest.mark.full) for number in range(2, 20))]
 )
 def test_an_interrupted_run_has_the_same_evaluations(
     undisturbed: tuple[Rehearsed, Rehearsed], warm: Any, tmp_path: Path, seed: int
