@@ -3,15 +3,16 @@ SHELL := /bin/bash
 STAMP := .venv/.installed
 BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(CURDIR)/.tools:$(PATH)
-# The project's own plugin: minutes per test file, printed at the end.
+# The project's own plugin: what each test file took and the dearest tests, printed at the end.
 # One process per core; most files stay in one of them (tests/conftest.py).
 PYTEST := PYTHONPATH=tests $(BIN)/python -m pytest -p minutes -n auto
 SHELL_SCRIPTS = $(wildcard scripts/*.sh bootstrap/*.sh train_cloud/rehearsal/machine/*.sh .ci/run)
 
-.PHONY: demo test test-failed test-full prove-foreign chaos bench bench-large check format clean help
+.PHONY: demo test test-quick test-failed test-full prove-foreign chaos bench bench-large check format clean help
 help:
 	@echo 'make demo       the whole life of a run on this machine, in a few minutes, without an AWS account'
 	@echo 'make test       the test suite, as CI runs it'
+	@echo 'make test-quick the fast tests and a few of the telling ones, in under three minutes'
 	@echo 'make test-failed what failed last, once more, one by one'
 	@echo 'make test-full  also what does not fit into the time that CI has; writes docs/exactness.md'
 	@echo 'make prove-foreign prove of environments from PyPI that no test was written with; writes docs/exactness.md (an hour)'
@@ -30,6 +31,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@$(PYTEST) -m 'not full'
+
+# Whatever is fast, and of the slow ones those that QUICK in tests/conftest.py names.
+test-quick: $(STAMP)
+	@$(PYTEST) -m 'quick and not full'
 
 # Once more, and each by itself: for whoever wants to know whether a test fails always or only on a busy machine.
 test-failed: $(STAMP)

@@ -42,6 +42,23 @@ sys.stdin.read()
 SPREAD = {"test_exactness", "test_exactness_table", "test_failures", "test_train"}
 
 
+#: What `make test-quick` runs besides all that is not marked `slow`: whole runs, a trainer of each kind.
+QUICK = {
+    "test_exactness.py::test_interrupted_twice_it_ends_where_the_uninterrupted_run_ends[plain]",
+    "test_exactness.py::test_interrupted_twice_it_ends_where_the_uninterrupted_run_ends[ppo]",
+    "test_exactness.py::test_interrupted_twice_it_ends_where_the_uninterrupted_run_ends[hindsight]",
+    "test_phases.py::test_what_cannot_be_a_phase_is_refused[too_many-all its calls together may train]",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.nodeid.rpartition("/")[2] in QUICK or not any(
+            map(item.get_closest_marker, ("slow", "machine", "full"))
+        ):
+            item.add_marker("quick")
+
+
 class _ByFile(LoadScopeScheduling):  # type: ignore[misc]
     """The other files' tests go to one process each, so that what they share is made once. Not by ``--dist loadgroup``:
     pytest-xdist 3.8 silently groups nothing under pytest 9.2 (its issue 1386)."""
