@@ -248,7 +248,7 @@ FOREIGN: tuple[Foreign, ...] = (
             _of("Cont-CC-SeriesDc-v0", "gym_electric_motor", wrappers=["gymnasium.wrappers:FlattenObservation"]),
             steps=400),
     Foreign("crafter", "ppo", _of("Crafter-v0", "mine"), "CnnPolicy", _CNN, code=_CRAFTER, steps=300),
-    Foreign("shimmy", "sac", _of("dm_control/cartpole-swingup-v0", "shimmy"), _DICT, install=("shimmy[dm-control]",),
+    Foreign("shimmy", "sac", _of("dm_control/cartpole-swingup-v0", "shimmy"), _DICT, install=("shimmy[dm-control]", "mujoco<4"),
             steps=400),
     Foreign("nle", "ppo", _of("NetHackScore-v0", "nle"), _DICT, _CNN, steps=300),
     Foreign("sumo-rl", "dqn", _of("Intersection-v0", "mine"), code=_SUMO, install=("sumo-rl", "eclipse-sumo"),

@@ -15,10 +15,11 @@ import gymnasium
 import numpy as np
 import pytest
 
-from train_cloud.envs.make import told
+from train_cloud.envs.make import One, told
 from train_cloud.envs.pickling import fingerprint
 from train_cloud.envs.pieces import Pieces, Taking, put
 from train_cloud.envs.state import StatefulEnv, dumps, get_state, loads, set_state
+from train_cloud.envs.trial import choose
 from train_cloud.generators import get_unseeded, unseeded_follow
 from train_cloud.installed import is_installed
 from train_cloud.learn.compare import AnyEnvironment, _compare
@@ -229,3 +230,11 @@ def test_an_exception_without_a_message_says_where() -> None:
         exec(compile("assert limit > 4", __file__, "exec"), {"limit": limit})
     assert told(caught.value).startswith("AssertionError: no message, from '")
     assert told(ValueError()) == "ValueError: no message"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("each_step", "provider"), [(False, "replay"), (True, "episode")])
+def test_generators_that_a_reset_makes_without_a_seed_are_made_again(each_step: bool, provider: str) -> None:
+    choice = choose(One("Unseeded-v0", "unseeded", {"each_step": each_step}))
+    assert (choice.provider, choice.exact) == (provider, not each_step), choice.because
+    assert each_step is ("makes generators without a seed in its step()" in choice.because)

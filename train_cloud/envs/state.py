@@ -61,6 +61,7 @@ _GROWING = {"rewards": "d", "episode_returns": "d", "episode_lengths": "q", "epi
 _live_layer = live_layer
 
 REPLAY_MAX_STEPS = 10_000
+MAKES_GENERATORS = "the environment makes generators without a seed in its step()"
 #: Methods that are asked of an environment from outside and change nothing; some are called at every step.
 NOT_NOTED = frozenset({"action_masks", "close", "compute_reward", "compute_terminated", "compute_truncated",
                        "get_state", "render", "reset", "step"})  # fmt: skip
@@ -124,7 +125,10 @@ class StatefulEnv(Outermost):
         else:
             self._outside.note_writes(record, self.env)
             record.actions.append(action)  # before the step: an environment may scale it in place
+            unseeded = get_unseeded()
             result = self.env.step(action)
+            if get_unseeded() != unseeded:  # others in this process may have made some since the reset
+                record.lose(MAKES_GENERATORS)
             record.see(result[:4])
             self._outside.look()
         if self._uncopied:
@@ -582,6 +586,8 @@ class Record:
     chained: bool = False
     outside: list[tuple[int, bytes]] = field(default_factory=list)
     """What was changed from outside: after how many actions, and how (:class:`Outside`)."""
+    unseeded: tuple[str, int] | None = None
+    """Before the reset, which may make generators without a seed: what such a one begins with."""
     lost: str = ""
     """Why the episode cannot be played again: a change that cannot be carried."""
 
@@ -606,7 +612,7 @@ class Record:
         except FAILURES:
             take_apart(env)
             before = Record._before(env, lasting)
-        return Record(before, seed, copy.deepcopy(options), chained=True)
+        return Record(before, seed, copy.deepcopy(options), chained=True, unseeded=get_unseeded())
 
     @staticmethod
     def _before(env: Env, lasting: Lasting | None) -> bytes:
@@ -774,6 +780,7 @@ class _Replay:
         Lasting.put(base, before.base)
         put_shared(before.shared or {})
         _set_generators(before, base)
+        set_unseeded(getattr(record, "unseeded", None))  # which came later; the process's own is put back at the end
         again = Record(b"", None, None, chained=record.chained)
         again.see(env.env.reset(seed=record.seed, options=copy.deepcopy(record.options))[0])
         outside = list(getattr(record, "outside", ()))  # which came later

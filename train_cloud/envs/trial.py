@@ -30,6 +30,7 @@ from train_cloud.envs.make import FAILURES, CodeFailed, Env, MakeEnv, close
 from train_cloud.envs.parallel import Together
 from train_cloud.envs.shared import Shared, put_shared
 from train_cloud.envs.state import (
+    MAKES_GENERATORS,
     PROVIDERS,
     REPLAY_MAX_STEPS,
     StatefulEnv,
@@ -261,14 +262,22 @@ def play_first(make_env: MakeEnv, names: Sequence[str], replay_max_steps: int) -
         done.shared = dumps(shared.changed(), [env])
         done.notes += [f"{left.path}, a {left.kind}, cannot be saved" for left in shared.left if not left.harmless]
         _play(env, space, _COMPARED, done, beyond_end=True)
-        if "replay" in done.states and not _equal(generators, process_generators()):
+        if "replay" in done.states and not _equal(_global(generators), _global(process_generators())):
             done.refused["replay"] = "the environment draws from Python's, NumPy's or torch's global generator"
+            del done.states["replay"]
+        if "replay" in done.states and env.record is not None and env.record.lost == MAKES_GENERATORS:
+            done.refused["replay"] = MAKES_GENERATORS
             del done.states["replay"]
         done.drawn = plain(generator_state(_np_random(env)))
         return done
     finally:
         if (failure := close(env)) is not None:
             done.notes.append(failure)
+
+
+def _global(generators: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what begins those that are made without a seed: a replay begins with the same."""
+    return {name: state for name, state in generators.items() if name != "unseeded"}
 
 
 def _taken(env: Env, name: str) -> bytes:
