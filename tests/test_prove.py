@@ -67,6 +67,8 @@ def test_a_clean_run_of_several_agents_is_equal_and_leaves_nothing(folder: Path)
     assert done.returncode == 0, done.stderr + done.stdout
     assert "130 timesteps without interruption, and with SIGTERM at step 49 and SIGKILL at step 89" in done.stdout
     assert "equal         parameters, optimisers, replay buffer" in done.stdout
+    counted = re.search(r"after resumes ([\d,]+) attributes are what they were\n", done.stdout)
+    assert counted is not None and int(counted[1].replace(",", "")) > 2000, done.stdout
     assert "updates" in done.stdout
     assert sorted(path.name for path in folder.iterdir()) == ["run.yaml", "tmp"]
     assert not [path for path in (folder / "tmp").iterdir() if path.name.startswith("train-cloud")]
@@ -78,6 +80,7 @@ def test_what_no_checkpoint_keeps_is_named_by_step_and_layer(folder: Path) -> No
     named = re.search(r"since step (\d+): the environment's reward differs from the uninterrupted run", done.stderr)
     assert named is not None and 123 < int(named[1]) <= 201, done.stderr
     assert "differs       state." in done.stdout and re.search(r"differs       and \d+ more", done.stdout)
+    assert re.search(r"not the same  variables\['HIDDEN_STEPS'\]: .* after the resume", done.stdout), done.stdout
     assert "Traceback" not in done.stderr
 
 

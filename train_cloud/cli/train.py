@@ -156,6 +156,11 @@ def _prove(run_file: Path, run_id: str, steps: int | None, overrides: list[str] 
         echo(f"  not reached   {', '.join(proof.missed)}: nothing is shown of that; give more --steps")
     if proof.because is not None:
         echo(f"  status says   exact: no, because {proof.because}")
+    if proof.attributes:
+        left = f"; not equal, and nowhere named: {len(proof.unaccounted)}" if proof.unaccounted else ""
+        echo(f"  after resumes {proof.attributes:,} attributes are what they were{left}")
+    for path in proof.unaccounted[:_MOST_DIFFERENCES]:
+        echo(f"  not the same  {path}")
     if proof.equal:
         echo(f"  equal         {', '.join(proof.compared)}")
         return

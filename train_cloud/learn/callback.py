@@ -31,6 +31,7 @@ from train_cloud.envs.state import StatefulEnv
 from train_cloud.envs.trial import Choice, choose_for
 from train_cloud.envs.trial import stateful as with_state
 from train_cloud.errors import InputError
+from train_cloud.learn import accounting
 from train_cloud.learn.capture import Capture, learners_of, restore_parameters
 from train_cloud.learn.digest import Digests, Reader
 from train_cloud.learn.ending import stopped_by, watch
@@ -259,6 +260,7 @@ class Checkpoints(BaseCallback):
             self._restore(self._capture, restored)
             if not restored.facts["rollout_begun"]:
                 self._begin_rollout()
+            self._account(accounting.RESTORED)
         elif self._rollouts > 0:
             self._rollout_seconds = now - self._rollout_began
         if self._rollouts == 0:
@@ -402,7 +404,13 @@ class Checkpoints(BaseCallback):
             "schedules": {"names": self._schedules, "timesteps": self._schedule_timesteps},
             **self._phases.facts(self.model),
         }
+        self._account(accounting.SNAPSHOT if rollout_begun else accounting.END)
         return replace(snapshot, facts=facts)
+
+    def _account(self, moment: str) -> None:
+        """For a proof: write down all that can be reached now."""
+        callback = self.locals["callback"]
+        accounting.note(moment, self._timesteps(), self.model, callback, self._capture_of().callbacks)
 
     def _submit(self, snapshot: Snapshot, rows: int) -> None:
         self._in_flight_from = max(self._submitted_rows, rows - self._capture_of().capacity)

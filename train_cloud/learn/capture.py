@@ -132,6 +132,7 @@ class Capture:
         optimizers: list[torch.optim.Optimizer] = []
         if self._own is not None:
             elsewhere["train-cloud's callback"] = self._own
+            elsewhere["the algorithm's class"] = type(self.model)  # which that callback has made
         for index, venv in enumerate([*_wrappers(self._env), self._env.unwrapped]):
             elsewhere[f"environments[{index}]"] = venv
         for path, holder in reached(self._env):
@@ -167,6 +168,11 @@ class Capture:
             self.begin()
         assert self._objects is not None
         return self._objects
+
+    @property
+    def callbacks(self) -> Mapping[str, BaseCallback]:
+        """Those whose state is saved, by path."""
+        return self._callbacks
 
     @property
     def not_kept(self) -> list[str]:

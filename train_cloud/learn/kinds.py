@@ -158,6 +158,7 @@ def _kind_of_class(kind: Any) -> str | None:
         (types.FunctionType, "function"),
         (VecEnv | gymnasium.Env, "environment"),
         (BaseCallback, "object"),
+        (gymnasium.Space, "object"),  # with a generator, which all who have the space draw from
     ):
         if issubclass(kind, parents):
             return name
@@ -506,9 +507,9 @@ def _get_generator(generator: Any) -> Any:
     if isinstance(generator, np.random.RandomState):
         return generator.get_state(legacy=False)
     if isinstance(generator, np.random.Generator):
-        return generator.bit_generator.state
+        return _get_generator(generator.bit_generator)
     if isinstance(generator, np.random.BitGenerator):
-        return generator.state
+        return generator.state, generator.seed_seq  # which counts the generators that it has spawned
     if isinstance(generator, torch.Generator):
         return generator.get_state().numpy().copy()
     return generator.getstate()
@@ -518,9 +519,13 @@ def _set_generator(generator: Any, state: Any) -> None:
     if isinstance(generator, np.random.RandomState):
         generator.set_state(state)
     elif isinstance(generator, np.random.Generator):
-        generator.bit_generator.state = state
+        _set_generator(generator.bit_generator, state)
     elif isinstance(generator, np.random.BitGenerator):
-        generator.state = state
+        numbers, seeds = state if isinstance(state, tuple) else (state, None)  # without one in older checkpoints
+        if seeds is not None and np.lib.NumpyVersion(np.__version__) >= "2.0.0":
+            generator.__setstate__((numbers, seeds))  # type: ignore[attr-defined, unused-ignore]
+        else:
+            generator.state = numbers
     elif isinstance(generator, torch.Generator):
         generator.set_state(torch.from_numpy(state.copy()))
     else:

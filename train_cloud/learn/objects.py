@@ -163,6 +163,7 @@ class Objects:
         for root in self.roots:
             for name, value in root.attributes().items() if self._looked_at <= MOST else ():
                 self._look(f"{root.path}.{name}", value)
+            self._look_at(_classes_of(type(root.obj)))
         self._always = False
         for name in own_modules():
             if self._looked_at <= MOST:
@@ -183,7 +184,9 @@ class Objects:
 
     def _look(self, path: str, obj: Any) -> None:
         """Depth first, in the order of attributes; without recursion, as chains of objects may be long."""
-        waiting = [(path, obj)]
+        self._look_at([(path, obj)])
+
+    def _look_at(self, waiting: list[tuple[str, Any]]) -> None:
         while waiting:
             path, obj = waiting.pop()
             kind = type(obj)
@@ -208,10 +211,12 @@ class Objects:
                 self._seen[id(obj)] = obj
                 self._functions.append((path, obj))
             else:
+                while how == "class" and path in self._paths:
+                    path += "'"  # a function that was called twice has made two of one name
                 self._note(path, obj, how)
                 waiting += reversed([(path + label, child) for label, child in within(obj, how)])
-                if how in ("object", "module") and is_own(kind):
-                    waiting += [(f"class {kind.__module__}.{kind.__qualname__}", kind)]
+                if how in ("object", "module"):
+                    waiting += _classes_of(kind)
 
     def _look_at_module(self, name: str) -> None:
         module = sys.modules[name]
@@ -517,6 +522,13 @@ class Objects:
     def missing(self) -> list[str]:
         """Paths that the checkpoint has, and this session's program has not."""
         return list(dict.fromkeys(self._missing))
+
+
+def _classes_of(kind: type) -> list[tuple[str, type]]:
+    """A class and those that it is derived from, as far as they are of the user's own code: functions make classes,
+    too, which no module shows.
+    """
+    return [(f"class {parent.__module__}.{parent.__qualname__}", parent) for parent in kind.__mro__ if is_own(parent)]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

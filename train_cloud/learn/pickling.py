@@ -277,6 +277,19 @@ def as_numpy(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def _in_parts(reduced: Any) -> tuple[Any, ...]:
+    return tuple(reduced)
+
+
+def _reduce_optimizer(pickler: LearnerPickler, optimizer: torch.optim.Optimizer) -> Any:
+    """With attributes that torch knows nothing of; its own are made anew."""
+    if type(optimizer).__getstate__ is not torch.optim.Optimizer.__getstate__:
+        return NotImplemented
+    make, arguments, state, *rest = _in_parts(optimizer.__reduce_ex__(4))
+    added = {name: value for name, value in vars(optimizer).items() if name[0] != "_" and name not in (*state, "step")}
+    return make, arguments, {**state, **added}, *rest
+
+
 def _reduce_function(pickler: LearnerPickler, function: types.FunctionType) -> Any:
     module, name = function.__module__, function.__qualname__
     with contextlib.suppress(ImportError, AttributeError):
@@ -331,6 +344,7 @@ _RULES: tuple[tuple[Any, _Rule], ...] = (
     (Whole, _reduce_whole),
     (Value, _reduce_value),
     (torch.Tensor, _reduce_tensor),
+    (torch.optim.Optimizer, _reduce_optimizer),
     (types.FunctionType, _reduce_function),
     (types.CellType, _reduce_cell),
     (types.ModuleType, _reduce_module),

@@ -74,6 +74,8 @@ class SessionStatus(BaseModel):
     exact_evidence: Evidence | None
     """What that rests on; see docs/exactness.md."""
     because: str | None
+    not_kept: list[str] | None = None
+    """What its checkpoints lack, ``path: reason`` each; None before it knows."""
 
 
 class CheckpointStatus(BaseModel):
@@ -116,6 +118,8 @@ class RunStatus(BaseModel):
     exact_evidence: Evidence | None
     """What that rests on, in the newest session that knows; see docs/exactness.md."""
     because: str | None
+    not_kept: list[str] | None = None
+    """What the checkpoints of the newest session that knows lack, ``path: reason`` each."""
     closed: str | None
     """Since when the group of a run without an outcome has been taken to 0 from outside, hour by hour, because its
     max_runtime_hours are over; None where it has not."""
@@ -316,6 +320,7 @@ def _derived(
         exact=inexact is None if known_exact else None,
         exact_evidence="no" if inexact else known_exact[-1].exact_evidence if known_exact else None,
         because=f"session {inexact.session}: {inexact.because}" if inexact else None,
+        not_kept=next((session.not_kept for session in reversed(sessions) if session.not_kept is not None), None),
         closed=_closed(store, head, at),
         sessions=sessions,
         interruptions=sum(session.ended_by in _INTERRUPTED for session in sessions),
@@ -445,6 +450,7 @@ def _session(record: SessionRecord, *, last: bool, state: State, reached: int | 
         exact=told.get("exact"),
         exact_evidence=_evidence(told),
         because=told.get("exact_because") or None,
+        not_kept=[str(one) for one in told["not_kept"]] if told.get("not_kept") is not None else None,
     )
 
 

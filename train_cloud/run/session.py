@@ -42,6 +42,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("instance_type", "availability_zone"), _TEXT),
     **dict.fromkeys(("run_file", "price", "evaluation", "predecessor"), (dict, type(None))),
     "exact": (bool, type(None)),
+    "not_kept": (list, type(None)),
 }
 """What is computed with, or shown, of a record: others may have written into it."""
 

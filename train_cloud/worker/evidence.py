@@ -29,6 +29,8 @@ Kind = Literal["proved", "not contradicted", "no"]
 #: Of the checksums, in a checkpoint's facts and in a session's progress record.
 DIGESTS = "digests"
 PROOF = "proof"
+#: What the checkpoint lacks, ``path: reason`` each.
+NOT_KEPT = "not_kept"
 _LOCAL = "digests"
 
 
@@ -43,6 +45,7 @@ class Evidence:
         self._lock = threading.Lock()
         self.because = ""
         """Why it is not exact; empty while nothing speaks against it."""
+        self._not_kept: Sequence[str] = ()
         self._proof: Mapping[str, Any] | None = None
         self._earlier_proof: Mapping[str, Any] | None = None
         self._digests: Digests | None = None
@@ -88,6 +91,7 @@ class Evidence:
         """
         from train_cloud.learn.digest import Digests, Recording, read_table
 
+        self._not_kept = tuple((facts or {}).get(NOT_KEPT, ()))
         self._of = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         expected: list[Recording] = []
         if facts is not None:
@@ -119,6 +123,7 @@ class Evidence:
         if self.because and facts.get("exact", True):
             facts |= {"exact": False, "exact_because": self.because}
         facts["exact_evidence"] = self.kind if facts.get("exact", True) else "no"
+        self._not_kept = tuple(facts.get(NOT_KEPT, ()))
         proof = self._proof or self._earlier_proof  # which holds on another machine than this, perhaps
         if proof is not None and not self.because:
             facts[PROOF] = proof
@@ -137,6 +142,7 @@ class Evidence:
     def progress(self) -> dict[str, Any]:
         """For the session's progress record."""
         said: dict[str, Any] = {"exact": self.exact, "exact_because": self.because, "exact_evidence": self.kind}
+        said[NOT_KEPT] = list(self._not_kept)
         if self._digests is not None:
             said[DIGESTS] = {"of": self._of, **self._digests.reported()}
         return said

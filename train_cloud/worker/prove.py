@@ -29,7 +29,7 @@ from train_cloud.run import layout
 from train_cloud.run.head import read_head
 from train_cloud.store import open_store
 from train_cloud.worker.private import hide_variables
-from train_cloud.worker.trial import VARIABLE, Trial
+from train_cloud.worker.trial import VARIABLE, Trial, graphs_beside
 
 if TYPE_CHECKING:
     from train_cloud.learn.digest import Difference, Recording
@@ -59,6 +59,8 @@ class Proof:
     :ivar differences: paths of what differs at the end
     :ivar because: why the interrupted run itself says that it is not exact; None where it does not
     :ivar compared: what was compared and is equal
+    :ivar attributes: that were equal after a resume, at the least of all resumes; 0 where there was none
+    :ivar unaccounted: paths of attributes that were not, and that nothing names
     :ivar reached: what happened in these steps
     :ivar missed: what did not, so that nothing is shown of it
     """
@@ -72,6 +74,8 @@ class Proof:
     compared: tuple[str, ...]
     reached: tuple[str, ...]
     missed: tuple[str, ...]
+    attributes: int
+    unaccounted: tuple[str, ...]
     provider: str = ""
     """What brought the environment's state back; empty where nothing was tried."""
 
@@ -203,7 +207,8 @@ class _Run:
     def __init__(self, run_file: Path, changes: Sequence[str], folder: Path) -> None:
         self.root = str(folder / "store")
         self._folder = folder
-        self._digests: list[Path] = []
+        self.digests: list[Path] = []
+        """Of each session, its file of checksums."""
         self._command = [
             *child_process.command("train_cloud", "train", str(run_file), user_code=True),
             *("--store", self.root, "--state-dir", str(folder / "state")),
@@ -216,9 +221,9 @@ class _Run:
         :raises TrainCloudError: otherwise than it should
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._digests.append(self._folder / f"digests-{len(self._digests)}")
+        self.digests.append(self._folder / f"digests-{len(self.digests)}")
         name, at = interruption or ("", 0)
-        trial = Trial(self._digests[-1], getattr(signal, name) if name else None, at)
+        trial = Trial(self.digests[-1], getattr(signal, name) if name else None, at)
         variables = child_process.environment()
         environment = {key: value for key, value in variables.items() if not _is_of_a_worker(key)}
         log = self._folder / "log.txt"
@@ -254,7 +259,7 @@ class _Run:
     def recording(self, session: int, name: str) -> Recording:
         from train_cloud.learn.digest import Recording, read_table
 
-        found = read_table(self._digests[session], name)
+        found = read_table(self.digests[session], name)
         if found is None:
             import numpy as np
 
@@ -263,7 +268,7 @@ class _Run:
 
     @property
     def sessions(self) -> int:
-        return len(self._digests)
+        return len(self.digests)
 
 
 def _is_of_a_worker(name: str) -> bool:
@@ -311,6 +316,7 @@ def _compared(
     reached = [f"{updates:,} updates"] if updates else []
     reached += ["ends of episodes"] if facts.get("episode_return") is not None else []
     compared = ["parameters", "optimisers", *(["replay buffer"] if one.streams else []), "environments", "callbacks"]
+    attributes, unaccounted = _accounted(run, facts.get("not_kept", ()))
     compared += ["generators", f"{len(tags)} scalars", f"observations, actions and rewards of {timesteps:,} steps"]
     return Proof(
         timesteps=one.timesteps,
@@ -322,8 +328,27 @@ def _compared(
         compared=tuple(compared),
         reached=tuple(reached),
         missed=tuple(missed),
+        attributes=attributes,
+        unaccounted=tuple(unaccounted),
         provider=(facts.get("environment_trial") or {}).get("provider", ""),
     )
+
+
+def _accounted(run: _Run, not_kept: Sequence[str]) -> tuple[int, list[str]]:
+    """Of each resume: what was there where the checkpoint was taken, and what was there once it was restored."""
+    from train_cloud.learn.accounting import RESTORED, SNAPSHOT, account, read
+
+    taken: dict[int, Any] = {}
+    equal: list[int] = []
+    unaccounted: list[str] = []
+    for digests in run.digests:
+        for timesteps, after in read(graphs_beside(digests), RESTORED).items():
+            if timesteps in taken:
+                found = account(taken[timesteps], after, not_kept)
+                equal.append(found.equal)
+                unaccounted += found.unaccounted
+        taken |= read(graphs_beside(digests), SNAPSHOT)
+    return min(equal, default=0), list(dict.fromkeys(unaccounted))
 
 
 def _updates(facts: Mapping[str, Any]) -> int:

@@ -81,7 +81,7 @@ from train_cloud.worker.pulse import Pulse, last_alive
 from train_cloud.worker.replay import Replay
 from train_cloud.worker.seeds import train_each
 from train_cloud.worker.stop import Stop
-from train_cloud.worker.trial import Trial
+from train_cloud.worker.trial import Trial, graphs_beside
 
 if TYPE_CHECKING:
     from stable_baselines3.common.logger import KVWriter
@@ -225,6 +225,7 @@ class _Session:
         # Asked at every step of the environments: not one call more than it takes.
         trial = Trial.from_environment()
         self._proving = trial is not None
+        self._graphs = graphs_beside(trial.digests) if trial is not None else None
         self.step: Callable[[int], None] = self._pulse.step if trial is None else trial.step(self._pulse.step)
         self.stop_deadline = stop.deadline
         self._limits: Limits | None = None
@@ -318,9 +319,11 @@ class _Session:
 
         # Its processes play while this one loads torch.
         begun = StateTrial(self._config, facts.get(_TRIAL)) if self._config.environment is not None else None
+        from train_cloud.learn import accounting
         from train_cloud.learn.build import build_callbacks, build_model, check_device
         from train_cloud.learn.script import prepare
 
+        accounting.record_to(self._graphs)
         if self._config.evaluation is not None:
             from train_cloud.evaluate.play import check
 

@@ -49,3 +49,11 @@ class Trial:
                 os.kill(os.getpid(), number)
 
         return interrupted
+
+
+def graphs_beside(digests: Path) -> Path:
+    """Where a session writes what can be reached in it (``learn.accounting``).
+
+    :param digests: its file of checksums
+    """
+    return digests.with_name(f"{digests.name}-graphs")
