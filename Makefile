@@ -12,7 +12,7 @@ SHELL_SCRIPTS = $(wildcard scripts/*.sh bootstrap/*.sh train_cloud/rehearsal/mac
 help:
 	@echo 'make demo       the whole life of a run on this machine, in a few minutes, without an AWS account'
 	@echo 'make test       the test suite, as CI runs it'
-	@echo 'make test-quick the fast tests and a few of the telling ones, in under three minutes'
+	@echo 'make test-quick the fast tests and a few of the telling ones, in a few minutes'
 	@echo 'make test-failed what failed last, once more, one by one'
 	@echo 'make test-full  also what does not fit into the time that CI has; writes docs/exactness.md'
 	@echo 'make prove-foreign prove of environments from PyPI that no test was written with; writes docs/exactness.md (an hour)'
@@ -32,7 +32,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	@$(PYTEST) -m 'not full'
 
-# Whatever is fast, and of the slow ones those that QUICK in tests/conftest.py names.
+# Whatever is fast, but for NOT_QUICK, and of the slow ones QUICK: tests/conftest.py.
 test-quick: $(STAMP)
 	@$(PYTEST) -m 'quick and not full'
 

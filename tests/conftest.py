@@ -50,12 +50,14 @@ QUICK = {
     "test_phases.py::test_what_cannot_be_a_phase_is_refused[too_many-all its calls together may train]",
 }
 
+#: Files of which no test is slow, and which are dear all the same: two hundred trials, in two processes each.
+NOT_QUICK = {"test_check"}
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.nodeid.rpartition("/")[2] in QUICK or not any(
-            map(item.get_closest_marker, ("slow", "machine", "full"))
-        ):
+        fast = not any(map(item.get_closest_marker, ("slow", "machine", "full"))) and item.path.stem not in NOT_QUICK
+        if fast or item.nodeid.rpartition("/")[2] in QUICK:
             item.add_marker("quick")
 
 
