@@ -187,7 +187,13 @@ _RETRO = """\
 import gymnasium
 import stable_retro
 
-gymnasium.register("Airstriker-v0", lambda **options: stable_retro.make("Airstriker-Genesis-v0", **options))
+
+
+def make(render_mode="rgb_array"):
+    return stable_retro.make("Airstriker-Genesis-v0", render_mode=render_mode)
+
+
+gymnasium.register("Airstriker-v0", make)
 """
 _SUMO = """\
 import os
@@ -248,8 +254,6 @@ FOREIGN: tuple[Foreign, ...] = (
             _of("Cont-CC-SeriesDc-v0", "gym_electric_motor", wrappers=["gymnasium.wrappers:FlattenObservation"]),
             steps=400),
     Foreign("crafter", "ppo", _of("Crafter-v0", "mine"), "CnnPolicy", _CNN, code=_CRAFTER, steps=300),
-    Foreign("shimmy", "sac", _of("dm_control/cartpole-swingup-v0", "shimmy"), _DICT, install=("shimmy[dm-control]", "mujoco<4"),
-            steps=400),
     Foreign("nle", "ppo", _of("NetHackScore-v0", "nle"), _DICT, _CNN, steps=300),
     Foreign("sumo-rl", "dqn", _of("Intersection-v0", "mine"), code=_SUMO, install=("sumo-rl", "eclipse-sumo"),
             steps=200),

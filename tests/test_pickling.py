@@ -219,9 +219,14 @@ def test_tables_are_compared_by_what_they_hold() -> None:
 
 def test_clocks_and_names_of_temporary_files_are_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
-    one = {"episode_start_time": 1.0, "time_queue": [2.0], "file": f"{tmp_path}/a.xml", "left": 1.0}
-    other = {"episode_start_time": 3.0, "time_queue": [4.0], "file": f"{tmp_path}/b.xml", "left": 2.0}
+    one = {"episode_start_time": 1.0, "time_queue": [2.0], "file": f"{tmp_path}/a.xml", "_pid": 3, "left": 1.0}
+    other = {"episode_start_time": 3.0, "time_queue": [4.0], "file": f"{tmp_path}/b.xml", "_pid": 4, "left": 2.0}
     assert _compare("it", one, other) == ["it.left: 1.0 and 2.0"]
+
+
+def test_what_is_long_is_shown_in_short() -> None:
+    (told_of,) = _compare("it", {"model": b"a" * 10_000}, {"model": b"b" * 10_000})
+    assert len(told_of) < 400 and "(10,000)" in told_of
 
 
 def test_an_exception_without_a_message_says_where() -> None:

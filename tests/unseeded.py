@@ -32,4 +32,4 @@ class Unseeded(gymnasium.Env[Any, Any]):
         return self.at.copy(), 0.0, self.count >= 30, False, {}
 
 
-gymnasium.register("Unseeded-v0", Unseeded)
+gymnasium.register("Unseeded-v0", "unseeded:Unseeded")

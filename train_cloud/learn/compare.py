@@ -21,12 +21,13 @@ from train_cloud.envs.state import dumps, loads
 from train_cloud.learn.pickling import UNNAMED, Nowhere, StandIn, as_numpy, read
 from train_cloud.snapshot import Array, Part, Rows, Snapshot
 
-#: Readings of a clock: when something happened, which acts on nothing.
-_CLOCKS = re.compile(r"t|t_start|episode_times|time_queue|(\w+_)?start_times?")
+#: Readings of a clock: when something happened, which acts on nothing. And the process's number.
+_CLOCKS = re.compile(r"_?pid|t|t_start|episode_times|time_queue|(\w+_)?start_times?")
 #: SB3 draws an image from the space, unseeded, to size a network. Where an environment draws from it, its observations
 #: show that.
 _DRAWN_FROM_ONCE = "observation_space"
 _DEEPEST = 40
+_SHOWN = 100
 #: Keys that are found by what they are, and not by what they hold: an optimiser's state has them.
 _BY_IDENTITY = (torch.Tensor, torch.nn.Parameter)
 
@@ -122,6 +123,12 @@ def _compare(where: str, left: Any, right: Any) -> list[str]:
     return list(_walk(where, left, right, {}))
 
 
+def _short(value: object) -> str:
+    """Of a text or bytes that may be long."""
+    text = repr(value[:_SHOWN] if isinstance(value, str | bytes) else value)
+    return text + (f" … ({len(value):,})" if isinstance(value, str | bytes) and len(value) > _SHOWN else "")
+
+
 def _is_temporary(left: object, right: object) -> bool:
     """Whether both name a temporary file or folder: each process has its own."""
     folder = tempfile.gettempdir() + os.sep
@@ -196,7 +203,7 @@ def _walk(where: str, left: Any, right: Any, seen: dict[tuple[int, int], Any]) -
         pass
     elif isinstance(left, str | bytes | int | type(None)):
         if left != right and not _is_temporary(left, right):
-            yield f"{where}: {left!r} and {right!r}"
+            yield f"{where}: {_short(left)} and {_short(right)}"
     elif callable(equals := getattr(left, "equals", None)) and hasattr(left, "__len__"):
         if len(left) != len(right) or not equals(right):  # a table; a comparison gives as many answers as it has values
             yield f"{where}: the {type(left).__name__} has other values"
