@@ -20,6 +20,7 @@ from train_cloud.checkpoint.format import Filled, drop_successors, join, pack, u
 from train_cloud.checkpoint.manifest import Manifest, Segment
 from train_cloud.checkpoint.preserve import preserved
 from train_cloud.config import Preservation
+from train_cloud.envs.pickling import content_name
 from train_cloud.errors import CorruptCheckpoint, Fenced, InputError, ObjectMissing, StoreUnavailable, TrainCloudError
 from train_cloud.run import layout
 from train_cloud.run.head import Lease, Reference, Token, read_head
@@ -49,15 +50,24 @@ def columns(first: int, last: int) -> dict[str, Array]:
     return {"before": before, "after": after, "reward": (number / 3).astype(np.float32)[:, None] * np.ones((1, 2))}
 
 
+def large(timesteps: int) -> tuple[dict[str, Array], dict[str, str]]:
+    """Arrays that are stored by their content, and its names. One never changes, one is now this, now that."""
+    arrays = {"prices": np.arange(1000.0), "season": np.full((8, 50), timesteps // 30 % 2, np.float32)}
+    arrays["of another environment"] = arrays["prices"].reshape(10, 100)
+    return arrays, {name: content_name(array.reshape(-1).view(np.uint8).data) for name, array in arrays.items()}
+
+
 def snapshot(timesteps: int, first: int = 0) -> Snapshot:
     """At ``timesteps``, with the rows since ``first``; everything in it follows from the timesteps."""
+    arrays, contents = large(timesteps)
+    arrays |= {"weight": np.full((4, 5), timesteps, np.float32), "step": np.array(timesteps)}
     first = max(first, timesteps - CAPACITY)
     middle = (first + timesteps) // 2
     chunks = [(start, columns(start, stop)) for start, stop in ((first, middle), (middle, timesteps))]
     return Snapshot(
         timesteps,
         {
-            "model": Part({"weight": np.full((4, 5), timesteps, np.float32), "step": np.array(timesteps)}, b"state"),
+            "model": Part(arrays, b"state", contents),
             "lock": Part(blob=b"torch==2\n"),
         },
         {"replay": Rows(first, timesteps, CAPACITY, chunks, SUCCESSORS)},
@@ -74,6 +84,10 @@ def check(store: ObjectStore, at: int | None = None) -> int:
     assert at is not None or timesteps == read[0].timesteps
     assert (found.parts["model"].arrays["weight"] == timesteps).all()
     assert found.parts["model"].arrays["step"] == timesteps
+    arrays, contents = large(timesteps)
+    assert found.parts["model"].contents == contents and set(found.parts) == {"model", "lock"}
+    for name, array in arrays.items():
+        assert np.array_equal(found.parts["model"].arrays[name], array), name
     assert found.parts["model"].blob == b"state" and found.parts["lock"].blob == b"torch==2\n"
     rows = found.streams["replay"]
     assert (rows.first, rows.last, rows.capacity) == (max(0, timesteps - CAPACITY), timesteps, CAPACITY)
@@ -223,6 +237,44 @@ def test_an_unchanged_part_is_sent_once(store: ObjectStore) -> None:
     assert sum(info.key.endswith("/model") for info in store.list("")) == 2
 
 
+@pytest.mark.parametrize(("last", "zeros", "ones"), [(1, [10, 60], [30, 90]), (9, [10, 60], [30])])
+def test_a_content_is_sent_once(store: ObjectStore, last: int, zeros: list[int], ones: list[int]) -> None:
+    """The season is 0 before 30, 1 before 60, and 0 again: sent again where no checkpoint has it any more."""
+    sent: dict[str, list[int]] = {}
+    before: set[str] = set()
+    committer = begin(store, policy=Preservation(last=last))
+    for timesteps in range(10, 100, 10):
+        commit(committer, timesteps, timesteps - 10)
+        assert check(store) == timesteps
+        there = {key for key in stored(store) if f"/{layout.CONTENT}" in key}
+        assert there <= named(store)
+        for key in there - before:
+            sent.setdefault(key.rpartition("-")[2], []).append(timesteps)
+        before = there
+        if timesteps in (20, 50, 70):
+            committer = begin(store, timesteps, policy=Preservation(last=last))
+    assert sent == {"8000": [10], "1600": sorted(zeros + ones)}
+
+
+def test_a_content_that_comes_back_after_it_was_deleted(store: ObjectStore) -> None:
+    committer = begin(store, policy=Preservation(last=1))
+    for timesteps in (10, 20, 30, 40, 50, 60, 70):
+        commit(committer, timesteps, timesteps - 10)
+        assert check(store) == timesteps
+        seasons = [key for key in stored(store) if key.endswith("-1600")]
+        assert len(seasons) == 1
+
+
+def test_an_earlier_versions_checkpoint_is_read(store: ObjectStore) -> None:
+    """Its parts have all arrays in them, and its segments still have."""
+    plain = pack(Part({"weight": np.ones(3)}, b"state"))
+    assert bytes(plain[:8]) == b"TRNCLD01"
+    assert bytes(pack(snapshot(10).parts["model"])[:8]) == b"TRNCLD02", "which earlier versions refuse by name"
+    assert unpack(plain, "key").contents == {}
+    with pytest.raises(CorruptCheckpoint, match="names contents"):
+        unpack(pack(snapshot(10).parts["model"]), "key")
+
+
 def test_the_outcome_travels_in_the_same_swap(store: ObjectStore) -> None:
     committer = begin(store)
     committer.submit(snapshot(10), outcome="completed")
@@ -258,7 +310,7 @@ def test_a_stale_worker_cannot_commit(store: ObjectStore) -> None:
     assert check(store) == 30
 
 
-@pytest.mark.parametrize("what", ["manifest.json", "/model", "/lock", "replay/"])
+@pytest.mark.parametrize("what", ["manifest.json", "/model", "/lock", "/content/", "replay/"])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "delete"])
 def test_a_damaged_object_is_never_restored(store: ObjectStore, what: str, damage: str) -> None:
     commit(begin(store), 10, 0)
@@ -351,7 +403,7 @@ def test_500_checkpoints_stay_within_the_policys_bound(folder: ObjectStore, monk
     assert stored(folder) == named(folder)
     lean = 9 + 1
     segments = 2 * (CAPACITY // 10 + 3)
-    assert max(map(len, sizes)) <= len(["head", "lock"]) + 2 * (3 + lean) + segments
+    assert max(map(len, sizes)) <= len(["head", "lock", "prices", "season 0", "season 1"]) + 2 * (3 + lean) + segments
     assert max(map(sum, sizes)) <= sum(sizes[0]) + lean * 5000, "no rows beyond those of the newest three"
 
 

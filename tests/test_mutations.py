@@ -103,6 +103,24 @@ MUTATIONS = {
     "kept checkpoints' objects are collected": Mutation(
         COMMIT, "            needed |= keys\n", "            needed |= {kept.manifest.key}\n"
     ),
+    "contents that later checkpoints name are collected": Mutation(
+        "checkpoint/manifest.py",
+        "return {part.key for part in self.parts.values()} | {",
+        'return {part.key for name, part in self.parts.items() if not name.startswith("content/")} | {',
+        CHECKPOINT,
+    ),
+    "a content that was deleted is named": Mutation(
+        COMMIT,
+        "        self._contents = {name: part for name, part in self._contents.items() if part.key in needed}\n",
+        "",
+        CHECKPOINT,
+    ),
+    "a content is not told from another one": Mutation(
+        COMMIT,
+        "name: self._contents.get(name) or writes.put(",
+        "name: next(iter(self._contents.values()), None) or writes.put(",
+        CHECKPOINT,
+    ),
     "a merge forgets a row": Mutation(COMMIT, "merged = Segment(first=first,", "merged = Segment(first=first + 1,"),
     "a fork refers to its parent's segments": Mutation(
         "checkpoint/copy.py", "return old.model_copy(update=", "return old if old else old.model_copy(update="

@@ -792,7 +792,7 @@ def test_what_the_last_reset_told_goes_on_in_its_place(provider: str) -> None:
     _, held = other.reset(seed=2)
     other_number = held["number"]
     one.step(one.action_space.sample())
-    begun = other.train_cloud_set_state(one.train_cloud_get_state())
+    begun = other.train_cloud_set_state(one.train_cloud_get_state()[0])
     assert (begun is None) == (provider != "episode")
     if begun is None:
         assert held == told

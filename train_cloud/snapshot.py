@@ -15,6 +15,8 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
+OF_THE_BLOB = "own|#"
+"""Names of arrays begin with it that were cut out of their part's blob, for being large."""
 
 ENDED_EARLY = "ended_early"
 """In the facts of a checkpoint at which a callback ended the run: ``by`` which, and of which ``total_timesteps``."""
@@ -22,10 +24,13 @@ ENDED_EARLY = "ended_early"
 
 @dataclass(frozen=True)
 class Part:
-    """A named bundle of arrays and one opaque blob; stored as one object."""
+    """A named bundle of arrays and one opaque blob; stored as one object, but for large arrays that last."""
 
     arrays: Mapping[str, Array] = field(default_factory=dict)
     blob: bytes = b""
+    contents: Mapping[str, str] = field(default_factory=dict)
+    """Name of an array → of its content. Equal names stand for equal bytes; these are stored once, as an object that
+    each checkpoint names which needs them."""
 
 
 class Columns(Mapping[str, Array]):

@@ -22,6 +22,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from train_cloud.checkpoint import merge
 from train_cloud.checkpoint.format import crc64nvme, drop_successors, join, pack, unpack
 from train_cloud.checkpoint.manifest import Kept, Manifest, Segment, Stream, read_manifest, read_verified, refer
@@ -99,6 +101,7 @@ class Committer:
         self._deadline = float("inf")
         self._needs: dict[Kept, frozenset[str]] = {}
         self._unreadable: set[Kept] = set()
+        self._contents = _contents(manifest) if manifest is not None else {}
         self._written: set[str] = set()
         # Where no head named a checkpoint, nothing says what is garbage: what lies there may be all that is left of a
         # run whose head was deleted.
@@ -192,6 +195,7 @@ class Committer:
                 name: _part(writes, folder + name, part, before.parts.get(name) if before else None)
                 for name, part in snapshot.parts.items()
             }
+            references |= self._contents_of(snapshot, writes, folder)
             new: dict[str, list[Segment]] = {name: [] for name in snapshot.streams}
             for name, first, columns, successors in segments:
                 last = first + len(next(iter(columns.values())))
@@ -217,9 +221,24 @@ class Committer:
         if before is not None:
             self._needs[earlier[0]] = self._keys
         self._newest, self._keys = manifest, frozenset(manifest.keys())
+        self._contents |= _contents(manifest)
         self._merged.clear()
         self._written |= self._keys | {reference.key}
         return writes.bytes
+
+    def _contents_of(self, snapshot: Snapshot, writes: _Writes, folder: str) -> dict[str, Reference]:
+        """Large arrays of the snapshot's parts, as parts of their own: each content once, and only where no preserved
+        checkpoint has it.
+        """
+        arrays = {
+            layout.CONTENT + content: part.arrays[name]
+            for part in snapshot.parts.values()
+            for name, content in part.contents.items()
+        }
+        return {
+            name: self._contents.get(name) or writes.put(folder + name, array.reshape(-1).view(np.uint8).data)
+            for name, array in arrays.items()
+        }
 
     def _reference(self) -> Reference:
         assert self._lease.head.manifest is not None
@@ -253,7 +272,9 @@ class Committer:
             if self._in_a_hurry():
                 return  # there may be hundreds
             try:
-                self._needs[kept] = frozenset(read_manifest(self._store, kept.manifest).keys(rows=kept.rows))
+                earlier = read_manifest(self._store, kept.manifest)
+                self._needs[kept] = frozenset(earlier.keys(rows=kept.rows))
+                self._contents |= _contents(earlier)
             except CorruptCheckpoint as error:
                 log.error("the checkpoint at %d is lost, and named no longer: %s", kept.timesteps, error)
                 self._unreadable.add(kept)
@@ -264,6 +285,7 @@ class Committer:
         for kept, keys in self._needs.items():
             needed |= keys
             needed.add(kept.manifest.key)
+        self._contents = {name: part for name, part in self._contents.items() if part.key in needed}
         if self._swept:
             garbage = self._written - needed
         else:
@@ -355,6 +377,10 @@ def _part(writes: _Writes, key: str, part: Part, before: Reference | None) -> Re
     if before is not None and before.size == len(body) and before.crc64nvme == crc64nvme(body):
         return before  # unchanged since: the lock, the skeleton
     return writes.put(key, body)
+
+
+def _contents(manifest: Manifest) -> dict[str, Reference]:
+    return {name: part for name, part in manifest.parts.items() if name.startswith(layout.CONTENT)}
 
 
 def _token_of(key: str) -> Token:

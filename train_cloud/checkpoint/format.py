@@ -1,4 +1,5 @@
-"""Bytes of a part or segment: magic, length of the header, JSON header, raw arrays, blob. No compression.
+"""Bytes of a part or segment: magic, length of the header, JSON header, raw arrays, blob. No compression. Of an
+array that is stored by its content, the header has the content's name in the place of an offset.
 
 Everything that touches array data runs in numpy or native code that releases the interpreter lock: a background
 commit costs the training the time for which it holds that lock, so compression in a thread would cost more than it
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from train_cloud.errors import CorruptCheckpoint
 from train_cloud.snapshot import Array, Columns, Part
 
 _MAGIC = b"TRNCLD01"
+#: Of parts with arrays that are stored elsewhere, which earlier versions cannot read.
+_MAGIC_CONTENTS = b"TRNCLD02"
 _LENGTH = struct.Struct("<Q")
 _ALIGN = 64
 _PADDING = bytes(_ALIGN)
@@ -47,35 +50,56 @@ def pack(part: Part) -> memoryview:
     for name, array in part.arrays.items():
         if array.dtype.hasobject:
             raise TypeError(f"array {name!r} holds Python objects; only plain numbers can be stored as they are")
+        if name in part.contents:
+            layout[name] = [array.dtype.str, array.shape, part.contents[name]]
+            continue
         layout[name] = [array.dtype.str, array.shape, offset]
         end = offset + array.nbytes
         offset = _aligned(end)
         pieces += (array if array.flags.c_contiguous else np.ascontiguousarray(array), _PADDING[: offset - end])
     header = {"arrays": layout, "blob": [offset, len(part.blob)]}
     text = json.dumps(header, separators=(",", ":")).encode()
-    front = _MAGIC + _LENGTH.pack(len(text)) + text
+    front = (_MAGIC_CONTENTS if part.contents else _MAGIC) + _LENGTH.pack(len(text)) + text
     return memoryview(b"".join((front, _PADDING[: _aligned(len(front)) - len(front)], *pieces, part.blob)))
 
 
-def unpack(body: memoryview, name: str) -> Part:
+def unpack(body: memoryview, name: str, content: Callable[[str], memoryview] | None = None) -> Part:
     """Arrays are read-only views into ``body``.
 
     :param name: the object's key, for the error
+    :param content: gives the content of a name
     :raises CorruptCheckpoint: not such a buffer
     """
-    if bytes(body[: len(_MAGIC)]) != _MAGIC:
-        raise CorruptCheckpoint(f"{name} is not a train-cloud part (wrong first bytes)")
-    (length,) = _LENGTH.unpack(body[len(_MAGIC) : len(_MAGIC) + _LENGTH.size])
-    start = len(_MAGIC) + _LENGTH.size
-    header = json.loads(bytes(body[start : start + length]))
-    base = _aligned(start + length)
+    header, base = _header(body, name)
     data = np.frombuffer(body, np.uint8)
     arrays: dict[str, Array] = {}
+    contents: dict[str, str] = {}
     for key, (dtype, shape, offset) in header["arrays"].items():
+        if isinstance(offset, str):
+            if content is None:
+                raise CorruptCheckpoint(f"{name} names contents, which only a checkpoint's parts do")
+            contents[key] = offset
+            arrays[key] = np.frombuffer(content(offset), np.uint8).view(dtype).reshape(shape)
+            continue
         size = int(np.dtype(dtype).itemsize * np.prod(shape, dtype=np.int64))
         arrays[key] = data[base + offset : base + offset + size].view(dtype).reshape(shape)
     at, size = header["blob"]
-    return Part(arrays, bytes(body[base + at : base + at + size]))
+    return Part(arrays, bytes(body[base + at : base + at + size]), contents)
+
+
+def contents_of(body: memoryview, name: str) -> set[str]:
+    """Names of the contents that :func:`unpack` will ask for."""
+    layout = _header(body, name)[0]["arrays"]
+    return {offset for _, _, offset in layout.values() if isinstance(offset, str)}
+
+
+def _header(body: memoryview, name: str) -> tuple[dict[str, Any], int]:
+    """And where it ends."""
+    if bytes(body[: len(_MAGIC)]) not in (_MAGIC, _MAGIC_CONTENTS):
+        raise CorruptCheckpoint(f"{name} is not a train-cloud part (wrong first bytes)")
+    (length,) = _LENGTH.unpack(body[len(_MAGIC) : len(_MAGIC) + _LENGTH.size])
+    start = len(_MAGIC) + _LENGTH.size
+    return json.loads(bytes(body[start : start + length])), _aligned(start + length)
 
 
 def drop_successors(columns: Mapping[str, Array], successors: Mapping[str, str]) -> dict[str, Array]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from train_cloud.checkpoint import signing
-from train_cloud.checkpoint.format import Filled, unpack
-from train_cloud.checkpoint.manifest import Manifest, Segment, Stream, read_verified
-from train_cloud.snapshot import Array, Part, Rows, Snapshot
+from train_cloud.checkpoint.format import Filled, contents_of, unpack
+from train_cloud.checkpoint.manifest import CURE, Manifest, Segment, Stream, read_verified
+from train_cloud.errors import CorruptCheckpoint
+from train_cloud.run import layout
+from train_cloud.snapshot import Array, Rows, Snapshot
 from train_cloud.store import ObjectStore
 
 _PARALLEL = 8
@@ -32,18 +34,31 @@ def restore(
     :raises CorruptCheckpoint: an object is missing or changed. The run must not go on from zero because of it.
     """
 
-    def load(name: str) -> Part:
-        reference = manifest.parts[name]
+    def load(name: str) -> memoryview:
+        reference = manifest.parts.get(name)
+        if reference is None:
+            raise CorruptCheckpoint(f"the checkpoint at {manifest.timesteps} lacks {name}, which it needs{CURE}")
         signing.check_key(store, reference)
-        return unpack(read_verified(store, reference), reference.key)
+        return read_verified(store, reference)
 
-    loaded = {}
-    wanted = [name for name in manifest.parts if parts is None or name in parts]
-    with ThreadPoolExecutor(_PARALLEL) as pool:
-        for name, part in zip(wanted, pool.map(load, wanted), strict=True):
-            loaded[name] = part
+    def load_all(names: Iterable[str]) -> dict[str, memoryview]:
+        bodies = {}
+        wanted = list(names)
+        for name, body in zip(wanted, pool.map(load, wanted), strict=True):
+            bodies[name] = body
             if received:
                 received(manifest.parts[name].size)
+        return bodies
+
+    with ThreadPoolExecutor(_PARALLEL) as pool:
+        wanted = (name for name in manifest.parts if parts is None or name in parts)
+        bodies = load_all(name for name in wanted if not name.startswith(layout.CONTENT))
+        needed = set[str]().union(*(contents_of(body, manifest.parts[name].key) for name, body in bodies.items()))
+        contents = load_all(layout.CONTENT + content for content in sorted(needed))
+    loaded = {
+        name: unpack(body, manifest.parts[name].key, lambda content: contents[layout.CONTENT + content])
+        for name, body in bodies.items()
+    }
     streams = {} if parts is not None else manifest.streams
     return Snapshot(
         timesteps=manifest.timesteps,

@@ -8,10 +8,10 @@ import pickle
 import random
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import gymnasium
 import numpy as np
@@ -27,12 +27,16 @@ _VIEWERS = ("highway_env.envs.common.graphics", "highway_env.road.graphics", "mo
 #: Attributes that say how an environment was made or where it writes: a fresh environment's own are right.
 MADE_WITH = frozenset({"spec", "_cached_spec", "_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs",
                        "results_writer", "mujoco_renderer"})  # fmt: skip
-LARGE_BYTES = 64 << 10
+#: Contents of so many bytes and more are told from the pickle that they stand in. A pickler hands over at once what has
+#: 64 KiB (an array's memory, a ``bytes``, a text), and all else in frames of 64 to 128 KiB.
+LARGE_BYTES = 128 << 10
 #: A view goes with the array that it is a view of if that is no larger than this, or than so many times the view.
 _MOST_AROUND_BYTES, _TIMES = 1 << 20, 4
 #: Environments in attributes of environments in attributes …
 _DEEPEST = 8
 _CHUNK = 64 << 20
+
+Content: TypeAlias = "bytes | memoryview"
 
 
 class Outermost(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -147,13 +151,8 @@ class Pickler(pickle.Pickler):
     :param envs: the environments whose states are pickled, in the order in which :func:`loads` gets theirs
     """
 
-    def __init__(
-        self,
-        file: io.BytesIO,
-        envs: Sequence[Env] = (),
-        buffer_callback: Callable[[pickle.PickleBuffer], object] | None = None,
-    ) -> None:
-        super().__init__(file, protocol=5, buffer_callback=buffer_callback)
+    def __init__(self, file: Any, envs: Sequence[Env] = ()) -> None:
+        super().__init__(file, protocol=5)
         self._layers = {id(layer): (i, j) for i, env in enumerate(envs) for j, layer in enumerate(layers(env))}
         self._parts: dict[int, tuple[int, int, str]] = {}
         self._generators = {id(found): name for name, found in _generators()}
@@ -223,8 +222,10 @@ class Pickler(pickle.Pickler):
         for start, end, place in self._memory:
             if start <= address < end:
                 return _live_array, (*place, address - start, *how)
-        if type(whole) is not np.ndarray or not whole.flags.owndata or whole.dtype.hasobject:
+        if type(whole) is not np.ndarray or whole.dtype.hasobject:
             return NotImplemented
+        if not whole.flags.owndata and type(getattr(whole.base, "obj", None)) not in (bytearray, bytes):
+            return NotImplemented  # nor was it restored, which leaves it such a memory
         if whole.nbytes > max(_MOST_AROUND_BYTES, _TIMES * array.nbytes) or not whole.flags.forc:
             return NotImplemented
         return _view, (whole, address - _address(whole), *how)
@@ -235,53 +236,151 @@ def _address(array: Any) -> int:
     return address
 
 
-def dumps(obj: object, envs: Sequence[Env] = (), large: list[memoryview] | None = None) -> bytes:
-    """One pickle of ``obj``, in which states of ``envs`` may stand anywhere: shared objects stay shared.
+class Stream:
+    """A file that a pickler writes to, which keeps large contents out of the pickle.
 
-    :param large: takes the content of arrays of ``LARGE_BYTES`` and more, as it is in memory now; it is not in the
-        pickle then
+    :param take: called with the content of each large object, which may change as soon as it returns; only ``bytes``
+        never do. What it returns is kept in its place.
+    :ivar at: where in the pickle the contents belong
+    :ivar large: what ``take`` has returned for each
     """
+
+    def __init__(self, take: Callable[[Content], Any]) -> None:
+        self._rest = io.BytesIO()
+        self._take = take
+        self.at: list[int] = []
+        self.large: list[Any] = []
+
+    def write(self, data: Any) -> int:
+        size = len(data) if isinstance(data, bytes) else memoryview(data).nbytes
+        if size < LARGE_BYTES:
+            return self._rest.write(data)
+        self.at.append(self._rest.tell())
+        if isinstance(data, bytes):
+            self.large.append(self._take(data))
+        else:
+            # Given back at once: memory that somebody looks at cannot grow, as the environment's next step may want.
+            with pickle.PickleBuffer(data).raw() as content:
+                self.large.append(self._take(content))
+        return size
+
+    def rest(self) -> bytes:
+        """The pickle without large contents."""
+        return self._rest.getvalue()
+
+
+@dataclass(frozen=True)
+class Sections:
+    """A pickle of which large contents were kept out.
+
+    :ivar rest: the pickle without them
+    :ivar at: where in it they belong
+    :ivar large: they themselves
+    """
+
+    rest: bytes
+    at: Sequence[int]
+    large: Sequence[Any]
+
+    def whole(self) -> list[Any]:
+        """What the pickle is the sequence of."""
+        found: list[Any] = []
+        begin, rest = 0, memoryview(self.rest)
+        for end, content in zip(self.at, self.large, strict=True):
+            found += rest[begin:end], content
+            begin = end
+        return [*found, rest[begin:]]
+
+
+def dumps(obj: object, envs: Sequence[Env] = ()) -> bytes:
+    """One pickle of ``obj``, in which states of ``envs`` may stand anywhere: shared objects stay shared."""
     file = io.BytesIO()
-
-    def keep_out(buffer: pickle.PickleBuffer) -> bool:
-        assert large is not None
-        raw = buffer.raw()
-        if raw.nbytes < LARGE_BYTES:
-            return True
-        large.append(raw)
-        return False
-
-    Pickler(file, envs, None if large is None else keep_out).dump(obj)
+    Pickler(file, envs).dump(obj)
     return file.getvalue()
 
 
+def dumps_apart(obj: object, known: Collection[str], envs: Sequence[Env] = ()) -> tuple[bytes | Sections, list[str]]:
+    """The same, for another process that has some large contents already.
+
+    :param known: names of these
+    :return: the pickle; where something in it is large, None in the place of what is known, or comes twice; and the
+        names of what is large in it, in order
+    """
+    names: list[str] = []
+
+    def take(content: Content) -> bytes | None:
+        name = content_name(content)
+        again = name in known or name in names
+        names.append(name)
+        return None if again else bytes(content)
+
+    stream = Stream(take)
+    Pickler(stream, envs).dump(obj)
+    return (Sections(stream.rest(), stream.at, stream.large) if names else stream.rest()), names
+
+
+def check(obj: object, envs: Sequence[Env] = ()) -> None:
+    """Whether it can be pickled, without copies of what is large.
+
+    :raises Exception: it cannot
+    """
+    Pickler(Stream(len), envs).dump(obj)
+
+
 def fingerprint(obj: object, envs: Sequence[Env] = ()) -> tuple[bytes, int]:
-    """Equal for equal content, as far as a pickle tells, and the size of that pickle without large arrays, which are
+    """Equal for equal content, as far as a pickle tells, and the size of that pickle without large contents, which are
     only read.
     """
-    large: list[memoryview] = []
-    blob = dumps(obj, envs, large)
-    marks = b"".join(checksum(content).to_bytes(8, "little") for content in large)
-    return hashlib.blake2b(blob + marks, digest_size=16).digest(), len(blob)
+    stream = Stream(checksum)
+    Pickler(stream, envs).dump(obj)
+    rest = stream.rest()
+    marks = b"".join(mark.to_bytes(8, "little") for mark in stream.large)
+    return hashlib.blake2b(rest + marks, digest_size=16).digest(), len(rest)
 
 
-def checksum(content: memoryview) -> int:
-    """CRC-64/NVME: 20 GB/s and more."""
+def checksum(content: Content) -> int:
+    """CRC-64/NVME: 30 GB/s."""
     from awscrt import checksums
 
-    value = 0
-    for start in range(0, content.nbytes, _CHUNK):
-        value = checksums.crc64nvme(content[start : start + _CHUNK], value)
+    value, whole = 0, memoryview(content)
+    for start in range(0, whole.nbytes, _CHUNK):
+        value = checksums.crc64nvme(whole[start : start + _CHUNK], value)
     return value
 
 
-def loads(blob: bytes, envs: Sequence[Env] = (), large: Iterable[Any] = ()) -> Any:
-    """The counterpart of :func:`dumps`; ``envs`` are the live environments that the states are for.
+def content_name(content: Content) -> str:
+    """The same for equal contents, and for others that meet by accident in one of 2 to the 64 cases."""
+    return f"{checksum(content):016x}-{memoryview(content).nbytes}"
 
-    :param large: the content of large arrays, in order, which the arrays will use as their own
+
+class _Joined(io.RawIOBase):
+    """A file of several contents."""
+
+    def __init__(self, contents: Sequence[Any]) -> None:
+        self._left = [memoryview(content).cast("B") for content in reversed(contents) if len(content)]
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, target: Any) -> int:
+        if not self._left:
+            return 0
+        content = self._left.pop()
+        count = min(len(target), len(content))
+        target[:count] = content[:count]
+        if count < len(content):
+            self._left.append(content[count:])
+        return count
+
+
+def loads(blob: bytes | Sections, envs: Sequence[Env] = ()) -> Any:
+    """The counterpart of :func:`dumps`; ``envs`` are the live environments that the states are for. All arrays have
+    memory of their own.
     """
     token = _live.set(envs)
     try:
-        return pickle.loads(blob, buffers=large)
+        if isinstance(blob, Sections):
+            return pickle.load(io.BufferedReader(_Joined(blob.whole())))
+        return pickle.loads(blob)
     finally:
         _live.reset(token)

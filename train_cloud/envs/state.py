@@ -39,7 +39,17 @@ from train_cloud.envs.make import FAILURES as FAILURES
 from train_cloud.envs.make import Env, told
 from train_cloud.envs.mujoco import Packed, get_data, get_model, set_data, set_model
 from train_cloud.envs.parallel import Together
-from train_cloud.envs.pickling import MADE_WITH, Live, Outermost, fingerprint, has_own_getstate, live_layer
+from train_cloud.envs.pickling import (
+    MADE_WITH,
+    Live,
+    Outermost,
+    Sections,
+    check,
+    dumps_apart,
+    fingerprint,
+    has_own_getstate,
+    live_layer,
+)
 from train_cloud.envs.pickling import dumps as dumps
 from train_cloud.envs.pickling import is_local_function as is_local_function
 from train_cloud.envs.pickling import layers as layers
@@ -168,16 +178,19 @@ class StatefulEnv(Outermost):
         """Attributes that somebody has set here (``set_attr``)."""
         return {name: value for name, value in vars(self).items() if name not in self._own_attributes}
 
-    def train_cloud_get_state(self) -> bytes:
-        """For ``env_method``: the state as bytes, with this worker process's global generators."""
+    def train_cloud_get_state(self, known: Collection[str] = ()) -> tuple[bytes | Sections, list[str]]:
+        """For ``env_method``: the state, with this worker process's global generators.
+
+        :param known: names of large contents that the caller has, see :func:`dumps_apart`
+        """
         with undisturbed() as generators:
             try:
-                return dumps((get_state(self), generators, self._reset_info), [self])
+                return dumps_apart((get_state(self), generators, self._reset_info), known, [self])
             except FAILURES:
                 take_apart(self)
-                return dumps((get_state(self), generators, Info({}, frozenset())), [self])
+                return dumps_apart((get_state(self), generators, Info({}, frozenset())), known, [self])
 
-    def train_cloud_set_state(self, blob: bytes) -> Any:
+    def train_cloud_set_state(self, blob: bytes | Sections) -> Any:
         """For ``env_method``: the counterpart; returns what :func:`set_state` returns."""
         held = self._reset_info
         state, generators, *info = loads(blob, [self])
@@ -672,7 +685,7 @@ class Lasting:
         return found
 
     def _pickled(self, value: object) -> None:
-        dumps(value, [self._env], [])
+        check(value, [self._env])
 
     @staticmethod
     def put(base: Env, changed: Mapping[str, Any] | None) -> None:

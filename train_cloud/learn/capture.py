@@ -42,6 +42,7 @@ from train_cloud.envs.state import dumps, follow, get_state, layers, set_state, 
 from train_cloud.errors import InputError, TrainCloudError
 from train_cloud.generators import get_unseeded, set_unseeded
 from train_cloud.learn.compare import read_state
+from train_cloud.learn.contents import Contents, size_of
 from train_cloud.learn.kinds import OF_A_CALLBACK, kind_of
 from train_cloud.learn.objects import Objects, Root
 from train_cloud.learn.pickling import LEFT, OWN, Whole, as_numpy
@@ -105,6 +106,8 @@ class Capture:
         self._learners = {name: _Learner(name, learner) for name, learner in learners_of(model).items()}
         self._at: dict[int, dict[str, int]] = {}
         self._parts_bytes = 0
+        self._contents = Contents()
+        self._submitted: frozenset[str] = frozenset()
         self.begun_anew: tuple[str, ...] = ()
         """Which environments could not go on with their episode after :meth:`restore`, and why not."""
         env = model.get_env()
@@ -214,7 +217,8 @@ class Capture:
         :param new_rows: of each learner
         """
         rings = [learner.ring for learner in self._learners.values() if learner.ring is not None]
-        return self._parts_bytes + sum(min(new_rows, ring.capacity) * ring.sent_bytes for ring in rings)
+        large = size_of(set(self._contents.names.values()) - self._submitted)
+        return self._parts_bytes + large + sum(min(new_rows, ring.capacity) * ring.sent_bytes for ring in rings)
 
     def snapshot(self, last: int) -> Snapshot:
         """Everything but the replay rows: copies only. The only real cost within the training loop.
@@ -239,14 +243,15 @@ class Capture:
             parts[learner.part("skeleton")] = Part(blob=learner.skeleton)
             facts[name] = {"algorithm": _description(learner.model), "optimizers": rests[name]}
         with undisturbed():
-            blob, own, arrays = self._pickle(rests, last)
+            blob, own = self._pickle(rests, last)
+        large, contents = self._contents.arrays, self._contents.names
         for name, learner in self._learners.items():
             with_it = own if name == _ALONE else {}
-            parts[learner.part("model")] = Part(_copied(tensors[name] | with_it, arrays if name == _ALONE else {}))
-        rest = {} if _ALONE in self._learners else _copied(own, arrays)
-        parts["model"] = Part(parts["model"].arrays if "model" in parts else rest, blob)
+            parts[learner.part("model")] = Part(_copied(tensors[name] | with_it, large if name == _ALONE else {}))
+        rest = {} if _ALONE in self._learners else _copied(own, large)
+        parts["model"] = Part(parts["model"].arrays if "model" in parts else rest, blob, contents)
         for part in parts.values():
-            parts_bytes += sum(array.nbytes for array in part.arrays.values())
+            parts_bytes += sum(array.nbytes for name, array in part.arrays.items() if name not in part.contents)
         normalizer = self.model.get_vec_normalize_env()
         if normalizer is not None:
             parts["normalizer"] = Part(blob=pickle.dumps(normalizer, protocol=4))
@@ -265,6 +270,7 @@ class Capture:
         :param last: as it was given to :meth:`snapshot`
         :param first: the same, of an earlier one
         """
+        self._submitted = frozenset(self._contents.names.values())
         counts, before = self._at.get(last) or self.counts(last), self._at.get(first, {})
         self._at = {at: known for at, known in self._at.items() if at >= last}
         return {
@@ -288,6 +294,8 @@ class Capture:
         """
         objects, part = self.objects, snapshot.parts["model"]
         state = objects.load(part.blob, part.arrays, self._singles)
+        self._contents.restored(part)
+        self._submitted = frozenset(part.contents.values())
         set_anew = set(snapshot.facts.get("set_anew", ()))  # what a fork has changed
         set_anew |= {follows for name in set_anew for follows in _FOLLOWING.get(name, ())}
         objects.relink(state)
@@ -321,7 +329,7 @@ class Capture:
         set_generators(state["generators"])  # nothing after this may draw
         return last
 
-    def _pickle(self, rests: Mapping[str, Any], last: int) -> tuple[bytes, dict[str, torch.Tensor], dict[str, Array]]:
+    def _pickle(self, rests: Mapping[str, Any], last: int) -> tuple[bytes, dict[str, torch.Tensor]]:
         objects = self.objects
         learners = {
             name: learner.state(rests[name], self._found[_path_of(name)]) for name, learner in self._learners.items()
@@ -344,7 +352,7 @@ class Capture:
             **objects.states(),
         }
         try:
-            return objects.dump(state, self._singles)
+            return objects.dump(state, self._singles, self._contents)
         except FAILURES as error:
             what = next((name for name, value in state.items() if not _can_be_pickled(value, self._singles)), "state")
             raise TrainCloudError(
@@ -443,7 +451,7 @@ class _Learner:
     def restore(self, snapshot: Snapshot, state: Mapping[str, Any], set_anew: Collection[str]) -> int:
         """:return: number of rows that were ever added to its buffer"""
         last = 0 if self.ring is None else self.ring.load(snapshot.streams[self.part(REPLAY)], state["replay"])
-        _set_tensors(self.model, self.noise, _tensors_in(snapshot.parts[self.part("model")]), state["rest"])
+        _set_tensors(self.model, self.noise, tensors_in(snapshot.parts[self.part("model")]), state["rest"])
         restore_attributes(self.model, state["algorithm"], set_anew)
         return last
 
@@ -454,10 +462,10 @@ def restore_parameters(model: BaseAlgorithm, snapshot: Snapshot) -> None:
     for name, learner in learners_of(model).items():
         one = _Learner(name, learner)
         rest = (state["learners"][name] if name else state)["rest"]
-        _set_tensors(learner, one.noise, _tensors_in(snapshot.parts[one.part("model")]), rest)
+        _set_tensors(learner, one.noise, tensors_in(snapshot.parts[one.part("model")]), rest)
 
 
-def _tensors_in(part: Part) -> dict[str, torch.Tensor]:
+def tensors_in(part: Part) -> dict[str, torch.Tensor]:
     """Copies of the model's tensors, without those that belong to the pickle."""
     return {name: torch.from_numpy(array.copy()) for name, array in part.arrays.items() if not name.startswith(OWN)}
 

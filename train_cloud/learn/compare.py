@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from train_cloud.envs.make import FAILURES
+from train_cloud.envs.pickling import Sections
 from train_cloud.envs.state import dumps, loads
 from train_cloud.learn.pickling import UNNAMED, Nowhere, StandIn, as_numpy, read
 from train_cloud.snapshot import Array, Part, Rows, Snapshot
@@ -195,10 +196,11 @@ def _walk(where: str, left: Any, right: Any, seen: dict[tuple[int, int], Any]) -
     elif isinstance(left, set | frozenset):
         if left != right:
             yield f"{where}: {left!r} and {right!r}"
-    elif isinstance(left, bytes) and left[:1] == right[:1] == pickle.PROTO:
+    elif isinstance(left, Sections) or (isinstance(left, bytes) and left[:1] == right[:1] == pickle.PROTO):
         # an environment's state from its own process, or what a replay begins with: it may hold clocks
         one, other = (loads(blob, AnyEnvironment()) for blob in (left, right))
         yield from _walk(where, one, other, seen)
+        return
     elif callable(left):
         pass
     elif isinstance(left, str | bytes | int | type(None)):

@@ -15,10 +15,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from stable_baselines3.common.save_util import save_to_zip_file
 
-from train_cloud.learn.capture import parameters_of
+from train_cloud.learn.capture import parameters_of, tensors_in
 from train_cloud.snapshot import Snapshot
 
 #: A program of its own, of which a copy goes with each model.
@@ -94,7 +93,7 @@ def _without_a_folder_named_gym() -> Iterator[None]:
 
 def _write_model(snapshot: Snapshot, prefix: str, facts: Mapping[str, Any], path: Path) -> None:
     part = snapshot.parts[f"{prefix}model"]
-    tensors = {name: torch.from_numpy(array.copy()) for name, array in part.arrays.items()}
+    tensors = tensors_in(part)
     parameters, variables = parameters_of(tensors, facts["optimizers"])
     with _without_a_folder_named_gym():
         save_to_zip_file(path, data=None, params=parameters, pytorch_variables=variables or None)

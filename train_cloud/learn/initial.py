@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from train_cloud.envs.make import FAILURES
 from train_cloud.errors import InputError
-from train_cloud.learn.capture import REPLAY, parameters_of
+from train_cloud.learn.capture import REPLAY, parameters_of, tensors_in
 from train_cloud.learn.compare import read_state
 from train_cloud.learn.replay import Ring
 from train_cloud.snapshot import Array, Rows, Snapshot
@@ -66,7 +66,7 @@ def from_snapshot(named: str, snapshot: Snapshot) -> Initial:
     if "learners" in snapshot.facts:
         raise InputError(_FIELD, named, "it has several learners: name a run with one")
     part = snapshot.parts["model"]
-    tensors = {name: torch.from_numpy(array.copy()) for name, array in part.arrays.items()}
+    tensors = tensors_in(part)
     parameters, variables = parameters_of(tensors, {})
     normalizer = snapshot.parts["normalizer"].blob if "normalizer" in snapshot.parts else None
     initial = Initial(named, _networks(parameters), variables, normalizer)

@@ -28,6 +28,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from train_cloud.envs.make import FAILURES
+from train_cloud.learn.contents import Contents
 from train_cloud.learn.kinds import (
     HANDLES,
     LIST_KINDS,
@@ -264,8 +265,6 @@ class Objects:
             return None
         for tensor in pickler.tensors.values():
             file.write(as_numpy(tensor.detach().cpu()).contiguous().numpy().tobytes())
-        for array in pickler.arrays.values():
-            file.write(np.ascontiguousarray(array).tobytes())
         return file.checksum
 
     # ------------------------------------------------------------------------------------------------------- saving
@@ -326,19 +325,20 @@ class Objects:
             return None
 
     def dump(
-        self, state: dict[str, Any], envs: Sequence[Any]
-    ) -> tuple[bytes, dict[str, torch.Tensor], dict[str, Array]]:
+        self, state: dict[str, Any], envs: Sequence[Any], contents: Contents
+    ) -> tuple[bytes, dict[str, torch.Tensor]]:
         """One pickle of everything; what cannot be in it is left out and named.
 
         :param state: by name; of ``algorithm``, ``callbacks`` and the like, what a value is in can be told
-        :return: the pickle, and the tensors and arrays that travel beside it, by name
+        :param contents: takes what is large in it
+        :return: the pickle, and the tensors that travel beside it, by name
         :raises Exception: whatever an object raises that is in none of these
         """
         for _ in range(_TRIES):
             for place in self._dropped:
                 place.drop(state)
-            file = io.BytesIO()
-            pickler = LearnerPickler(file, envs, self._references, frozenset(self._left))
+            stream = contents.begin()
+            pickler = LearnerPickler(stream, envs, self._references, frozenset(self._left))
             try:
                 pickler.dump(state)
             except FAILURES as error:
@@ -349,7 +349,7 @@ class Objects:
                 continue
             if not self.captured:
                 self.captured = {key: obj for key, (_, obj) in pickler.memo.copy().items()}
-            return file.getvalue(), pickler.tensors, pickler.arrays
+            return contents.end(stream, pickler.tensors)
         raise pickle.PicklingError(f"more than {_TRIES} kinds of objects cannot be saved")
 
     def _leave_out(self, state: Mapping[str, Any], envs: Sequence[Any]) -> bool:
@@ -570,7 +570,7 @@ class _Checksum(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         self.checksum = zlib.crc32(data, self.checksum)
-        return len(data)
+        return memoryview(data).nbytes
 
 
 class _Relinked:

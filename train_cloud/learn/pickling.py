@@ -16,6 +16,7 @@ import importlib
 import io
 import marshal
 import pickle
+import struct
 import threading
 import types
 import weakref
@@ -29,13 +30,16 @@ import gymnasium
 import numpy as np
 import torch
 
-from train_cloud.envs.pickling import LARGE_BYTES, Pickler, loads
-from train_cloud.snapshot import Array
+from train_cloud.envs.pickling import Pickler, Sections, Stream, loads
+from train_cloud.snapshot import OF_THE_BLOB, Array
 
 #: Names of arrays that belong to the pickle begin with it; the others are the model's tensors.
 OWN = "own|"
 #: And those that have no path, in the order in which they were met.
-UNNAMED = OWN + "#"
+UNNAMED = OF_THE_BLOB
+#: What a pickle begins with of which large contents were kept out: then how many, and where in it they belong.
+MARK = b"LARGE\n"
+_COUNT = struct.Struct("<Q")
 #: Classes of what only shows or writes something down. Nothing that is learned depends on it, and a fresh process
 #: makes its own.
 OUTPUTS = (
@@ -111,7 +115,7 @@ def _at(path: str, kind: Any) -> Any:
     return _live.get().at(path, kind)
 
 
-def _array(name: str) -> Any:
+def _array(name: str) -> Any:  # of checkpoints of earlier versions
     return _live.get().array(name).copy()
 
 
@@ -196,19 +200,13 @@ class LearnerPickler(Pickler):
         """Objects that were left out."""
         self.tensors: dict[str, torch.Tensor] = {}
         """What travels beside the pickle, by name."""
-        self.arrays: dict[str, Array] = {}
 
     def reducer_override(self, obj: Any) -> Any:
         if id(obj) in self._references:
             return _at, self._references[id(obj)]
         kind = type(obj)
         if kind is np.ndarray:
-            view = self.reduce_view(obj)
-            if view is not NotImplemented or obj.nbytes < LARGE_BYTES or obj.dtype.hasobject:
-                return view
-            name = f"{UNNAMED}{len(self.arrays)}"
-            self.arrays[name] = obj.copy()
-            return _array, (name,)
+            return self.reduce_view(obj)
         if kind in self._kept_out and not self._whole:
             self.left.append(obj)
             return _left, ()
@@ -418,6 +416,20 @@ class StandIn:
         return self
 
 
+def marked(stream: Stream) -> bytes:
+    """What was written to it, without large contents; as it is where there are none."""
+    count = len(stream.at)
+    return MARK + struct.pack(f"<{count + 1}Q", count, *stream.at) + stream.rest() if count else stream.rest()
+
+
+def _sections(blob: bytes, live: Live) -> Sections:
+    """The inverse of :func:`marked`."""
+    (count,) = _COUNT.unpack_from(blob, len(MARK))
+    begins = len(MARK) + (count + 1) * _COUNT.size
+    at = struct.unpack_from(f"<{count}Q", blob, len(MARK) + _COUNT.size)
+    return Sections(blob[begins:], at, [live.array(f"{UNNAMED}{number}") for number in range(count)])
+
+
 def read(blob: bytes, envs: Sequence[gymnasium.Env[Any, Any]], live: Live) -> Any:
     """The counterpart of a dump with :class:`LearnerPickler`.
 
@@ -425,7 +437,7 @@ def read(blob: bytes, envs: Sequence[gymnasium.Env[Any, Any]], live: Live) -> An
     """
     token = _live.set(live)
     try:
-        return loads(blob, envs)
+        return loads(_sections(blob, live) if blob.startswith(MARK) else blob, envs)
     finally:
         _live.reset(token)
 

@@ -31,7 +31,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 from train_cloud.envs.fresh import Fresh
 from train_cloud.envs.make import FAILURES, Env, close, told
 from train_cloud.envs.parallel import NEEDED, Together
-from train_cloud.envs.pickling import dumps, loads
+from train_cloud.envs.pickling import Sections, dumps, loads
 from train_cloud.envs.pieces import Left, Taking, put_each
 from train_cloud.envs.shared import Shared, put_shared
 from train_cloud.envs.state import (
@@ -280,12 +280,44 @@ def get_vecenv(env: VecEnv, provider_of: ProviderOf) -> list[dict[str, Any]]:
         states = [get_state(single, provider_of(single)) for single in base.envs]
         return [*found, {**_taken(base, plan.tree.all()), "train_cloud": states}]
     if plan.how == "subproc":
-        return [*found, {**_attributes(base), "train_cloud": base.env_method("train_cloud_get_state")}]
+        return [*found, {**_attributes(base), "train_cloud": _from_processes(base)}]
     if plan.how == "own":
         return [*found, {"train_cloud_own": base.get_state()}]
     if plan.how == "tree":
         return [*found, {"train_cloud_tree": _get_tree(plan.tree, provider_of)}]
     return [*found, {"train_cloud_anew": plan.because}]
+
+
+#: Large contents of environments in processes of their own, by name, as of the last time.
+_sent: weakref.WeakKeyDictionary[VecEnv, dict[str, bytes]] = weakref.WeakKeyDictionary()
+
+
+def _from_processes(base: Any) -> list[bytes | Sections]:
+    """The environments' states. A large content comes through a pipe only if no earlier state had it."""
+    known = _sent.get(base)
+    taken = []
+    if known is None:  # the first time: what is the same in all comes from one
+        taken, known = base.env_method("train_cloud_get_state", indices=[0]), {}
+        known |= _contents_in(taken)
+    if len(taken) < base.num_envs:
+        others = range(len(taken), base.num_envs)
+        taken += base.env_method("train_cloud_get_state", frozenset(known), indices=others)
+    known = {**known, **_contents_in(taken)}
+    _sent[base] = {name: known[name] for _, names in taken for name in names}
+    return [
+        Sections(state.rest, state.at, [known[name] for name in names]) if isinstance(state, Sections) else state
+        for state, names in taken
+    ]
+
+
+def _contents_in(taken: Sequence[tuple[bytes | Sections, Sequence[str]]]) -> dict[str, bytes]:
+    return {
+        name: content
+        for state, names in taken
+        if isinstance(state, Sections)
+        for name, content in zip(names, state.large, strict=True)
+        if content is not None
+    }
 
 
 def set_vecenv(env: VecEnv, saved: Sequence[Mapping[str, Any]]) -> dict[int, Anew]:

@@ -17,6 +17,8 @@ CHECKPOINTS = "checkpoints/"
 LOGGED = "logged"
 #: The one with the digests of the code folder's files, as they were when the run was launched (config/code.py).
 CODE = "code"
+#: Parts that are the content of large arrays of others: behind it the content's name.
+CONTENT = "content/"
 REPLAY = "replay/"
 SESSIONS = "sessions/"
 BOOTS = "boots/"

@@ -25,7 +25,7 @@ from train_cloud.checkpoint.manifest import Manifest
 from train_cloud.errors import ObjectMissing
 from train_cloud.evaluate.results import Evaluation, Results
 from train_cloud.run import layout
-from train_cloud.snapshot import Part, Snapshot
+from train_cloud.snapshot import OF_THE_BLOB, Part, Snapshot
 from train_cloud.store import ObjectStore
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,8 @@ def model_checksum(model: Part) -> str:
     """Of the parameters: two checkpoints at the same timesteps are the same model if these are equal. What else lies in
     the part tells times, too.
     """
-    body = b"".join(array.tobytes() for _, array in sorted(model.arrays.items()))
+    parameters = sorted(name for name in model.arrays if not name.startswith(OF_THE_BLOB))
+    body = b"".join(model.arrays[name].tobytes() for name in parameters)
     return f"{crc64nvme(memoryview(body)):016x}"
 
 
