@@ -72,6 +72,7 @@ FROZEN = {
     "TrainCloudError": 1,
     "InputError": 64,
     "NotYet": 64,
+    "Refused": 64,
     "Interrupted": 75,
     "Fenced": 73,
     "NotExact": 1,
