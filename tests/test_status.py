@@ -324,3 +324,16 @@ def test_a_run_is_named_by_its_file(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="--store"):
             locate(run, None)
     assert split_run_url("s3://b/p") is None
+
+
+@pytest.mark.parametrize("lacks", [[], ["callbacks[0] Mine.socket: cannot pickle 'socket' object"]])
+def test_what_no_checkpoint_keeps_is_a_field_of_its_own(story: Story, lacks: list[str]) -> None:
+    session = story.start("i-1")
+    assert story.read().not_kept is None
+    write_progress(story.store, session, timesteps=100, exact=not lacks, exact_because="", not_kept=lacks)
+    found = story.read()
+    assert found.not_kept == found.sessions[0].not_kept == lacks
+    second = story.start("i-2")
+    assert story.read().not_kept == lacks, "the second session does not know yet"
+    write_progress(story.store, second, timesteps=100, exact=True, exact_because="", not_kept="no list")
+    assert story.read().not_kept == lacks, "not written by us"
