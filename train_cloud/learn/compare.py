@@ -220,5 +220,5 @@ def _walk(where: str, left: Any, right: Any, seen: dict[tuple[int, int], Any]) -
             yield from _walk(f"{where}[{index}]", one, other, seen)
     elif not hasattr(left, "__dict__") and dumps(left) != dumps(right):
         yield f"{where}: the {type(left).__name__} of an extension has another state"
-    if hasattr(left, "__dict__") and not callable(left):
-        yield from _walk(where, vars(left), vars(right), seen)
+    if isinstance(getattr(left, "__dict__", None), dict) and not callable(left):
+        yield from _walk(where, vars(left), getattr(right, "__dict__", None), seen)
