@@ -209,7 +209,7 @@ FAULTS: dict[str, tuple[Callable[[], None], str, str]] = {
         r"algorithm\._last_lstm_states",
     ),
     "an attribute of a wrapper": (
-        _excluded("train_cloud.envs.state", "KEPT", {"best"}), "SAC", r"algorithm\..*\.best\['all'\]\.reward",
+        _excluded("train_cloud.envs.state", "MADE_WITH", {"best"}), "SAC", r"algorithm\..*\.best\['all'\]\.reward",
     ),
     "an attribute of a vector environment": (
         _excluded("train_cloud.learn.vectorized", "_OF_THE_VECENV", {"ret_rms"}), "PPO", r"algorithm\..*\.ret_rms\.",
