@@ -130,6 +130,11 @@ def _short(value: object) -> str:
     return text + (f" … ({len(value):,})" if isinstance(value, str | bytes) and len(value) > _SHOWN else "")
 
 
+def _is_pickle(content: bytes) -> bool:
+    """Of ours; an array's bytes may begin like one."""
+    return content[:2] == pickle.PROTO + b"\x05" and content[-1:] == pickle.STOP
+
+
 def _is_temporary(left: object, right: object) -> bool:
     """Whether both name a temporary file or folder: each process has its own."""
     folder = tempfile.gettempdir() + os.sep
@@ -196,7 +201,7 @@ def _walk(where: str, left: Any, right: Any, seen: dict[tuple[int, int], Any]) -
     elif isinstance(left, set | frozenset):
         if left != right:
             yield f"{where}: {left!r} and {right!r}"
-    elif isinstance(left, Sections) or (isinstance(left, bytes) and left[:1] == right[:1] == pickle.PROTO):
+    elif isinstance(left, Sections) or (isinstance(left, bytes) and _is_pickle(left) and _is_pickle(right)):
         # an environment's state from its own process, or what a replay begins with: it may hold clocks
         one, other = (loads(blob, AnyEnvironment()) for blob in (left, right))
         yield from _walk(where, one, other, seen)
