@@ -344,7 +344,9 @@ def stretch(run: Values, choice: Any, stop_at: int | None, begin: str | None, ou
     forkserver._forkserver_address, forkserver.ensure_running = server, lambda: None
     multiprocessing.forkserver.ensure_running = forkserver.ensure_running
     from train_cloud.envs.make import FAILURES
+    from train_cloud.generators import follow
 
+    follow(SEED)  # as in a session: SB3 samples a space that nobody has seeded to measure images
     try:
         found = _stretch(run, choice, stop_at, begin)
     except FAILURES:
