@@ -348,7 +348,8 @@ def _notice(folder: Path, sizes: Sizes, size: int, server: Server, turn: int) ->
     """:return: seconds, bytes received until then, seconds for as many bytes and a small object after them: what this
     server and this machine can do
     """
-    before = sizes.every * 3 // 2  # a first checkpoint, and none when the notice comes
+    # A first checkpoint, and none on its way when the notice comes: a quick machine takes hundreds of steps a second.
+    before = max(sizes.every * 3 // 2, 3_000)
     path = run_file(
         folder,
         f"notice-{size}-{turn}-{server.url.rpartition(':')[2]}",

@@ -751,6 +751,23 @@ class Sized(Walk):
         self.size = size
 
 
+class Given(gym.Wrapper[Any, Any, Any, Any]):
+    """Rewards as a function says, without which it cannot be made."""
+
+    def __init__(self, env: gym.Env[Any, Any], rewarded: Callable[[Any], float]) -> None:
+        super().__init__(env)
+        self.rewarded = rewarded
+
+    def step(self, action: Any) -> Any:
+        observation, _, *rest = self.env.step(action)
+        return observation, self.rewarded(self), *rest
+
+
+def _of_itself(wrapper: Given) -> Given:
+    wrapper.rewarded = lambda _: float(wrapper.unwrapped.place)  # type: ignore[attr-defined]
+    return wrapper
+
+
 @pytest.mark.parametrize(
     ("make", "expected", "reason"),
     [
@@ -759,6 +776,8 @@ class Sized(Walk):
         (lambda: Tired(Own()), ("own", True), "the same for"),
         (lambda: _wrapped(Liar()), ("episode", False), "pickle: the restored environment went another way"),
         (lambda: _monitored(Sized(3)), ("pickle", True), "the same for"),
+        (lambda: Given(Walk(), lambda env: 2.0 + env.unwrapped.place), ("pickle", True), "the same for"),
+        (lambda: _of_itself(Given(Walk(), len)), ("pickle", True), "the same for"),
     ],
 )
 def test_an_environment_of_somebody_elses_making(

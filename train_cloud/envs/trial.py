@@ -12,6 +12,7 @@ import contextlib
 import copy
 import functools
 import importlib
+import io
 import os
 import pickle
 import sys
@@ -28,17 +29,17 @@ import numpy as np
 from train_cloud.envs.fresh import Crashed, Fresh
 from train_cloud.envs.make import FAILURES, CodeFailed, Env, MakeEnv, close
 from train_cloud.envs.parallel import Together
+from train_cloud.envs.pickling import Pickler
 from train_cloud.envs.shared import Shared, put_shared
 from train_cloud.envs.state import (
     MAKES_GENERATORS,
     PROVIDERS,
     REPLAY_MAX_STEPS,
     StatefulEnv,
-    attributes,
     dumps,
     generator_name,
     generator_state,
-    is_local_function,
+    kept,
     layers,
     left_out,
     loads,
@@ -502,9 +503,9 @@ class _Wrapping:
         self._content: bytes | None = None
         if isinstance(wrapper, gymnasium.utils.RecordConstructorArgs):
             self._arguments = copy.deepcopy(wrapper._saved_kwargs)
-        elif not any(map(is_local_function, vars(wrapper).values())):  # which may refer to this very wrapper
+        else:
             with contextlib.suppress(*FAILURES):
-                self._content = dumps(attributes(wrapper), [wrapper])
+                self._content = _with_functions(wrapper)
 
     def __call__(self, inner: Env) -> Env:
         if self._content is None:
@@ -516,3 +517,18 @@ class _Wrapping:
         vars(made).update(loads(self._content, [made]))
         vars(made).update(env=inner, _cached_spec=None, results_writer=None)
         return made
+
+
+def _with_functions(wrapper: Env) -> bytes:
+    """Its attributes, also functions that no module has: ``ActionMasker(env, lambda env: …)`` is made with one."""
+    import cloudpickle
+
+    class Whole(Pickler, cloudpickle.Pickler):  # type: ignore[misc]
+        def reducer_override(self, obj: Any) -> Any:
+            found = super().reducer_override(obj)
+            return cloudpickle.Pickler.reducer_override(self, obj) if found is NotImplemented else found
+
+    stays = kept(wrapper)
+    file = io.BytesIO()
+    Whole(file, [wrapper]).dump({name: value for name, value in vars(wrapper).items() if name not in stays})
+    return file.getvalue()
