@@ -106,6 +106,7 @@ LISTED: dict[str, str] = {
     ),
     "gymnasium.core.Env.metadata": "how an environment can be shown: of its class",
     "stable_baselines3.common.vec_env.base_vec_env.VecEnv.metadata": "how an environment can be shown: of its class",
+    "gymnasium.core.Env.spec": "how the environment was made: a session makes it so again",
     "gymnasium.core.Wrapper._cached_spec": "computed from how the environment was made",
     "stable_baselines3.common.vec_env.base_vec_env.VecEnv.buf_infos": "of the last step: filled anew at each",
     "stable_baselines3.common.logger.Logger.dir": "a folder of this session's",
