@@ -1,4 +1,5 @@
-"""Environments from PyPI that no test was written with: ``train-cloud prove`` of each, as a newcomer would train it.
+"""``train-cloud prove`` of environments from PyPI that no test was written with, each as a newcomer would train it, and
+of our own examples.
 
 ``python tests/foreign_environments.py`` makes a virtual environment for each package in ``build/foreign``, tries them
 all one after another, and writes what came out into docs/exactness.md; ``--only TEXT`` tries some. In its virtual
@@ -30,6 +31,7 @@ from exactness import DOCUMENT, ROOT, commit
 from exactness import FOREIGN as HEADING
 from ruamel.yaml import YAML
 
+_EXAMPLES = "examples/"
 BUILD = ROOT / "build" / "foreign"
 RESULTS = ROOT / "build" / "foreign.jsonl"
 _DEADLINE_S, _INSTALL_S = 600, 900
@@ -76,6 +78,8 @@ class Foreign:
 
     @property
     def name(self) -> str:
+        if self.package == _EXAMPLES:
+            return self.environment["file"]  # type: ignore[no-any-return]
         beside = self.environment.get("kwargs", {}).get("env_name")
         return str(self.environment["id"]) + (f" {beside}" if beside else "")
 
@@ -260,6 +264,18 @@ FOREIGN: tuple[Foreign, ...] = (
 )  # fmt: skip
 
 
+#: Those of this repository, as they are but for a few fields; F1TENTH's gym is not on PyPI.
+_LEARN = ("--set", "hyperparameters.learning_starts=60")
+EXAMPLES = (
+    Foreign(_EXAMPLES, "sac", {"file": "pendulum_sac.yaml", "set": _LEARN}, steps=700),
+    Foreign(_EXAMPLES, "sac", {"file": "own_environment.yaml"}, steps=600),
+    Foreign(_EXAMPLES, "own script", {"file": "own_script.yaml"}, steps=600),
+    Foreign(_EXAMPLES, "sac_multiagent", {"file": "spread_multiagent.yaml", "set": _LEARN}, steps=300),
+    Foreign(_EXAMPLES, "sac", {"file": "racetrack_sac.yaml", "set": _LEARN}, steps=240),
+    Foreign(_EXAMPLES, "sac_multiagent", {"file": "racetrack_multiagent.yaml", "set": _LEARN}, steps=240),
+)
+
+
 @dataclass(frozen=True)
 class Found:
     """What came out of one.
@@ -338,6 +354,11 @@ def _versions(python: Path, package: str) -> tuple[str, tuple[str, ...]]:
 def attempt(foreign: Foreign) -> Found:
     """Install it, write the run file, prove."""
     begun = time.monotonic()
+    if foreign.package == _EXAMPLES:
+        path = ROOT / "examples" / foreign.name
+        changed = foreign.environment.get("set", ())
+        done = _command(Path(sys.executable), ROOT, "prove", str(path), "--steps", str(foreign.steps), *changed)
+        return Found(foreign, *_judged(done), _provider(done), seconds=time.monotonic() - begun)
     try:
         python = interpreter(foreign)
     except RuntimeError as error:
@@ -353,9 +374,12 @@ def attempt(foreign: Foreign) -> Found:
         begun = time.monotonic()
         done = _command(python, folder, "prove", str(run_file), "--steps", str(foreign.steps))
         outcome, because = _judged(done)
-        told = re.search(r"^  state by +(\w+) ", done.stdout, re.MULTILINE)
-        provider = told[1] if told else ""
-    return Found(foreign, outcome, because, provider, version, time.monotonic() - begun, beside)
+    return Found(foreign, outcome, because, _provider(done), version, time.monotonic() - begun, beside)
+
+
+def _provider(done: subprocess.CompletedProcess[str]) -> str:
+    told = re.search(r"^  state by +(\w+) ", done.stdout, re.MULTILINE)
+    return told[1] if told else ""
 
 
 def _command(python: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -397,8 +421,10 @@ def _judged(done: subprocess.CompletedProcess[str]) -> tuple[str, str]:
 def section(results: Iterable[Values]) -> str:
     """The part of docs/exactness.md."""
     entries = list(results)
-    told = sorted({entry["package"] for entry in entries})
-    equal = sum(entry["outcome"] == "equal" for entry in entries)
+    foreign = [entry for entry in entries if entry["package"] != _EXAMPLES]
+    told = sorted({entry["package"] for entry in foreign})
+    equal = sum(entry["outcome"] == "equal" for entry in foreign)
+    ours_too = len(entries) - len(foreign)
     commits = sorted({entry["commit"] for entry in entries})
     days = sorted({entry["date"] for entry in entries})
     ours = ", ".join(
@@ -408,10 +434,10 @@ def section(results: Iterable[Values]) -> str:
         HEADING,
         "",
         "Written by `make prove-foreign`, which installs each package into a virtual environment of its own and runs",
-        "`train-cloud prove` on a run file as a newcomer writes it. Do not edit.",
+        "`train-cloud prove` on a run file as a newcomer writes it, and on our own examples. Do not edit.",
         "",
         f"- {' to '.join(dict.fromkeys([*days[:1], *days[-1:]]))}, commit {', '.join(commits)}",
-        f"- {len(entries)} environments of {len(told)} packages: {equal} equal",
+        f"- {len(foreign)} environments of {len(told)} packages: {equal} equal; {ours_too} of our examples",
         f"- {ours}, where the package's pins do not say otherwise",
         "",
         "| package | environment | algorithm | state by | came out |",
@@ -436,10 +462,10 @@ def _in_a_cell(text: str) -> str:
 
 
 def read(results: Path) -> list[Values]:
-    """The newest result of each, in the order of FOREIGN."""
+    """The newest result of each, in the order of FOREIGN, then of EXAMPLES."""
     lines = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     newest = {(entry["package"], entry["name"]): entry for entry in lines}
-    return [newest[key] for key in ((each.package, each.name) for each in FOREIGN) if key in newest]
+    return [newest[key] for key in ((each.package, each.name) for each in (*FOREIGN, *EXAMPLES)) if key in newest]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -449,7 +475,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     options.results.parent.mkdir(parents=True, exist_ok=True)
     bad = 0
-    for foreign in FOREIGN:
+    for foreign in (*FOREIGN, *EXAMPLES):
         if options.only not in f"{foreign.package} {foreign.name}":
             continue
         found = attempt(foreign)
