@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import uuid
@@ -15,6 +16,10 @@ from xdist.remote import Producer
 from xdist.scheduler.loadscope import LoadScopeScheduling
 
 pytest_plugins = ("sessions",)
+
+# A shell script's `make test &` hands it on ignored, to the programs that the tests send it to as well.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Ends with its standard input, so that no server outlives a test session that was killed. The lock makes check and
 # write one step, as they are in S3: moto looks at If-Match and stores the object in two. It also lists its own folder
