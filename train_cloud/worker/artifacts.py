@@ -95,6 +95,8 @@ class Artifacts:
         self._newest: Reference | None = None
         self._kept: tuple[Reference | None, set[int]] = (None, set())
         self._keeping: subprocess.Popen[bytes] | None = None
+        self._keeps = threading.Lock()
+        """Held by the thread that looks after that process, or exports itself."""
         self._keeping_failures = 0
         self.not_exported: dict[str, Any] | None = None
         """``timesteps`` of kept checkpoints without a model, and ``because``; None while nothing is known to fail."""
@@ -278,7 +280,7 @@ class Artifacts:
             return True
         if until is not None and time.monotonic() + _EXPORT_SECONDS > until:
             return False
-        with contextlib.suppress(CorruptCheckpoint):  # what is lost was said when it was found
+        with self._keeps, contextlib.suppress(CorruptCheckpoint):  # what is lost was said when it was found
             self._wait_for_keeping()
             try:
                 keep(self._store, self._newest, self.folder, self._names())
@@ -302,7 +304,8 @@ class Artifacts:
             if time.monotonic() < due or self._hurry():
                 continue
             try:
-                self._keep()
+                with self._keeps:
+                    self._keep()
                 self._forget_videos(self._sync)
                 self._sync.everything()
             except Fenced as error:  # the commit will find out
