@@ -412,7 +412,8 @@ def _judged(done: subprocess.CompletedProcess[str]) -> tuple[str, str]:
         return "refused", said
     if admitted is not None:
         return "not exact", admitted[1]
-    return ("different" if done.returncode == 1 and "differs" in done.stdout else "failed"), said
+    differs = re.search(r"^  differs +(.*)$", done.stdout, re.MULTILINE)
+    return ("different", differs[1]) if done.returncode == 1 and differs is not None else ("failed", said)
 
 
 # ----------------------------------------------------------------------------------------------------- the document

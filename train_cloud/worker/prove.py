@@ -294,6 +294,12 @@ def _compared(
         manifests.append(read_manifest(store, read[0].manifest))
     one, other = (restore(store, manifest) for store, manifest in zip(stores, manifests, strict=True))
     found = differences(one, other)
+    trials = [manifest.facts.get("environment_trial") or {} for manifest in manifests]
+    ways = [trial.get("provider", "") for trial in trials]
+    if len(set(ways)) > 1:  # then the states are not of one kind
+        found = [each for each in found if not each.startswith("state.environments")]
+        told = "; ".join(f"{way}, because {trial.get('because')}" for way, trial in zip(ways, trials, strict=True))
+        found.append(f"how the environment's state is saved, which was tried in each run by itself: {told}")
     scalars = [_scalars(store) for store in stores]
     tags = sorted({*scalars[0], *scalars[1]})
     found += [f"scalar {tag}" for tag in tags if scalars[0].get(tag) != scalars[1].get(tag)]
@@ -330,7 +336,7 @@ def _compared(
         missed=tuple(missed),
         attributes=attributes,
         unaccounted=tuple(unaccounted),
-        provider=(facts.get("environment_trial") or {}).get("provider", ""),
+        provider=ways[0],
     )
 
 
