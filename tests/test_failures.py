@@ -877,7 +877,7 @@ def test_a_machine_whose_code_always_raises_closes_its_group(boxes: Boxes) -> No
 
 def test_a_machine_that_hangs_is_started_again_by_its_watchdog(boxes: Boxes, sac: Rehearsed) -> None:
     boxes.rehearsed.befall("250-hang")
-    box = boxes.boot(watchdog=4, environment={"TRAIN_CLOUD_PATIENCE": "steps=5 update=5"})
+    box = boxes.boot(watchdog=4, environment={"TRAIN_CLOUD_PATIENCE": "steps=15 update=15"})
     box.until(lambda: boxes.capacity == 0, "capacity 0")
     assert (boxes.head().outcome, boxes.head().attempts) == ("completed", 0)
     assert box.session is not None and (box.session.number, box.session.restart) == (1, 1)

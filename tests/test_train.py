@@ -275,7 +275,7 @@ def test_training_code_that_raises(run: Rehearsed) -> None:
 def test_a_sudden_death_is_counted_to_the_step_by_who_finds_the_state_folder(run: Rehearsed) -> None:
     assert ends(run.start(env={"INTERRUPT": "SIGKILL@250"})) == -9
     found = run_status(run.root, "a-run")
-    assert (found.state, found.timesteps >= 200) == ("running", True)
+    assert (found.state, found.timesteps >= 200) == ("interrupted", True)
     assert ends(run.start(env={"INTERRUPT": "SIGTERM@230"})) == 75
     found = run_status(run.root, "a-run")
     assert (found.repeated_timesteps, found.repeated_at_most) == (49, 49)
