@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -42,12 +43,30 @@ from train_cloud.store import open_store
 from train_cloud.worker import by_hand
 
 
+class AtOnce(Executor):
+    """Calls what it is given itself. A thread begins with the next call before it is told that the last one failed, or
+    after it: then no schedule could be played twice.
+    """
+
+    def __init__(self, max_workers: int | None = None, **_: Any) -> None:
+        pass
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(function(*arguments, **named))
+        except BaseException as error:  # noqa: BLE001 - raised where the result is asked for, as an executor does
+            future.set_exception(error)
+        return future
+
+
 @pytest.fixture(scope="module", autouse=True)
 def one_after_the_other() -> Iterator[None]:
     """So that a schedule decides everything: one object at a time, and another try at once. Two segments are many."""
     with pytest.MonkeyPatch.context() as patch:
         for module in (commit, sys.modules[copy.__module__], sys.modules[restore.__module__]):
             patch.setattr(module, "_PARALLEL", 1)
+            patch.setattr(module, "ThreadPoolExecutor", AtOnce)
         patch.setattr(sys.modules[copy.__module__], "now", lambda: "now")
         own_number = SimpleNamespace(randbelow=lambda end: int(threading.current_thread().name[-1]) % end)
         patch.setattr(sys.modules[copy.__module__], "secrets", own_number)
