@@ -222,6 +222,7 @@ def make():
 gymnasium.register("Intersection-v0", make)
 """
 _HER: Values = {"replay_buffer_class": "stable_baselines3:HerReplayBuffer", "learning_starts": 110}
+_CNN_DICT: Values = {"policy_kwargs": {"features_extractor_kwargs": {"cnn_output_dim": 16}}}
 _CNN: Values = {"policy_kwargs": {"net_arch": [16], "features_extractor_kwargs": {"features_dim": 16}}}
 
 FOREIGN: tuple[Foreign, ...] = (
@@ -243,7 +244,8 @@ FOREIGN: tuple[Foreign, ...] = (
             steps=400),
     Foreign("gym-pusht", "sac", _of("gym_pusht/PushT-v0", "gym_pusht"), steps=400),
     Foreign("metaworld", "sac", _of("Meta-World/MT1", "metaworld", env_name="reach-v3"), steps=400),
-    Foreign("vizdoom", "ppo", _of("VizdoomBasic-v1", "vizdoom.gymnasium_wrapper"), _DICT, _CNN, steps=300),
+    Foreign("vizdoom", "ppo", _of("VizdoomBasic-v1", "vizdoom.gymnasium_wrapper"), _DICT, _CNN_DICT,
+            steps=300),
     Foreign("stable-retro", "ppo", _of("Airstriker-v0", "mine"), "CnnPolicy", _CNN, code=_RETRO, steps=300),
     Foreign("panda-gym", "sac", _of("PandaReach-v3", "panda_gym"), _DICT, _HER, steps=400),
     Foreign("panda-gym", "tqc", _of("PandaPushDense-v3", "panda_gym"), _DICT, steps=400),
@@ -258,7 +260,7 @@ FOREIGN: tuple[Foreign, ...] = (
             _of("Cont-CC-SeriesDc-v0", "gym_electric_motor", wrappers=["gymnasium.wrappers:FlattenObservation"]),
             steps=400),
     Foreign("crafter", "ppo", _of("Crafter-v0", "mine"), "CnnPolicy", _CNN, code=_CRAFTER, steps=300),
-    Foreign("nle", "ppo", _of("NetHackScore-v0", "nle"), _DICT, _CNN, steps=300),
+    Foreign("nle", "ppo", _of("NetHackScore-v0", "nle"), _DICT, _CNN_DICT, steps=300),
     Foreign("sumo-rl", "dqn", _of("Intersection-v0", "mine"), code=_SUMO, install=("sumo-rl", "eclipse-sumo"),
             steps=200),
 )  # fmt: skip
