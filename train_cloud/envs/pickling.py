@@ -8,7 +8,7 @@ import pickle
 import random
 import sys
 import types
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -88,6 +88,23 @@ def live_layer(env: int, layer: int) -> Env:
     return layers(_live.get()[env])[layer]
 
 
+def content_of(holder: Any, stays: Collection[str]) -> dict[str, Any]:
+    """Its attributes, less what a fresh one has by itself: those that stay, and lambdas, which cannot be pickled."""
+    return {name: value for name, value in vars(holder).items() if name not in stays and not is_local_function(value)}
+
+
+def put_content(holder: Any, content: Mapping[str, Any], stays: Collection[str]) -> None:
+    """The counterpart of :func:`content_of`: what was left out there stays as it is."""
+    own = {
+        name: value
+        for name, value in vars(holder).items()
+        if name in stays or (is_local_function(value) and name not in content)
+    }
+    vars(holder).clear()
+    vars(holder).update(content)
+    vars(holder).update(own)
+
+
 # Functions that pickles name: their names and arguments are part of the checkpoint's format.
 
 
@@ -119,24 +136,16 @@ def _nested(env: int, layer: int, path: tuple[str, ...], kind: Any) -> Any:
 
 
 def _set_nested(env: Any, content: dict[str, Any]) -> None:
-    before = dict(vars(env))
-    vars(env).clear()
-    vars(env).update(content)
-    vars(env).update(
-        {
-            name: value
-            for name, value in before.items()
-            if name in MADE_WITH or (name not in content and is_local_function(value))
-        }
-    )
+    put_content(env, content, MADE_WITH)
 
 
 def _generator(name: str) -> Any:
     """A generator of which a process has one: what it is at, is saved elsewhere."""
-    return next(found for known, found in _generators() if known == name)
+    return next(found for known, found in global_generators() if known == name)
 
 
-def _generators() -> Iterator[tuple[str, Any]]:
+def global_generators() -> Iterator[tuple[str, Any]]:
+    """Those of which a process has one, by name."""
     yield "numpy", np.random.mtrand._rand
     yield "numpy.bits", np.random.mtrand._rand._bit_generator
     yield "python", vars(random)["_inst"]
@@ -155,7 +164,7 @@ class Pickler(pickle.Pickler):
         super().__init__(file, protocol=5)
         self._layers = {id(layer): (i, j) for i, env in enumerate(envs) for j, layer in enumerate(layers(env))}
         self._parts: dict[int, tuple[int, int, str]] = {}
-        self._generators = {id(found): name for name, found in _generators()}
+        self._generators = {id(found): name for name, found in global_generators()}
         self._memory: list[tuple[int, int, tuple[int, int, str, str]]] = []
         self._nested: dict[int, tuple[int, int, tuple[str, ...], type]] = {}
         for i, env in enumerate(envs):
@@ -194,12 +203,7 @@ class Pickler(pickle.Pickler):
         if type(obj) is np.ndarray:
             return self.reduce_view(obj)
         if id(obj) in self._nested:
-            content = {
-                name: value
-                for name, value in vars(obj).items()
-                if name not in MADE_WITH and not is_local_function(value)
-            }
-            return _nested, self._nested[id(obj)], content, None, None, _set_nested
+            return _nested, self._nested[id(obj)], content_of(obj, MADE_WITH), None, None, _set_nested
         if is_data(obj):  # its own way of being pickled has more in it than what it computes with
             return made_data, (obj.model, *get_data(obj))
         module = getattr(type(obj), "__module__", None) or ""  # SWIG's types have none

@@ -45,13 +45,14 @@ from train_cloud.envs.pickling import (
     Outermost,
     Sections,
     check,
+    content_of,
     dumps_apart,
     fingerprint,
     has_own_getstate,
     live_layer,
+    put_content,
 )
 from train_cloud.envs.pickling import dumps as dumps
-from train_cloud.envs.pickling import is_local_function as is_local_function
 from train_cloud.envs.pickling import layers as layers
 from train_cloud.envs.pickling import loads as loads
 from train_cloud.envs.pieces import Gone, Left, Taking, put, put_each
@@ -277,24 +278,11 @@ def kept(layer: Env) -> frozenset[str]:
 
 def attributes(layer: Env, without: Sequence[str] = ()) -> dict[str, Any]:
     """The layer's attributes, less what a fresh one has by itself: settings, and lambdas, which cannot be pickled."""
-    stays = kept(layer)
-    return {
-        name: value
-        for name, value in vars(layer).items()
-        if name not in stays and name not in without and not is_local_function(value)
-    }
+    return content_of(layer, kept(layer).union(without))
 
 
 def _set_attributes(layer: Env, content: Mapping[str, Any], without: Sequence[str] = ()) -> None:
-    before, stays = dict(vars(layer)), kept(layer)
-    own = {
-        name: value
-        for name, value in before.items()
-        if name in stays or name in without or (is_local_function(value) and name not in content)
-    }
-    vars(layer).clear()
-    vars(layer).update(put_each(before, content))
-    vars(layer).update(own)
+    put_content(layer, put_each(dict(vars(layer)), content), kept(layer).union(without))
 
 
 class Numbers:

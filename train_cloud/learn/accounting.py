@@ -31,8 +31,6 @@ import os
 import random
 import re
 import sys
-import sysconfig
-import threading
 import types
 import uuid
 import warnings
@@ -48,6 +46,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from train_cloud.envs.pickling import global_generators
+from train_cloud.installed import is_installed
 from train_cloud.learn.pickling import for_each_class
 
 #: What is met and not looked into, by the first words of its class's or a base class's full name → why not.
@@ -505,23 +505,18 @@ def _is_of_an_extension(kind: Any) -> bool:
     )
 
 
-_INSTALLED = tuple(
-    {
-        str(Path(path))
-        for name, path in sysconfig.get_paths().items()
-        if name in ("stdlib", "platstdlib", "purelib", "platlib")
-    }
-)
 _OURS = str(Path(__file__).parent.parent)
 
 
 @functools.cache
 def is_of_the_user(module: str) -> bool:
-    """Whether a module is neither Python's nor installed nor ours."""
+    """Whether a module is neither Python's nor installed nor ours. Not what ``learn.kinds`` says of it, which decides
+    what is saved: that is to be accounted for here.
+    """
     path = getattr(sys.modules.get(module), "__file__", None)
     if not isinstance(path, str) or not Path(path).is_absolute() or module in ("__main__", "__mp_main__"):
         return False
-    return "site-packages" not in path and not path.startswith((*_INSTALLED, _OURS))
+    return not is_installed(path) and not path.startswith(_OURS)
 
 
 def _digest(text: str) -> str:
@@ -613,29 +608,13 @@ def _holding(path: str, reasons: Mapping[str, str]) -> str | None:
 # --------------------------------------------------------------------------------------------------- in a training
 
 
-class Recorder:
-    """Writes down the graphs of a training.
-
-    :param folder: for the files, one for each moment
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._lock = threading.Lock()
-
-    def note(self, moment: str, timesteps: int, graph: Graph) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / f"{moment}-{timesteps}.json"
-        path.write_text(json.dumps({"entries": graph.entries, "listed": graph.listed}))
-
-
-_recorder: Recorder | None = None
+_folder: Path | None = None
 
 
 def record_to(folder: Path | None) -> None:
-    """From now on this process's training writes its graphs to ``folder``; None ends that."""
-    global _recorder
-    _recorder = Recorder(folder) if folder is not None else None
+    """From now on this process's training writes its graphs to ``folder``, a file for each moment; None ends that."""
+    global _folder
+    _folder = folder
 
 
 def note(moment: str, timesteps: int, model: Any, callback: Any, names: Mapping[str, Any]) -> None:
@@ -644,7 +623,7 @@ def note(moment: str, timesteps: int, model: Any, callback: Any, names: Mapping[
     :param callback: the outermost one
     :param names: see :func:`walk`
     """
-    if _recorder is None:
+    if _folder is None:
         return
     learners = [model, *getattr(model, "learners", {}).values()]
     cleared = [
@@ -654,7 +633,9 @@ def note(moment: str, timesteps: int, model: Any, callback: Any, names: Mapping[
         for group in _optimizers(learner)
         for parameter in group["params"]
     ]
-    _recorder.note(moment, timesteps, walk(_roots_of(model, callback), names, cleared))
+    graph = walk(_roots_of(model, callback), names, cleared)
+    _folder.mkdir(parents=True, exist_ok=True)
+    (_folder / f"{moment}-{timesteps}.json").write_text(json.dumps({"entries": graph.entries, "listed": graph.listed}))
 
 
 def _is_of_a_library(function: Any) -> bool:
@@ -681,11 +662,6 @@ def _roots_of(model: Any, callback: Any) -> dict[str, Any]:
     """Where a walk begins: the learning, what calls along, global generators, variables of the process, and the user's
     own modules.
     """
-    generators = {
-        "numpy": np.random.mtrand._rand,
-        "python": random._inst,  # type: ignore[attr-defined, unused-ignore]
-        "torch": torch.default_generator,
-    }
     own = sorted(name for name in list(sys.modules) if is_of_the_user(name))
     modules = {
         f"module {name}.{key}": value
@@ -696,4 +672,10 @@ def _roots_of(model: Any, callback: Any) -> dict[str, Any]:
         and getattr(value, "__module__", "") != "typing"
     }
     variables = {name: value for name, value in os.environ.items() if not name.startswith("TRAIN_CLOUD_")}
-    return {"algorithm": model, "callbacks": callback, "generators": generators, "variables": variables, **modules}
+    return {
+        "algorithm": model,
+        "callbacks": callback,
+        "generators": dict(global_generators()),
+        "variables": variables,
+        **modules,
+    }
