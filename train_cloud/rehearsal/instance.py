@@ -14,13 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from train_cloud.artifacts.tensorboard import read_scalars
 from train_cloud.errors import TrainCloudError
 from train_cloud.rehearsal.aws import EmbeddedAws
 from train_cloud.rehearsal.metadata import MetadataService
 from train_cloud.rehearsal.systemd import Line, Machine
 from train_cloud.rehearsal.terraform import worker_environment
-from train_cloud.run import layout
 from train_cloud.worker.pulse import read_timesteps
 from train_cloud.worker.units import TRAIN, UnitState
 
@@ -44,8 +42,8 @@ class Vehicle(Protocol):
     def shown_scalars(self) -> list[str] | None:
         """The curves that TensorBoard on it shows, none while it does not answer; None where none is played."""
 
-    def logged_scalars(self) -> list[str]:
-        """The curves in the event files on its disk."""
+    def shows_all_scalars(self) -> bool:
+        """Whether these are all that the event files on its disk have; True where none is played."""
 
     def power_off(self, grace: float) -> None:
         """What EC2 does when the announced time has come: the operating system is told, then it is over."""
@@ -146,8 +144,8 @@ class Instance:
     def shown_scalars(self) -> list[str] | None:
         return None
 
-    def logged_scalars(self) -> list[str]:
-        return sorted(read_scalars(self.state_dir / layout.TENSORBOARD))
+    def shows_all_scalars(self) -> bool:
+        return True
 
     @property
     def timesteps(self) -> int:

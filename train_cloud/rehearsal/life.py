@@ -121,13 +121,8 @@ class Life:
         self._timeline.add("group", "desired capacity is 0")
         self.until(instance, "instance terminated", lambda: self._state(instance) in ("terminated", "shutting-down"))
         self.until(instance, "finish is over", lambda: instance.state(FINISH).over)
-        logged = set(instance.logged_scalars())  # TensorBoard reads them every few seconds, some at a time
-
-        def all_shown() -> bool:
-            self.shown_scalars = instance.shown_scalars()
-            return self.shown_scalars is None or logged <= {*self.shown_scalars}
-
-        self.until(None, "TensorBoard to show what was logged", all_shown)
+        self.until(None, "TensorBoard to show what was logged", instance.shows_all_scalars)
+        self.shown_scalars = instance.shown_scalars()
         self._gone(instance, "completed", lambda: instance.power_off(30), "terminated, powered off")
 
     def until(self, instance: Vehicle | None, what: str, condition: Callable[[], bool]) -> None:

@@ -118,9 +118,9 @@ class MachineInstance:
             link.close()
         return sorted({tag for tags in runs.values() for tag in tags})
 
-    def logged_scalars(self) -> list[str]:
-        """The curves in the event files on its disk."""
-        return sorted(read_scalars(self.container.path(_STATE) / layout.TENSORBOARD))
+    def shows_all_scalars(self) -> bool:
+        """Whether these are all that the event files on its disk have, which TensorBoard reads every few seconds."""
+        return {*read_scalars(self.container.path(_STATE) / layout.TENSORBOARD)} <= {*self.shown_scalars()}
 
     def power_off(self, grace: float) -> None:
         """What EC2 does when the announced time has come: the operating system is told, then it is over."""
