@@ -28,12 +28,14 @@ import tempfile
 import time
 import traceback
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any, ClassVar
+
+from train_cloud.learn.callback import IdleHost
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs" / "exactness.md"
@@ -253,24 +255,16 @@ def _values(case: Case) -> list[tuple[str, Any]]:
 # ------------------------------------------------------------------------------------------------------- one training
 
 
-class _Memory:
-    """Hosts one ``learn``: keeps what it would commit. See ``train_cloud.learn.callback.Host``.
+class _Memory(IdleHost):
+    """Keeps what it would commit.
 
     :param stop_at: stops there; 0 keeps what there is at the first consistent point, and stops at the next
     """
 
-    save_frequency = max_seconds_at_risk = evaluate_every = None
-    train_on = False
-    total_timesteps = schedule_timesteps = _TOTAL
-
     def __init__(self, restored: Any, stop_at: int | None) -> None:
         from stable_baselines3.common.logger import KVWriter
 
-        from train_cloud.learn.digest import Digests
-
-        self.save_frequency = 10**9
-        self.restored = restored
-        self.digests = Digests()
+        super().__init__(_TOTAL, restored=restored)
         self.timesteps = 0
         self.stop_at = stop_at
         self.kept: bytes | None = None
@@ -304,32 +298,11 @@ class _Memory:
         parts = {name: Part(dict(part.arrays), part.blob) for name, part in snapshot.parts.items()}
         self.kept = pickle.dumps(replace(snapshot, parts=parts, facts={**snapshot.facts, "device": self.device}))
 
-    def finish(self, snapshot: Any) -> None:
-        self.submit(snapshot)
-
     def outputs(self) -> list[Any]:
         return [self._lines]
 
     def save_requested(self) -> bool:
         return self.stop_at == 0 and self.kept is None
-
-    def busy(self) -> bool:
-        return False
-
-    def commit_seconds(self, new_bytes: int) -> float:
-        return 0.0
-
-    def settle(self) -> None:
-        pass
-
-    def episode(self, timesteps: int, env: int, episode: Mapping[str, Any]) -> None:
-        pass
-
-    def stalled(self, milliseconds: float) -> None:
-        pass
-
-    def phase(self, name: str) -> None:
-        pass
 
     def exactness(self, exact: bool, because: str) -> None:
         assert exact, because

@@ -78,8 +78,6 @@ class Foreign:
 
     @property
     def name(self) -> str:
-        if self.package == _EXAMPLES:
-            return self.environment["file"]  # type: ignore[no-any-return]
         beside = self.environment.get("kwargs", {}).get("env_name")
         return str(self.environment["id"]) + (f" {beside}" if beside else "")
 
@@ -97,6 +95,21 @@ class Foreign:
             "environment": self.environment,
             "hyperparameters": {**_DEFAULTS[self.algorithm], **(self.hyperparameters or {})},
         }
+
+
+@dataclass(frozen=True)
+class Example:
+    """One of this repository's, as it is but for a few fields.
+
+    :ivar name: of its file
+    :ivar set: fields that are set
+    """
+
+    name: str
+    algorithm: str
+    steps: int
+    set: tuple[str, ...] = ()
+    package: str = _EXAMPLES
 
 
 def _of(identifier: str, module: str | None = None, **beside: Any) -> Values:
@@ -266,16 +279,17 @@ FOREIGN: tuple[Foreign, ...] = (
 )  # fmt: skip
 
 
-#: Those of this repository, as they are but for a few fields; F1TENTH's gym is not on PyPI.
-_LEARN = ("--set", "hyperparameters.learning_starts=60")
+#: F1TENTH's gym is not on PyPI.
+_LEARN = ("hyperparameters.learning_starts=60",)
 EXAMPLES = (
-    Foreign(_EXAMPLES, "sac", {"file": "pendulum_sac.yaml", "set": _LEARN}, steps=700),
-    Foreign(_EXAMPLES, "sac", {"file": "own_environment.yaml"}, steps=600),
-    Foreign(_EXAMPLES, "own script", {"file": "own_script.yaml"}, steps=600),
-    Foreign(_EXAMPLES, "sac_multiagent", {"file": "spread_multiagent.yaml", "set": _LEARN}, steps=300),
-    Foreign(_EXAMPLES, "sac", {"file": "racetrack_sac.yaml", "set": _LEARN}, steps=240),
-    Foreign(_EXAMPLES, "sac_multiagent", {"file": "racetrack_multiagent.yaml", "set": _LEARN}, steps=240),
+    Example("pendulum_sac.yaml", "sac", 700, _LEARN),
+    Example("own_environment.yaml", "sac", 600),
+    Example("own_script.yaml", "own script", 600),
+    Example("spread_multiagent.yaml", "sac_multiagent", 300, _LEARN),
+    Example("racetrack_sac.yaml", "sac", 240, _LEARN),
+    Example("racetrack_multiagent.yaml", "sac_multiagent", 240, _LEARN),
 )
+ALL: tuple[Foreign | Example, ...] = (*FOREIGN, *EXAMPLES)
 
 
 @dataclass(frozen=True)
@@ -286,7 +300,7 @@ class Found:
     :ivar because: in words
     """
 
-    foreign: Foreign
+    foreign: Foreign | Example
     outcome: str
     because: str = ""
     provider: str = ""
@@ -356,11 +370,6 @@ def _versions(python: Path, package: str) -> tuple[str, tuple[str, ...]]:
 def attempt(foreign: Foreign) -> Found:
     """Install it, write the run file, prove."""
     begun = time.monotonic()
-    if foreign.package == _EXAMPLES:
-        path = ROOT / "examples" / foreign.name
-        changed = foreign.environment.get("set", ())
-        done = _command(Path(sys.executable), ROOT, "prove", str(path), "--steps", str(foreign.steps), *changed)
-        return Found(foreign, *_judged(done), _provider(done), seconds=time.monotonic() - begun)
     try:
         python = interpreter(foreign)
     except RuntimeError as error:
@@ -377,6 +386,15 @@ def attempt(foreign: Foreign) -> Found:
         done = _command(python, folder, "prove", str(run_file), "--steps", str(foreign.steps))
         outcome, because = _judged(done)
     return Found(foreign, outcome, because, _provider(done), version, time.monotonic() - begun, beside)
+
+
+def attempt_example(example: Example) -> Found:
+    """With the packages that are here."""
+    begun = time.monotonic()
+    changed = [word for field in example.set for word in ("--set", field)]
+    path = str(ROOT / "examples" / example.name)
+    done = _command(Path(sys.executable), ROOT, "prove", path, "--steps", str(example.steps), *changed)
+    return Found(example, *_judged(done), _provider(done), seconds=time.monotonic() - begun)
 
 
 def _provider(done: subprocess.CompletedProcess[str]) -> str:
@@ -465,10 +483,10 @@ def _in_a_cell(text: str) -> str:
 
 
 def read(results: Path) -> list[Values]:
-    """The newest result of each, in the order of FOREIGN, then of EXAMPLES."""
+    """The newest result of each, in the order of ALL."""
     lines = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     newest = {(entry["package"], entry["name"]): entry for entry in lines}
-    return [newest[key] for key in ((each.package, each.name) for each in (*FOREIGN, *EXAMPLES)) if key in newest]
+    return [newest[key] for key in ((each.package, each.name) for each in ALL) if key in newest]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -478,10 +496,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     options.results.parent.mkdir(parents=True, exist_ok=True)
     bad = 0
-    for foreign in (*FOREIGN, *EXAMPLES):
+    for foreign in ALL:
         if options.only not in f"{foreign.package} {foreign.name}":
             continue
-        found = attempt(foreign)
+        found = attempt(foreign) if isinstance(foreign, Foreign) else attempt_example(foreign)
         bad += found.outcome in ("different", "failed")
         with options.results.open("a") as file:
             file.write(json.dumps(found.line()) + "\n")
