@@ -732,6 +732,24 @@ class Stubborn(Steers):
         return 1e-3 * self.steps.steps
 
 
+class Moments(BaseCallback):
+    """Damps what Adam remembers, through references to the very tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moments: list[torch.Tensor] = []
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        if not self.moments:  # the first update makes them
+            states = self.model.policy.optimizer.state.values()
+            self.moments = [tensor for state in states for name, tensor in state.items() if name == "exp_avg"]
+        for moment in self.moments:
+            moment.mul_(0.5)
+
+
 def stock_callbacks() -> list[Any]:
     folder = os.environ["HOLDING"]
     bars = [ProgressBarCallback()] if importlib.util.find_spec("tqdm") else []
@@ -762,6 +780,7 @@ PROGRAMS: dict[str, Callable[[], Program]] = {
     "networks, made at the start": lambda: (ppo(), [Novelty("start")]),
     "networks, made late": lambda: (ppo(), [Novelty("late")]),
     "an algorithm's own": lambda: (ppo(kind=ForwardModel), []),
+    "an optimiser's tensors": lambda: (ppo(), [Moments()]),
     "gradients of two rollouts": lambda: (ppo(kind=Accumulates), []),
     "surgery": lambda: (ppo(), [Surgery()]),
     "a policy's own": lambda: (ppo(policy=Policy), []),

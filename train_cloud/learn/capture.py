@@ -243,7 +243,7 @@ class Capture:
             parts[learner.part("skeleton")] = Part(blob=learner.skeleton)
             facts[name] = {"algorithm": _description(learner.model), "optimizers": rests[name]}
         with undisturbed():
-            blob, own = self._pickle(rests, last)
+            blob, own = self._pickle(rests, last, _beside(tensors))
         large, contents = self._contents.arrays, self._contents.names
         for name, learner in self._learners.items():
             with_it = own if name == _ALONE else {}
@@ -293,7 +293,12 @@ class Capture:
         :return: number of rows that were ever added to the replay buffer, as :meth:`snapshot` was given it
         """
         objects, part = self.objects, snapshot.parts["model"]
-        state = objects.load(part.blob, part.arrays, self._singles)
+        beside = {
+            f"{name}/{key}": array
+            for name, learner in self._learners.items()
+            for key, array in snapshot.parts[learner.part("model")].arrays.items()
+        }
+        state = objects.load(part.blob, part.arrays, self._singles, beside)
         self._contents.restored(part)
         self._submitted = frozenset(part.contents.values())
         set_anew = set(snapshot.facts.get("set_anew", ()))  # what a fork has changed
@@ -303,7 +308,7 @@ class Capture:
         counts = {}
         for name, learner in self._learners.items():
             own = state["learners"][name] if name else state
-            counts[name] = learner.restore(snapshot, own, set_anew)
+            counts[name] = learner.restore(snapshot, own, set_anew, objects.tensors)
         if _ALONE not in self._learners:
             restore_attributes(self.model, state["algorithm"], set_anew)
             self.model.rows = dict(counts)  # type: ignore[attr-defined]
@@ -329,7 +334,9 @@ class Capture:
         set_generators(state["generators"])  # nothing after this may draw
         return last
 
-    def _pickle(self, rests: Mapping[str, Any], last: int) -> tuple[bytes, dict[str, torch.Tensor]]:
+    def _pickle(
+        self, rests: Mapping[str, Any], last: int, beside: Mapping[int, str]
+    ) -> tuple[bytes, dict[str, torch.Tensor]]:
         objects = self.objects
         learners = {
             name: learner.state(rests[name], self._found[_path_of(name)]) for name, learner in self._learners.items()
@@ -352,7 +359,7 @@ class Capture:
             **objects.states(),
         }
         try:
-            return objects.dump(state, self._singles, self._contents)
+            return objects.dump(state, self._singles, self._contents, beside)
         except FAILURES as error:
             what = next((name for name, value in state.items() if not _can_be_pickled(value, self._singles)), "state")
             raise TrainCloudError(
@@ -448,10 +455,21 @@ class _Learner:
         replay = {} if self.ring is None else self.ring.state()
         return {"rest": rest, "replay": replay, "algorithm": attributes_of(self.model, found)}
 
-    def restore(self, snapshot: Snapshot, state: Mapping[str, Any], set_anew: Collection[str]) -> int:
-        """:return: number of rows that were ever added to its buffer"""
+    def restore(
+        self,
+        snapshot: Snapshot,
+        state: Mapping[str, Any],
+        set_anew: Collection[str],
+        others_have: Mapping[str, torch.Tensor],
+    ) -> int:
+        """
+        :param others_have: tensors to put back that other objects hold too, by the names of :func:`_beside`
+        :return: number of rows that were ever added to its buffer
+        """
         last = 0 if self.ring is None else self.ring.load(snapshot.streams[self.part(REPLAY)], state["replay"])
-        _set_tensors(self.model, self.noise, tensors_in(snapshot.parts[self.part("model")]), state["rest"])
+        tensors = tensors_in(snapshot.parts[self.part("model")])
+        tensors = {name: others_have.get(f"{self.name}/{name}", tensor) for name, tensor in tensors.items()}
+        _set_tensors(self.model, self.noise, tensors, state["rest"])
         restore_attributes(self.model, state["algorithm"], set_anew)
         return last
 
@@ -729,6 +747,20 @@ def _tensors(
         tensors[f"sde|{index}|mat"] = distribution.exploration_mat
         tensors[f"sde|{index}|mats"] = distribution.exploration_matrices
     return tensors, rest
+
+
+def _beside(tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[int, str]:
+    """By id, the tensors that optimisers and gSDE have made, as which the restored ones are put back: whoever holds one
+    of these, a callback that scales Adam's moments, goes on holding the very one.
+
+    :param tensors: of each learner, as :func:`_tensors` names them
+    """
+    return {
+        id(tensor): f"{learner}/{name}"
+        for learner, named in tensors.items()
+        for name, tensor in named.items()
+        if "|state|" in name or name.startswith("sde|")
+    }
 
 
 def parameters_of(

@@ -141,6 +141,9 @@ class Objects:
         """Environments that were found besides the training's own, by path."""
         self.captured: dict[int, Any] = {}
         """After :meth:`dump`: the objects that are in the pickle, by id."""
+        self.tensors: dict[str, torch.Tensor] = {}
+        """After :meth:`load`: those that the pickle refers to, for whoever puts them back."""
+        self._beside: Mapping[str, Array] = {}
         self._known: dict[int, _Known] = {}
         self._paths: dict[str, _Known] = {}
         self._references: dict[int, tuple[str, Any]] = {}
@@ -325,12 +328,13 @@ class Objects:
             return None
 
     def dump(
-        self, state: dict[str, Any], envs: Sequence[Any], contents: Contents
+        self, state: dict[str, Any], envs: Sequence[Any], contents: Contents, beside: Mapping[int, str]
     ) -> tuple[bytes, dict[str, torch.Tensor]]:
         """One pickle of everything; what cannot be in it is left out and named.
 
         :param state: by name; of ``algorithm``, ``callbacks`` and the like, what a value is in can be told
         :param contents: takes what is large in it
+        :param beside: id of a tensor that somebody else saves → its name
         :return: the pickle, and the tensors that travel beside it, by name
         :raises Exception: whatever an object raises that is in none of these
         """
@@ -338,7 +342,7 @@ class Objects:
             for place in self._dropped:
                 place.drop(state)
             stream = contents.begin()
-            pickler = LearnerPickler(stream, envs, self._references, frozenset(self._left))
+            pickler = LearnerPickler(stream, envs, self._references, frozenset(self._left), beside)
             try:
                 pickler.dump(state)
             except FAILURES as error:
@@ -465,9 +469,18 @@ class Objects:
         """See :class:`~train_cloud.learn.pickling.Live`."""
         return self._arrays[name]
 
-    def load(self, blob: bytes, arrays: Mapping[str, Array], envs: Sequence[Any]) -> Any:
-        """Read a pickle; references lead to the live objects, whose states are as they were."""
-        self._arrays = arrays
+    def beside(self, name: str, device: str) -> torch.Tensor:
+        """See :class:`~train_cloud.learn.pickling.Live`."""
+        if name not in self.tensors:
+            self.tensors[name] = torch.from_numpy(self._beside[name].copy()).to(device)
+        return self.tensors[name]
+
+    def load(self, blob: bytes, arrays: Mapping[str, Array], envs: Sequence[Any], beside: Mapping[str, Array]) -> Any:
+        """Read a pickle; references lead to the live objects, whose states are as they were.
+
+        :param beside: what somebody else has saved, by the names that :meth:`dump` was given
+        """
+        self._arrays, self._beside, self.tensors = arrays, beside, {}
         return read(blob, envs, self)
 
     def relink(self, state: dict[str, Any]) -> None:

@@ -104,6 +104,9 @@ class Live(Protocol):
     def array(self, name: str) -> Array:
         """The array that travelled beside the pickle."""
 
+    def beside(self, name: str, device: str) -> Any:
+        """The tensor of that name that somebody else saves, and puts back: the very one."""
+
 
 _live: ContextVar[Live] = ContextVar("train_cloud_live_objects")
 
@@ -128,6 +131,10 @@ def _tensor(name: str, dtype: str, device: str, requires_grad: bool, parameter: 
     if kind.type != "cuda" or torch.cuda.is_available():
         made = made.to(kind)
     return torch.nn.Parameter(made, requires_grad) if parameter else made.requires_grad_(requires_grad)
+
+
+def _beside(name: str, device: str) -> Any:
+    return _live.get().beside(name, device)
 
 
 def _saved_tensor(blob: bytes) -> Any:
@@ -183,6 +190,7 @@ class LearnerPickler(Pickler):
     :param envs: as for :class:`train_cloud.envs.state.Pickler`
     :param references: id of a live object → its path and what it is, see :meth:`Live.at`
     :param left: classes of which no object is kept
+    :param beside: id of a tensor that somebody else saves → its name, see :meth:`Live.beside`
     """
 
     def __init__(
@@ -191,8 +199,10 @@ class LearnerPickler(Pickler):
         envs: Sequence[Any] = (),
         references: Mapping[int, tuple[str, Any]] | None = None,
         left: frozenset[type] = frozenset(),
+        beside: Mapping[int, str] | None = None,
     ) -> None:
         super().__init__(file, envs)
+        self._beside = beside or {}
         self._references = references or {}
         self._kept_out = left
         self._whole = False
@@ -204,6 +214,8 @@ class LearnerPickler(Pickler):
     def reducer_override(self, obj: Any) -> Any:
         if id(obj) in self._references:
             return _at, self._references[id(obj)]
+        if id(obj) in self._beside:
+            return _beside, (self._beside[id(obj)], str(obj.device))
         kind = type(obj)
         if kind is np.ndarray:
             return self.reduce_view(obj)
@@ -376,6 +388,9 @@ class Nowhere:
 
     def array(self, name: str) -> Array:
         return self._arrays[name]
+
+    def beside(self, name: str, device: str) -> Any:
+        return StandIn(name)
 
     def __contains__(self, path: object) -> bool:
         """Whether it was referred to."""
