@@ -357,10 +357,9 @@ def _stretch(run: Values, choice: Any, stop_at: int | None, begin: str | None) -
 @contextlib.contextmanager
 def warm_parent() -> Iterator[Any]:
     """A process that has imported everything, to fork from."""
-    from sessions import WARM, forking
+    from sessions import forking
 
-    with forking() as context:
-        context.set_forkserver_preload([*WARM, "exactness"])
+    with forking("exactness") as context:
         yield context
 
 

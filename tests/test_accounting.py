@@ -27,7 +27,7 @@ import pytest
 import reached
 import torch
 from sb3_contrib import RecurrentPPO
-from sessions import WARM, forking
+from sessions import forking
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.callbacks import CallbackList
 from stable_baselines3.common.env_util import make_vec_env
@@ -120,8 +120,7 @@ def _stretch(program: str, fault: str, stop_at: int | None, begin: str | None, o
 
 @pytest.fixture(scope="module")
 def context() -> Iterator[Any]:
-    with forking() as found:
-        found.set_forkserver_preload([*WARM, "test_accounting"])
+    with forking("test_accounting") as found:
         yield found
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import holding
 import pytest
-from sessions import WARM, forking
+from sessions import forking
 
 from train_cloud.learn.callback import IdleHost
 from train_cloud.snapshot import Part, Rows
@@ -94,8 +94,7 @@ def _stretch(name: str, stop_at: int | None, begin: str | None) -> dict[str, Any
 
 @pytest.fixture(scope="module")
 def context() -> Iterator[Any]:
-    with forking() as found:
-        found.set_forkserver_preload([*WARM, "tqdm", "test_objects"])
+    with forking("tqdm", "test_objects") as found:
         yield found
 
 
