@@ -733,11 +733,14 @@ class Stubborn(Steers):
 
 
 class Moments(BaseCallback):
-    """Damps what Adam remembers, through references to the very tensors."""
+    """Damps what Adam remembers, and moves weights, through the very tensors and through others with their memory."""
 
     def __init__(self) -> None:
         super().__init__()
         self.moments: list[torch.Tensor] = []
+        self.weights: dict[str, torch.Tensor] = {}
+        table = torch.zeros(3, 4)
+        self.row, self.table = table[1], table
 
     def _on_step(self) -> bool:
         return True
@@ -746,8 +749,16 @@ class Moments(BaseCallback):
         if not self.moments:  # the first update makes them
             states = self.model.policy.optimizer.state.values()
             self.moments = [tensor for state in states for name, tensor in state.items() if name == "exp_avg"]
+            self.weights = self.model.policy.state_dict()
+            self.late = torch.arange(6.0)
+            self.views = [self.late[1:4], self.late.view(2, 3)]
+            return
         for moment in self.moments:
             moment.mul_(0.5)
+        self.row += 1
+        self.views[0] += 0.1
+        shift = float(self.table.sum() + self.late.sum() + self.views[1].sum())
+        self.weights["action_net.bias"].add_(1e-3 * np.sin(shift))
 
 
 def stock_callbacks() -> list[Any]:
@@ -780,7 +791,7 @@ PROGRAMS: dict[str, Callable[[], Program]] = {
     "networks, made at the start": lambda: (ppo(), [Novelty("start")]),
     "networks, made late": lambda: (ppo(), [Novelty("late")]),
     "an algorithm's own": lambda: (ppo(kind=ForwardModel), []),
-    "an optimiser's tensors": lambda: (ppo(), [Moments()]),
+    "tensors in others' memory": lambda: (ppo(), [Moments()]),
     "gradients of two rollouts": lambda: (ppo(kind=Accumulates), []),
     "surgery": lambda: (ppo(), [Surgery()]),
     "a policy's own": lambda: (ppo(policy=Policy), []),

@@ -335,7 +335,7 @@ class Capture:
         return last
 
     def _pickle(
-        self, rests: Mapping[str, Any], last: int, beside: Mapping[int, str]
+        self, rests: Mapping[str, Any], last: int, beside: Mapping[str, torch.Tensor]
     ) -> tuple[bytes, dict[str, torch.Tensor]]:
         objects = self.objects
         learners = {
@@ -749,14 +749,14 @@ def _tensors(
     return tensors, rest
 
 
-def _beside(tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[int, str]:
-    """By id, the tensors that optimisers and gSDE have made, as which the restored ones are put back: whoever holds one
+def _beside(tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The tensors that optimisers and gSDE have made, as which the restored ones are put back: whoever holds one
     of these, a callback that scales Adam's moments, goes on holding the very one.
 
     :param tensors: of each learner, as :func:`_tensors` names them
     """
     return {
-        id(tensor): f"{learner}/{name}"
+        f"{learner}/{name}": tensor
         for learner, named in tensors.items()
         for name, tensor in named.items()
         if "|state|" in name or name.startswith("sde|")

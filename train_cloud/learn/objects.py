@@ -328,13 +328,13 @@ class Objects:
             return None
 
     def dump(
-        self, state: dict[str, Any], envs: Sequence[Any], contents: Contents, beside: Mapping[int, str]
+        self, state: dict[str, Any], envs: Sequence[Any], contents: Contents, beside: Mapping[str, torch.Tensor]
     ) -> tuple[bytes, dict[str, torch.Tensor]]:
         """One pickle of everything; what cannot be in it is left out and named.
 
         :param state: by name; of ``algorithm``, ``callbacks`` and the like, what a value is in can be told
         :param contents: takes what is large in it
-        :param beside: id of a tensor that somebody else saves → its name
+        :param beside: tensors that somebody else saves, by name
         :return: the pickle, and the tensors that travel beside it, by name
         :raises Exception: whatever an object raises that is in none of these
         """
@@ -342,7 +342,8 @@ class Objects:
             for place in self._dropped:
                 place.drop(state)
             stream = contents.begin()
-            pickler = LearnerPickler(stream, envs, self._references, frozenset(self._left), beside)
+            lasting = (tensor for _, tensor in self._tensors)
+            pickler = LearnerPickler(stream, envs, self._references, frozenset(self._left), beside, lasting)
             try:
                 pickler.dump(state)
             except FAILURES as error:

@@ -21,7 +21,7 @@ import threading
 import types
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -137,6 +137,13 @@ def _beside(name: str, device: str) -> Any:
     return _live.get().beside(name, device)
 
 
+def _alias(owner: Any, size: Sequence[int], stride: Sequence[int], offset: int, requires_grad: bool) -> Any:
+    """A tensor in the memory of another one."""
+    if not isinstance(owner, torch.Tensor):
+        return owner  # a stand-in, where a state is read without its program
+    return owner.detach().as_strided(size, stride, offset).requires_grad_(requires_grad)
+
+
 def _saved_tensor(blob: bytes) -> Any:
     return torch.load(io.BytesIO(blob), map_location="cpu", weights_only=False)
 
@@ -190,7 +197,8 @@ class LearnerPickler(Pickler):
     :param envs: as for :class:`train_cloud.envs.state.Pickler`
     :param references: id of a live object → its path and what it is, see :meth:`Live.at`
     :param left: classes of which no object is kept
-    :param beside: id of a tensor that somebody else saves → its name, see :meth:`Live.beside`
+    :param beside: tensors that somebody else saves, by name, see :meth:`Live.beside`
+    :param lasting: others that are referred to: what shares its memory with one of all these will again
     """
 
     def __init__(
@@ -199,10 +207,13 @@ class LearnerPickler(Pickler):
         envs: Sequence[Any] = (),
         references: Mapping[int, tuple[str, Any]] | None = None,
         left: frozenset[type] = frozenset(),
-        beside: Mapping[int, str] | None = None,
+        beside: Mapping[str, torch.Tensor] | None = None,
+        lasting: Iterable[torch.Tensor] = (),
     ) -> None:
         super().__init__(file, envs)
-        self._beside = beside or {}
+        self._beside = {id(tensor): name for name, tensor in (beside or {}).items()}
+        known = (*lasting, *(beside or {}).values())
+        self._owners = {_memory_of(tensor): tensor for tensor in known if _is_dense(tensor)}
         self._references = references or {}
         self._kept_out = left
         self._whole = False
@@ -225,6 +236,23 @@ class LearnerPickler(Pickler):
         rule = _rule_of(kind)
         found = NotImplemented if rule is None else rule(self, obj)
         return super().reducer_override(obj) if found is NotImplemented else found
+
+    def owner_of(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """The tensor that has the whole memory which this one lies in; None where none is known."""
+        memory = _memory_of(tensor)
+        if memory not in self._owners:
+            base = tensor if tensor._base is None else tensor._base
+            if base.dtype is tensor.dtype and base.nbytes == base.untyped_storage().nbytes() > 0:
+                self._owners[memory] = base
+        return self._owners.get(memory)
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    return tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_meta
+
+
+def _memory_of(tensor: torch.Tensor) -> tuple[int, torch.dtype]:
+    return tensor.untyped_storage().data_ptr(), tensor.dtype
 
 
 _Rule = Callable[[LearnerPickler, Any], Any]
@@ -264,12 +292,16 @@ def _reduce_value(pickler: LearnerPickler, value: Value) -> Any:
 
 
 def _reduce_tensor(pickler: LearnerPickler, tensor: torch.Tensor, name: str | None = None) -> Any:
-    dense = tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_meta
     plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and not (tensor.is_conj() or tensor.is_neg())
-    if not dense or not plain:
+    if not _is_dense(tensor) or not plain:
         file = io.BytesIO()
         torch.save(tensor, file)
         return _saved_tensor, (file.getvalue(),)
+    # What `detach()`, `.data` or `state_dict()` gave is another tensor with the same memory.
+    owner = pickler.owner_of(tensor) if name is None else None
+    if owner is not None and owner is not tensor:
+        place = tuple(tensor.size()), tensor.stride(), tensor.storage_offset()
+        return _alias, (owner, *place, tensor.requires_grad and tensor.is_leaf)
     name = name or f"{UNNAMED}t{len(pickler.tensors)}"
     pickler.tensors[name] = tensor
     dtype = str(tensor.dtype).removeprefix("torch.")
