@@ -14,9 +14,8 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
 export TF_DATA_DIR=$scratch/data TF_IN_AUTOMATION=1 TF_INPUT=0 CHECKPOINT_DISABLE=1
-mirror=$("$python" -c 'from pathlib import Path
-from train_cloud.rehearsal.terraform import find_mirror
-print(find_mirror(Path.cwd()) or "")')
+mirror=$("$python" -c 'from train_cloud.rehearsal.terraform import find_mirror
+print(find_mirror() or "")')
 if [[ -n $mirror ]]; then
 	cat >"$scratch/terraform.rc" <<-EOF
 		provider_installation {

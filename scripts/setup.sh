@@ -69,7 +69,7 @@ if ! "$venv/bin/python" -c 'import torch' 2>/dev/null; then
 	install_torch
 fi
 say 'installing train-cloud and its tools'
-pip_install -e '.[rehearsal,examples,contrib,wandb,dev]'
+pip_install -e '.[sb3,rehearsal,examples,contrib,wandb,dev]'
 pip_install -e '.[environments]' 2>/dev/null || say 'going on without MuJoCo, Box2D or Atari: their tests say what is missing'
 install_terraform
 touch "$venv/.installed"

@@ -11,9 +11,10 @@ locals {
   root       = var.prefix == "" ? "" : "${var.prefix}/"
   store_url  = trimsuffix("s3://${local.bucket}/${local.root}", "/")
 
-  repository = "${path.module}/.."
+  # The package that the worker installs: beside this folder in a checkout, inside it where `train-cloud init` wrote it.
+  repository = fileexists("${path.module}/package/pyproject.toml") ? "${path.module}/package" : "${path.module}/.."
   package = setunion(
-    fileset(local.repository, "{pyproject.toml,README.md,LICENSE}"),
+    fileset(local.repository, "{pyproject.toml,setup.py,README.md,LICENSE}"),
     fileset(local.repository, "train_cloud/**"),
     fileset(local.repository, "bootstrap/**"),
     fileset(local.repository, "systemd/**"),
@@ -62,7 +63,7 @@ locals {
 
   package_code = {
     for file in local.package : "package/${file}" => "${local.repository}/${file}"
-    if !strcontains(file, "__pycache__/") && !endswith(file, ".pyc")
+    if !strcontains(file, "__pycache__/") && !endswith(file, ".pyc") && !startswith(file, "train_cloud/_shipped/")
   }
   package_sums = { for name, file in local.package_code : name => filesha256(file) }
   code         = { for id, files in local.user_files : id => merge(local.package_code, { for file in files : "user/${file}" => "${local.user_folder[id]}/${file}" }) }

@@ -38,10 +38,10 @@ locals {
   user_data = {
     for id, environment in local.environment : id => templatefile("${path.module}/user_data.sh.tftpl", {
       environment = environment
-      versions    = file("${path.module}/../bootstrap/versions.env")
-      library     = file("${path.module}/../bootstrap/lib.sh")
-      tools       = file("${path.module}/../bootstrap/tools.sh")
-      ending      = file("${path.module}/../bootstrap/ending.sh")
+      versions    = file("${local.repository}/bootstrap/versions.env")
+      library     = file("${local.repository}/bootstrap/lib.sh")
+      tools       = file("${local.repository}/bootstrap/tools.sh")
+      ending      = file("${local.repository}/bootstrap/ending.sh")
     })
   }
 }

@@ -950,6 +950,7 @@ printf 'sb3-contrib>=2.7,<3\\n-r\\n{boot.root}/opt/train-cloud/code/user/require
         assert " --dry-run torch>=" in installs[0] and "the driver knows CUDA 12.4, torch needs 12.8" in done.stdout
     assert len(installs) == 3
     assert all("torch==2.9.0 " in line for line in installs[:2]), "the user's word on torch counts at once"
+    assert "[sb3] torch>=" in installs[1], "the package with what trains"
     assert installs[-1].endswith(f" sb3-contrib>=2.7,<3 -r {boot.root}/opt/train-cloud/code/user/requirements.txt ")
     assert {line for line in asked if line.startswith("constraints")} == {"constraints: "}
 

@@ -73,6 +73,7 @@ FROZEN = {
     "InputError": 64,
     "NotYet": 64,
     "Refused": 64,
+    "NotInstalled": 64,
     "Interrupted": 75,
     "Fenced": 73,
     "NotExact": 1,

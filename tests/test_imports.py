@@ -13,7 +13,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "train_cloud"
-BASE = {"child_process", "errors", "generators", "hash_seed", "installed", "safe_text", "snapshot"}
+BASE = {
+    *("child_process", "errors", "extras", "generators", "hash_seed", "installed", "safe_text", "shipped", "snapshot")
+}
 STORED = BASE | {"config", "store", "run", "checkpoint"}
 ALLOWED = {
     "child_process": set(),
@@ -23,6 +25,9 @@ ALLOWED = {
     "generators": set(),
     "hash_seed": set(),
     "installed": set(),
+    "extras": {"errors", "installed"},
+    "shipped": set(),
+    "starter": {"errors", "shipped"},
     "config": BASE,
     "store": BASE | {"config"},
     "run": BASE | {"config", "store"},

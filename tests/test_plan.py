@@ -624,7 +624,7 @@ def test_the_tested_provider_is_locked_and_the_next_major_refused(tmp_path: Path
     assert len(re.findall(r'"zh:[0-9a-f]{64}"', lock)) >= 10, "the platforms that others have"
     assert subprocess.run(["git", "check-ignore", "-q", MODULE / ".terraform.lock.hcl"], cwd=REPOSITORY).returncode == 1
     platform = json.loads(subprocess.check_output(["terraform", "version", "-json"]))["platform"]
-    mirror = find_mirror(REPOSITORY)
+    mirror = find_mirror()
 
     def init(*offered: str, locked: bool) -> str:
         """What Terraform says where exactly these versions are to be had."""

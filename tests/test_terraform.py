@@ -27,11 +27,12 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
+from train_cloud import shipped
 from train_cloud.config.code import code_digests
 from train_cloud.errors import InputError, Interrupted, TrainCloudError
 from train_cloud.instance.permissions import needs
 from train_cloud.rehearsal.aws import EmbeddedAws
-from train_cloud.rehearsal.terraform import Terraform, find_mirror, repository_root, worker_environment
+from train_cloud.rehearsal.terraform import Terraform, find_mirror, worker_environment
 from train_cloud.report.status import run_status
 from train_cloud.run.head import Head, pack_head, read_head
 from train_cloud.run.layout import LAUNCHED, run_url
@@ -213,12 +214,12 @@ def test_the_provider_is_found_on_disk(tmp_path: Path, monkeypatch: pytest.Monke
     lies = tmp_path / "plugins" / "registry.terraform.io" / "hashicorp" / "aws"
     lies.mkdir(parents=True)
     monkeypatch.setenv("TF_PLUGIN_DIR", str(tmp_path / "plugins"))
-    assert find_mirror(REPOSITORY) == tmp_path / "plugins"
+    assert find_mirror() == tmp_path / "plugins"
     monkeypatch.setenv("TF_PLUGIN_DIR", str(tmp_path / "plugins" / "registry.terraform.io"))
-    assert find_mirror(REPOSITORY) == tmp_path / "plugins"
+    assert find_mirror() == tmp_path / "plugins"
     monkeypatch.setenv("TF_PLUGIN_DIR", str(tmp_path))
     with pytest.raises(InputError, match="TF_PLUGIN_DIR"):
-        find_mirror(REPOSITORY)
+        find_mirror()
     monkeypatch.delenv("TF_PLUGIN_DIR")
     monkeypatch.setattr("train_cloud.rehearsal.terraform.MIRROR_ROOTS", (str(tmp_path),))
     monkeypatch.setenv("TF_CLI_CONFIG_FILE", str(tmp_path / "absent"))
@@ -231,7 +232,7 @@ def test_the_provider_is_found_on_disk(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_no_terraform_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    if (repository_root() / ".tools" / "terraform").exists():
+    if (shipped.tools() / "terraform").exists():
         pytest.skip("this checkout has a Terraform of its own")
     with EmbeddedAws() as aws, pytest.raises(InputError, match=r"install Terraform .* or run scripts/get_terraform.sh"):
         Terraform(tmp_path / "work", aws)

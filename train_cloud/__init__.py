@@ -1,9 +1,19 @@
 """Train RL agents on interruptible machines: exact resume, one writer, and the money stops.
 
-For scripts of one's own; importing this costs nothing, calling loads what it needs::
+In a training script of your own, which ``train-cloud train`` starts::
 
     run = train_cloud.run_file()
     model.learn(run.total_timesteps, callback=train_cloud.checkpoints())
+
+From outside, what the commands do::
+
+    run = train_cloud.load_run_file("run.yaml")
+    train_cloud.train("run.yaml", store="./store")
+    print(train_cloud.run_status("./store", run.run_id).state)
+    train_cloud.export("./store", run.run_id, out="final")
+
+Importing this costs nothing; the first use of a name loads what it needs. ``train``, ``export``, ``checkpoints`` and
+``stateful`` need the extra ``sb3``.
 """
 
 from __future__ import annotations
@@ -11,23 +21,71 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from train_cloud.config import RunFile, load_run_file
     from train_cloud.config.current import artifact_folder, run_file
+    from train_cloud.errors import Fenced, InputError, Interrupted, TrainCloudError
     from train_cloud.learn.callback import checkpoints, stateful
+    from train_cloud.report.status import RunStatus, run_ids, run_status
+    from train_cloud.store import ObjectStore, open_store
+    from train_cloud.worker.export import export
+    from train_cloud.worker.train import train
 
-__all__ = ["artifact_folder", "checkpoints", "run_file", "stateful"]
+    __version__: str
+
+__all__ = [
+    "Fenced",
+    "InputError",
+    "Interrupted",
+    "ObjectStore",
+    "RunFile",
+    "RunStatus",
+    "TrainCloudError",
+    "__version__",
+    "artifact_folder",
+    "checkpoints",
+    "export",
+    "load_run_file",
+    "open_store",
+    "run_file",
+    "run_ids",
+    "run_status",
+    "stateful",
+    "train",
+]
 
 _HOMES = {
+    "Fenced": "train_cloud.errors",
+    "InputError": "train_cloud.errors",
+    "Interrupted": "train_cloud.errors",
+    "ObjectStore": "train_cloud.store",
+    "RunFile": "train_cloud.config",
+    "RunStatus": "train_cloud.report.status",
+    "TrainCloudError": "train_cloud.errors",
     "artifact_folder": "train_cloud.config.current",
     "checkpoints": "train_cloud.learn.callback",
+    "export": "train_cloud.worker.export",
+    "load_run_file": "train_cloud.config",
+    "open_store": "train_cloud.store",
     "run_file": "train_cloud.config.current",
+    "run_ids": "train_cloud.report.status",
+    "run_status": "train_cloud.report.status",
     "stateful": "train_cloud.learn.callback",
+    "train": "train_cloud.worker.train",
 }
 
 
 def __getattr__(name: str) -> Any:
     """PEP 562: ``import train_cloud`` loads neither torch nor pydantic."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("train-cloud")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -6,6 +6,7 @@
     ├── InputError (ValueError)       64   a run file, option or variable is wrong: fix it, nothing was changed
     │   └── NotYet                    64   valid in the schema, not implemented in this version
     ├── Refused                       64   the same, found by a process of ours
+    ├── NotInstalled                  64   it takes an extra of the package that is not installed
     ├── Interrupted                   75   stopped by a signal after a commit; the next session goes on from it
     ├── Fenced                        73   a newer worker owns the run; this one may not commit
     ├── NotExact                       1   interrupted and resumed, a run came to another result than uninterrupted
@@ -73,6 +74,24 @@ class Refused(TrainCloudError):
     """A process of ours has refused what the user gave; the message is its own."""
 
     exit_code = InputError.exit_code
+
+
+class NotInstalled(TrainCloudError):
+    """A library is missing that an extra of the package brings.
+
+    :param module: that cannot be imported
+    :param extra: brings it
+    :param what: needs it, as the subject of a sentence
+    """
+
+    exit_code = InputError.exit_code
+
+    def __init__(self, module: str, extra: str, what: str) -> None:
+        self.module, self.extra, self.what = module, extra, what
+        super().__init__(f"{what} needs {module}, which is not installed: pip install 'train-cloud[{extra}]'")
+
+    def __reduce__(self) -> tuple[type[NotInstalled], tuple[str, str, str]]:
+        return type(self), (self.module, self.extra, self.what)
 
 
 class NotYet(InputError):

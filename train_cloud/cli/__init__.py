@@ -12,8 +12,8 @@ from typing import Annotated
 
 import typer
 
-from train_cloud import hash_seed
-from train_cloud.cli import account, artifacts, evaluate, files, rehearse, report, runs, train, worker
+from train_cloud import extras, hash_seed
+from train_cloud.cli import account, artifacts, evaluate, files, init, rehearse, report, runs, train, worker
 from train_cloud.errors import Interrupted, TrainCloudError
 from train_cloud.installed import is_installed
 from train_cloud.safe_text import adopt, clean, guarded, show_traceback
@@ -37,7 +37,6 @@ app = typer.Typer(
     epilog="**Exit codes**\n\n" + "\n".join(f"- `{code:>2}` {meaning}" for code, meaning in EXIT_CODES.items()),
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -52,9 +51,9 @@ class _ToStderr(logging.Handler):
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        import train_cloud
 
-        typer.echo(f"train-cloud {version('train-cloud')}")
+        typer.echo(f"train-cloud {train_cloud.__version__}")
         raise typer.Exit
 
 
@@ -70,7 +69,7 @@ def _root(
     logging.getLogger("train_cloud").setLevel(logging.INFO)
 
 
-for module in (train, files, rehearse, report, artifacts, evaluate, runs, account, worker):
+for module in (init, train, files, rehearse, report, artifacts, evaluate, runs, account, worker):
     module.register(app)
 
 
@@ -94,8 +93,11 @@ def _run(arguments: Sequence[str] | None) -> int:
             hash_seed.fix()
         app(args=arguments, prog_name="train-cloud")
     except TrainCloudError as error:
-        print(f"train-cloud: {' '.join(clean(str(error)).split())}", file=sys.stderr)
-        return error.exit_code
+        return _refused(error)
+    except ModuleNotFoundError as error:
+        if (missing := extras.explained(error)) is None:
+            raise
+        return _refused(missing)
     except KeyboardInterrupt:
         return Interrupted.exit_code
     except BrokenPipeError:  # whoever read our output has left
@@ -113,6 +115,11 @@ def _run(arguments: Sequence[str] | None) -> int:
         codes: dict[object, int] = {None: 0, 2: 64, 130: Interrupted.exit_code}
         return codes.get(leaving.code, leaving.code if isinstance(leaving.code, int) else 1)
     return 0
+
+
+def _refused(error: TrainCloudError) -> int:
+    print(f"train-cloud: {' '.join(clean(str(error)).split())}", file=sys.stderr)
+    return error.exit_code
 
 
 def _in_code_of_the_users(error: BaseException) -> bool:

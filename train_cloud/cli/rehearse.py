@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from train_cloud import extras
 from train_cloud.cli import options
 
 
@@ -37,6 +38,8 @@ def rehearse(
 
     `train-cloud rehearse examples/pendulum_sac.yaml`
     """
+    extras.need("stable_baselines3", "rehearse")
+    extras.need("moto", "rehearse")
     from train_cloud.rehearsal.rehearse import rehearse as rehearse_run
 
     raise typer.Exit(rehearse_run(run_file, overrides=overrides or (), output=out, machine=machine))

@@ -9,9 +9,12 @@ from typing import Annotated
 
 import typer
 
+from train_cloud import extras
 from train_cloud.cli import options
 from train_cloud.cli.terminal import echo
 from train_cloud.errors import NotExact
+
+_TRAINER = "stable_baselines3"
 
 
 def register(app: typer.Typer) -> None:
@@ -29,7 +32,7 @@ def validate(
         bool, typer.Option("--prove", help="Also interrupt, resume and compare a short training: a small prove.")
     ] = False,
 ) -> None:
-    """Check a run file by building what it describes.
+    """Check a run file by building what it describes; without the extra `sb3`, what can be told from the file alone.
 
     Makes model and environment, steps twice, trains once, takes one snapshot; writes nothing. Estimates memory and
     checkpoints, and refuses what an instance has no room for. With `--store` also whether the run id may be used there.
@@ -48,6 +51,12 @@ def validate(
 
         check_standing(store, checked)
     hide_variables(checked, warn=True)
+    if not extras.is_here(_TRAINER):
+        if prove_too:
+            extras.need(_TRAINER, "validate --prove")
+        echo(f"{checked.run_id}: the run file is right in itself")
+        echo("  not tried     whether it can be trained: that takes pip install 'train-cloud[sb3]'")
+        return
     os.environ.update(checked.env)  # before torch, which reads some when it is imported
     from train_cloud.learn.environment import StateTrial
 
@@ -141,6 +150,7 @@ _MOST_DIFFERENCES = 12
 
 def _prove(run_file: Path, run_id: str, steps: int | None, overrides: list[str] | None, *, quick: bool) -> None:
     """:raises NotExact: the two differ"""
+    extras.need(_TRAINER, "prove")
     from train_cloud.worker.prove import prove as prove_run
 
     def say(text: str) -> None:
@@ -197,6 +207,7 @@ def train(
 
     `train-cloud train run.yaml --store ./store --set total_timesteps=2e6`
     """
+    extras.need(_TRAINER, "train")
     from train_cloud.worker.train import train as train_run
 
     changes = options.with_schedule_total(overrides, schedule_total)

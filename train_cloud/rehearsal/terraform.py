@@ -16,20 +16,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from train_cloud import shipped
 from train_cloud.errors import InputError, TrainCloudError
 from train_cloud.rehearsal.aws import EmbeddedAws
 
 PROVIDER = "registry.terraform.io/hashicorp/aws"
-#: The module, and what it reads beside itself.
-COPIED = ("terraform", "pyproject.toml", "README.md", "LICENSE", "train_cloud", "bootstrap", "systemd")
 #: Where a filesystem mirror may lie, and how many folders below it is looked for.
 MIRROR_ROOTS = ("~/.terraform.d", "~/.local/share/terraform", "/usr/local/share", "/usr/share", "/opt", "/srv")
 MIRROR_DEPTH = 3
 #: seconds; apply takes about 15 and destroy about 10
 LIMIT = 600.0
 
-# The lock file travels: the rehearsal runs the provider that everybody else runs.
-_IGNORED = shutil.ignore_patterns("__pycache__", "tests", ".terraform", "*.tfstate*", "*.tfvars", "*.tfvars.json")
 _VARIABLES = "rehearsal.auto.tfvars.json"
 _SERVICES = ("autoscaling", "ec2", "iam", "kms", "logs", "s3", "sns", "ssm", "sts")
 _REFUSALS = ("Invalid value for variable", "Resource precondition failed", "Resource postcondition failed")
@@ -59,15 +56,14 @@ class Terraform:
         lifecycle_rule: bool = False,
         on_event: Callable[[str, str], None] | None = None,
     ) -> None:
-        repository = repository_root()
-        self._executable = _executable(repository)
+        self._executable = _executable()
         self._on_event = on_event or (lambda address, done: None)
         self._folder = folder.absolute()
         self._module = self._folder / "terraform"
-        _copy(repository, self._folder)
+        shipped.copy(("terraform", *shipped.WORKER), self._folder)
         override = _override(aws) + ("" if lifecycle_rule else _LIFECYCLE)
         (self._module / "rehearsal_override.tf").write_text(override)
-        self._environment = {**_environment(repository, self._folder), **aws.environment()}
+        self._environment = {**_environment(self._folder), **aws.environment()}
         self._initialised = False
 
     def apply(self, variables: Mapping[str, object], *, only: Sequence[str] = ()) -> dict[str, Any]:
@@ -191,20 +187,12 @@ def worker_environment(user_data: str) -> dict[str, str]:
     return dict(line.split("=", 1) for line in lines.splitlines() if "=" in line)
 
 
-def repository_root() -> Path:
-    """The checkout with ``terraform/`` in it: the one this package was installed from, else the one around us."""
-    here = Path(__file__).resolve().parents[2]
-    for folder in (here, Path.cwd(), *Path.cwd().parents):
-        if (folder / "terraform" / "worker.tf").is_file() and (folder / "train_cloud").is_dir():
-            return folder
-    raise InputError("terraform", str(Path.cwd()), "run this inside a checkout of train-cloud")
-
-
-def find_mirror(repository: Path) -> Path | None:
+def find_mirror(tools: Path | None = None) -> Path | None:
     """A folder to install the provider from, where ``registry.terraform.io/hashicorp/aws`` lies on disk.
 
     ``TF_PLUGIN_DIR`` names it; a CLI configuration of the user's own comes next; then the usual roots.
 
+    :param tools: looked through first, by default :func:`train_cloud.shipped.tools`
     :raises InputError: ``TF_PLUGIN_DIR`` holds none
     """
     named = os.environ.get("TF_PLUGIN_DIR")
@@ -216,30 +204,22 @@ def find_mirror(repository: Path) -> Path | None:
     own = os.environ.get("TF_CLI_CONFIG_FILE") or "~/.terraformrc"
     if Path(own).expanduser().is_file():
         return None
-    for root in (repository / ".tools", *(Path(root).expanduser() for root in MIRROR_ROOTS)):
+    for root in (tools or shipped.tools(), *(Path(root).expanduser() for root in MIRROR_ROOTS)):
         for depth in range(MIRROR_DEPTH + 1):
             for found in sorted(root.glob("*/" * depth + PROVIDER)):
                 return found.parents[2]
     return None
 
 
-def _executable(repository: Path) -> Path:
-    found = shutil.which("terraform") or shutil.which(repository / ".tools" / "terraform")
+def _executable() -> Path:
+    found = shutil.which("terraform") or shutil.which(shipped.tools() / "terraform")
     if found is None:
-        raise InputError("terraform", None, "install Terraform 1.9 or later, or run scripts/get_terraform.sh")
+        here = "" if shipped.checkout() is None else ", or run scripts/get_terraform.sh"
+        raise InputError("terraform", None, f"install Terraform 1.9 or later{here}")
     return Path(found)
 
 
-def _copy(repository: Path, folder: Path) -> None:
-    for name in COPIED:
-        source, target = repository / name, folder / name
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=_IGNORED, dirs_exist_ok=True)
-        elif source.exists():
-            shutil.copy2(source, target)
-
-
-def _environment(repository: Path, folder: Path) -> dict[str, str]:
+def _environment(folder: Path) -> dict[str, str]:
     """Terraform's own settings: nothing of the user's account, the provider from disk where it lies there."""
     foreign = ("AWS_", "TF_VAR_", "TF_CLI_ARGS")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
@@ -249,13 +229,13 @@ def _environment(repository: Path, folder: Path) -> dict[str, str]:
         "CHECKPOINT_DISABLE": "1",
         "TF_DATA_DIR": str(folder / ".terraform"),
     }
-    mirror = find_mirror(repository)
+    mirror = find_mirror()
     if mirror is not None:
         configuration = folder / "terraform.rc"
         configuration.write_text(_cli_configuration(mirror))
         return {**environment, "TF_CLI_CONFIG_FILE": str(configuration)}
     # The provider has 700 MB.
-    cache = repository / ".tools" / "terraform-plugins"
+    cache = shipped.tools() / "terraform-plugins"
     cache.mkdir(parents=True, exist_ok=True)
     environment |= {"TF_PLUGIN_CACHE_DIR": str(cache), "TF_PLUGIN_CACHE_MAY_BREAK_DEPENDENCY_LOCK_FILE": "1"}
     return environment

@@ -13,8 +13,8 @@ from train_cloud.store import open_store
 _PARTS = {"model", "skeleton", "normalizer", "lock", "run"}
 
 
-def export(root: str, run_id: str, *, at: int | None = None, out: Path | None = None) -> Path:
-    """Write the folder and return its path.
+def export(root: str, run_id: str, *, at: int | None = None, out: str | Path | None = None) -> Path:
+    """Write a checkpoint's model as a folder that plain Stable-Baselines3 reads, and return the folder's path.
 
     :param root: store root
     :param at: timesteps of a preserved checkpoint; None for the newest
@@ -26,7 +26,7 @@ def export(root: str, run_id: str, *, at: int | None = None, out: Path | None = 
     _, newest = committed(store, run_id)
     manifest = find(store, newest, at)
     snapshot = restore(store, manifest, parts={name for name in manifest.parts if name.rpartition("/")[2] in _PARTS})
-    folder = out or Path(f"{run_id}-{snapshot.timesteps}")
+    folder = Path(out or f"{run_id}-{snapshot.timesteps}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError("--out", str(folder), "it is not an empty folder: name another")
 

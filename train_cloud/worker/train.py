@@ -104,7 +104,7 @@ _BECAUSE_CHARACTERS = 400
 
 
 def train(
-    run_file: Path,
+    run_file: str | Path,
     *,
     store: str,
     state_dir: Path | None = None,
@@ -112,6 +112,9 @@ def train(
     go_on: bool = False,
 ) -> int:
     """Train ``run_file`` from where the store's head is until it ends or is stopped.
+
+    While it trains, SIGINT and SIGTERM stop it after a commit; so call it from the main thread. What environments
+    draw from sets of names is the same in each session only where ``PYTHONHASHSEED`` is set; the command sets it.
 
     :param store: root of the store, ``s3://bucket/prefix`` or a local folder
     :param state_dir: the session's local files; ``.train-cloud/<run_id>`` below the working directory by default
@@ -121,6 +124,7 @@ def train(
     :raises Interrupted: stopped by a signal; all is committed
     :raises Fenced: a newer worker has the run
     """
+    run_file = Path(run_file)
     on_worker = _GROUP in os.environ
     boot_id = units.boot_id() if on_worker else f"process-{os.getpid()}"
     try:

@@ -26,8 +26,8 @@ from filelock import FileLock
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from train_cloud import shipped
 from train_cloud.errors import InputError, TrainCloudError
-from train_cloud.rehearsal.terraform import repository_root
 
 #: Program → Debian package that has it.
 NEEDED = {
@@ -127,14 +127,6 @@ def prepare(requirements: Path | None = None, packages: Sequence[str] = (), *, s
     return Image(_base(say), _wheelhouse(requirements, packages, say))
 
 
-def cache() -> Path:
-    """``TRAIN_CLOUD_CACHE``, else the user's cache folder. Gigabytes; may be deleted when no rehearsal runs."""
-    named = os.environ.get("TRAIN_CLOUD_CACHE")
-    if named:
-        return Path(named).absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "train-cloud"
-
-
 def _base(say: Callable[[str], None]) -> Path:
     first = (_HERE / "rehearsal-init.sh").read_text()
     inputs = [_SUITE, _MIRROR, _PACKAGES, _CLI, _CLI_SHA256, _CRT, _FILES, _MASKED, first]
@@ -196,9 +188,10 @@ def _wheelhouse(requirements: Path | None, packages: Sequence[str], say: Callabl
 
 def _wanted() -> list[str]:
     """What every worker installs, and what building the package takes."""
-    project = (repository_root() / "pyproject.toml").read_text()
+    project = shipped.find("pyproject.toml").read_text()
     content = importlib.import_module("tomllib").loads(project)  # Python 3.11's; nobody older gets here
-    return [*content["project"]["dependencies"], *content["build-system"]["requires"]]
+    trainer = content["project"]["optional-dependencies"]["sb3"]
+    return [*content["project"]["dependencies"], *trainer, *content["build-system"]["requires"]]
 
 
 def _installed(wanted: Sequence[str]) -> dict[str, str]:
@@ -226,7 +219,7 @@ def _installed(wanted: Sequence[str]) -> dict[str, str]:
 def _kept(kind: str, inputs: object, make: Callable[[Path], None]) -> Path:
     """The folder of what these inputs make; whole, or not there. Two that want it at once make it once."""
     digest = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
-    folder = cache() / f"{kind}-{digest}"
+    folder = shipped.cache() / f"{kind}-{digest}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         for stale in folder.parent.glob(f"{folder.name}.????????"):  # of somebody who was killed
