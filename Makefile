@@ -67,6 +67,7 @@ check: $(STAMP)
 	mypy
 	shellcheck -x $(SHELL_SCRIPTS)
 	shfmt -d $(SHELL_SCRIPTS)
+	$(BIN)/python scripts/document_api.py --check
 	scripts/check_terraform.sh
 
 format: $(STAMP)

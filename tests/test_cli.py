@@ -68,6 +68,32 @@ def test_the_surface_is_the_documented_one() -> None:
     assert surface() == documented
 
 
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("train-cloud va", {"validate"}),
+        ("train-cloud re", {"rehearse", "report", "repair", "relaunch", "requirements"}),
+    ],
+)
+def test_a_shell_completes_commands(words: str, offered: set[str]) -> None:
+    asked = {"_TRAIN_CLOUD_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "train_cloud"], env={**os.environ, **asked}, capture_output=True, text=True, timeout=60
+    )
+    assert set(done.stdout.split()) == offered
+    asked = {"_TRAIN_CLOUD_COMPLETE": "complete_bash", "COMP_WORDS": "train-cloud train --sto", "COMP_CWORD": "2"}
+    done = subprocess.run(
+        [sys.executable, "-m", "train_cloud"], env={**os.environ, **asked}, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.split() == ["--store"]
+
+
+def test_completion_can_be_shown() -> None:
+    asked = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    done = command("--show-completion", "bash", env={**os.environ, **asked})
+    assert done.returncode == 0 and "_TRAIN_CLOUD_COMPLETE=complete_bash" in done.stdout
+
+
 FROZEN = {
     "TrainCloudError": 1,
     "InputError": 64,
