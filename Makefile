@@ -1,6 +1,7 @@
-# Two commands on a fresh machine: `make demo` and `make test`. Each makes .venv first, if it is not there.
+# Two commands on a fresh machine: `make demo` and `make test`. Each makes .venv first, with what it needs, if it is not there.
 SHELL := /bin/bash
 STAMP := .venv/.installed
+DEMO_STAMP := .venv/.demo
 BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(CURDIR)/.tools:$(PATH)
 # The project's own plugin: what each test file took and the dearest tests, printed at the end.
@@ -19,14 +20,17 @@ help:
 	@echo 'make chaos      trainings killed N=200 times at random moments, of SEED=…; each ends as if nothing had happened'
 	@echo 'make bench      what train-cloud costs, against stock: docs/benchmarks.md (half an hour on a quiet machine)'
 	@echo 'make bench-large the same with 1M rows of 1080 floats; says what memory and disk it lacks'
-	@echo 'make check      format, lint, types, shell, Terraform'
+	@echo 'make check      format, lint, types, shell, Terraform, GitHub workflows'
 	@echo 'make format     write the format that `make check` asks for'
 	@echo 'make clean      remove .venv, .tools and caches'
 
 $(STAMP): pyproject.toml scripts/setup.sh
-	@scripts/setup.sh
+	@scripts/setup.sh all
 
-demo: $(STAMP)
+$(DEMO_STAMP): pyproject.toml scripts/setup.sh
+	@scripts/setup.sh demo
+
+demo: $(DEMO_STAMP)
 	@$(BIN)/train-cloud rehearse examples/pendulum_sac.yaml
 
 test: $(STAMP)
@@ -68,6 +72,10 @@ check: $(STAMP)
 	shellcheck -x $(SHELL_SCRIPTS)
 	shfmt -d $(SHELL_SCRIPTS)
 	$(BIN)/python scripts/document_api.py --check
+	check-jsonschema -q --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	check-jsonschema -q --builtin-schema vendor.dependabot .github/dependabot.yml
+	zizmor --offline --quiet .github
+	if command -v actionlint >/dev/null; then actionlint; fi # CI has it: its package on PyPI fetches it from GitHub
 	scripts/check_terraform.sh
 
 format: $(STAMP)

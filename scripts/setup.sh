@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes .venv with everything that the demo, the tests and the checks need. Run by make; safe to run again.
+# setup.sh demo|all: makes .venv with what the demo needs, or also with what the tests and the checks need. Run by make;
+# safe to run again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 readonly venv=.venv torch_range='torch>=2.4,<3'
@@ -68,9 +69,17 @@ fi
 if ! "$venv/bin/python" -c 'import torch' 2>/dev/null; then
 	install_torch
 fi
-say 'installing train-cloud and its tools'
-pip_install -e '.[sb3,rehearsal,examples,contrib,wandb,dev]'
-pip_install -e '.[environments]' 2>/dev/null || say 'going on without MuJoCo, Box2D or Atari: their tests say what is missing'
-install_terraform
-touch "$venv/.installed"
+if [[ ${1:-all} == demo ]]; then
+	say 'installing train-cloud with what the demo needs'
+	# The demo films a pendulum, which is drawn with pygame.
+	pip_install -e '.[sb3,rehearsal]' 'pygame-ce>=2.4'
+	install_terraform
+	touch "$venv/.demo"
+else
+	say 'installing train-cloud, the tests and their tools'
+	pip_install -e '.[sb3,rehearsal,examples,contrib,wandb,dev]'
+	pip_install -e '.[environments]' 2>/dev/null || say 'going on without MuJoCo, Box2D or Atari: their tests say what is missing'
+	install_terraform
+	touch "$venv/.demo" "$venv/.installed"
+fi
 say "ready: $("$venv/bin/train-cloud" --version), torch $("$venv/bin/python" -c 'import torch; print(torch.__version__)')"
