@@ -28,7 +28,7 @@ class BuildWithFolders(build_py):
         shutil.rmtree(package, ignore_errors=True)  # modules that are gone would travel for ever
         super().run()
         there = [name for name in shipped.SHIPPED if (TOP / name).exists()]
-        shipped.copy(there, package / "_shipped")
+        shipped.copy(there, package / "_shipped", top=TOP)
 
 
 setup(cmdclass={"build_py": BuildWithFolders})

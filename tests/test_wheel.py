@@ -153,6 +153,22 @@ def test_init_writes_what_a_worker_gets_from_a_checkout(begun: Path) -> None:
     assert "run_id: my-run " in (begun / "run.yaml").read_text()
 
 
+def test_a_worker_builds_the_package_from_what_it_gets(begun: Path, tmp_path: Path) -> None:
+    """Without the module and the examples, which it does not get, and which only ``init`` would miss."""
+    package = tmp_path / "package"
+    shutil.copytree(begun / "terraform" / "package", package)
+    pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
+    site = tmp_path / "site-packages"
+    build = ["--no-deps", "--no-index", "--no-build-isolation"]
+    subprocess.run([*pip, "install", *build, "--target", str(site), f"{package}[sb3]"], check=True)
+    assert {f"train_cloud/{name}" for name in content(site / "train_cloud") if "_shipped" not in name} == tracked(
+        "train_cloud"
+    )
+    worker = Installed(site, package, package)
+    assert "run it elsewhere: examples" in worker.run("init", "x", cwd=tmp_path, code=64)
+    assert not (tmp_path / "x").exists()
+
+
 @pytest.mark.parametrize("there", ["run.yaml", "code", "terraform", "a link"])
 def test_init_never_overwrites(there: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "mine"

@@ -43,11 +43,14 @@ def find(name: str) -> Path:
     return found
 
 
-def copy(names: Iterable[str], target: Path) -> None:
-    """Copy these into a folder, without what somebody's use of them has left there."""
+def copy(names: Iterable[str], target: Path, *, top: Path | None = None) -> None:
+    """Copy these into a folder, without what somebody's use of them has left there.
+
+    :param top: the folder in which they lie, by default where :func:`find` finds them
+    """
     target.mkdir(parents=True, exist_ok=True)
     for name in names:
-        source = find(name)
+        source = find(name) if top is None else top / name
         if source.is_dir():
             left_out = _OF_TERRAFORM if name == "terraform" else _CACHES
             shutil.copytree(source, target / name, ignore=left_out, dirs_exist_ok=True)

@@ -33,10 +33,13 @@ def begin(folder: Path) -> list[Path]:
         if path.exists() or path.is_symlink():
             raise InputError("DIR", str(path), "it is there already and is never overwritten: name another folder")
     try:
+        example = shipped.find(_EXAMPLE)
+    except FileNotFoundError as error:
+        raise InputError("init", str(folder), f"run it elsewhere: {error}") from error
+    try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError("DIR", str(folder), f"name a folder that can be made: {error.strerror}") from error
-    example = shipped.find(_EXAMPLE)
     shutil.copytree(example / "code", code, ignore=shutil.ignore_patterns("__pycache__"))
     run_file.write_text(_replaced(example / "run.yaml", _NAME, f"run_id: {run_id} "), encoding="utf-8")
     shipped.copy_terraform(terraform)
