@@ -51,9 +51,8 @@ import importlib.util
 found = importlib.util.find_spec
 importlib.util.find_spec = lambda name, package=None: None if name in BLOCKED else found(name, package)
 sys.argv = ["train-cloud", *{arguments!r}]
-from train_cloud.cli import main
-sys.exit(main(sys.argv[1:]))
 """
+MAIN = "from train_cloud.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
 class Installed:
@@ -77,8 +76,8 @@ class Installed:
         assert process.returncode == code, f"{arguments}: {process.returncode}\n{said}\n{complained}"
         return said + complained
 
-    def without(self, blocked: set[str], *arguments: str, cwd: Path) -> tuple[int, str, str]:
-        script = BLOCKED.format(blocked=blocked, arguments=arguments)
+    def without(self, blocked: set[str], *arguments: str, cwd: Path, then: str = MAIN) -> tuple[int, str, str]:
+        script = BLOCKED.format(blocked=blocked, arguments=arguments) + then
         done = subprocess.run(
             [sys.executable, "-c", script], cwd=cwd, env=self.environment, capture_output=True, text=True, timeout=120
         )
@@ -267,6 +266,18 @@ def test_what_takes_an_extra_says_which(
     assert (code, said) == (64, "")
     assert complained == f"train-cloud: {line}, which is not installed: pip install 'train-cloud[{extra}]'\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_api_without_an_extra_says_which(installed: Installed, tmp_path: Path) -> None:
+    then = "import train_cloud; print(train_cloud.load_run_file.__name__); train_cloud.train"
+    code, said, complained = installed.without(set(BROUGHT_BY), cwd=tmp_path, then=then)
+    assert (code, said) == (1, "load_run_file\n")
+    (last,) = complained.splitlines()[-1:]
+    assert re.fullmatch(
+        r"train_cloud.errors.NotInstalled: train_cloud.train needs \w+, which is not installed: "
+        r"pip install 'train-cloud\[sb3\]'",
+        last,
+    )
 
 
 def project() -> dict[str, Any]:

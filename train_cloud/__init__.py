@@ -77,14 +77,24 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     """PEP 562: ``import train_cloud`` loads neither torch nor pydantic."""
     if name == "__version__":
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        return version("train-cloud")
+        try:
+            return version("train-cloud")
+        except PackageNotFoundError:  # a copy of the folder on the module path
+            return "unknown"
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_HOMES[name]), name)
+    try:
+        return getattr(import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        from train_cloud import extras
+
+        if (missing := extras.explained(error, f"train_cloud.{name}")) is None:
+            raise
+        raise missing from error
 
 
 def __dir__() -> list[str]:

@@ -45,7 +45,7 @@ def need(module: str, what: str) -> None:
         raise NotInstalled(module, BROUGHT_BY[module], what)
 
 
-def explained(error: ModuleNotFoundError) -> NotInstalled | None:
+def explained(error: ModuleNotFoundError, what: str = "this command") -> NotInstalled | None:
     """What to install, where code of ours or of a package has missed a module of an extra; None for all else."""
     module = (error.name or "").partition(".")[0]
     extra = BROUGHT_BY.get(module)
@@ -55,4 +55,4 @@ def explained(error: ModuleNotFoundError) -> NotInstalled | None:
     last = next((place for place in reversed(places) if not place.startswith("<")), "")
     if not is_installed(last) and not Path(last).resolve().is_relative_to(Path(__file__).resolve().parent):
         return None  # a user's own code says best itself what it lacks
-    return NotInstalled(module, extra, "this command")
+    return NotInstalled(module, extra, what)
