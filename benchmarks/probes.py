@@ -1,7 +1,7 @@
 """Callbacks that the benchmarks' run files name: they measure from inside the real worker, which is left as it is.
 
-What they measure goes to the file that ``BENCHMARK_PLAN`` names; attributes of theirs that hold measurements are of a
-kind that no checkpoint takes along.
+What they measure goes to the file that ``BENCHMARK_PLAN`` names; what they hold of it is of a kind that no checkpoint
+takes along.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from botocore.config import Config
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
+from stable_baselines3.common.logger import KVWriter
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 
@@ -256,7 +257,9 @@ class _Clock:
 
 
 @dataclass
-class _Run:
+class _Run(KVWriter):
+    """All that is measured, as an output, like what logs: no checkpoint takes it along."""
+
     clock: _Clock = field(default_factory=_Clock)
     phase: str = "fill"
     began: Span = (0.0, 0.0)

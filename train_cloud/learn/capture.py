@@ -15,7 +15,6 @@ all.
 from __future__ import annotations
 
 import pickle
-import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, ClassVar
@@ -38,9 +37,17 @@ from stable_baselines3.common.vec_env import (
 
 from train_cloud.config.current import artifact_folders
 from train_cloud.envs.make import FAILURES
-from train_cloud.envs.state import dumps, follow, get_state, layers, set_state, undisturbed
+from train_cloud.envs.state import (
+    dumps,
+    follow,
+    get_state,
+    layers,
+    process_generators,
+    set_process_generators,
+    set_state,
+    undisturbed,
+)
 from train_cloud.errors import InputError, TrainCloudError
-from train_cloud.generators import get_unseeded, set_unseeded
 from train_cloud.learn.compare import read_state
 from train_cloud.learn.contents import Contents, size_of
 from train_cloud.learn.kinds import OF_A_CALLBACK, kind_of
@@ -242,8 +249,8 @@ class Capture:
             tensors[name], rests[name] = _tensors(learner.model, learner.noise)
             parts[learner.part("skeleton")] = Part(blob=learner.skeleton)
             facts[name] = {"algorithm": _description(learner.model), "optimizers": rests[name]}
-        with undisturbed():
-            blob, own = self._pickle(rests, last, _beside(tensors))
+        with undisturbed() as generators:  # users' code may draw from them
+            blob, own = self._pickle(rests, last, _beside(tensors), {**generators, **_cuda_generators()})
         large, contents = self._contents.arrays, self._contents.names
         for name, learner in self._learners.items():
             with_it = own if name == _ALONE else {}
@@ -335,7 +342,7 @@ class Capture:
         return last
 
     def _pickle(
-        self, rests: Mapping[str, Any], last: int, beside: Mapping[str, torch.Tensor]
+        self, rests: Mapping[str, Any], last: int, beside: Mapping[str, torch.Tensor], generators: Mapping[str, Any]
     ) -> tuple[bytes, dict[str, torch.Tensor]]:
         objects = self.objects
         learners = {
@@ -346,7 +353,6 @@ class Capture:
             "learners": learners,
             "rows": last,
         }
-        generators = get_generators()  # before users' code can draw from them
         state = {
             "whole": Whole(True),  # and first: what they share with others is whole, too
             "environments": get_vecenv(self._env, self._provider_of),
@@ -514,25 +520,20 @@ def restore_attributes(model: BaseAlgorithm, saved: Mapping[str, Any], but: Coll
 
 def get_generators() -> dict[str, Any]:
     """The state of every global random generator that SB3 and environments draw from."""
-    state: dict[str, Any] = {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(legacy=False),
-        "torch": torch.get_rng_state().numpy().copy(),
-        "unseeded": get_unseeded(),
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = [generator.numpy().copy() for generator in torch.cuda.get_rng_state_all()]
-    return state
+    return {**process_generators(), **_cuda_generators()}
+
+
+def _cuda_generators() -> dict[str, Any]:
+    if not torch.cuda.is_available():
+        return {}
+    return {"cuda": [generator.numpy().copy() for generator in torch.cuda.get_rng_state_all()]}
 
 
 def set_generators(state: Mapping[str, Any]) -> None:
     """Put back what :func:`get_generators` returned. A checkpoint from a GPU restores on a CPU, and the other
     way round.
     """
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    set_unseeded(state.get("unseeded"))  # which came later
-    torch.set_rng_state(torch.from_numpy(state["torch"].copy()))
+    set_process_generators(state)
     if "cuda" in state and torch.cuda.is_available():
         for index, generator in enumerate(state["cuda"][: torch.cuda.device_count()]):
             torch.cuda.set_rng_state(torch.from_numpy(generator.copy()), index)

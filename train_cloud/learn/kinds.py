@@ -7,6 +7,7 @@ import copyreg
 import enum
 import functools
 import io
+import operator
 import random
 import socket
 import subprocess
@@ -72,6 +73,8 @@ class Changes:
         self._names = [name for name in names if name not in self._users]
         self._count = len(self._dict)
         self._values = [_copied(self._dict[name]) for name in self._names]
+        self._get = operator.itemgetter(*self._names, *self._names[:1]) if self._names else lambda values: ()
+        self._before = self._get(dict(zip(self._names, self._values, strict=True)))
 
     def now(self) -> dict[str, Any] | None:
         """The attributes that a fresh one does not have by itself; None where there are none."""
@@ -79,7 +82,7 @@ class Changes:
         if self._all:
             return {name: value for name, value in d.items() if name not in self._skipped} or None
         try:
-            same = len(d) == self._count and [d[name] for name in self._names] == self._values
+            same = len(d) == self._count and self._get(d) == self._before
         except (ValueError, RuntimeError, KeyError):  # arrays and tensors have no one truth value
             same = False
         if same and not self._users:
@@ -98,16 +101,26 @@ class ModuleChanges(Changes):
 
     def __init__(self, module: torch.nn.Module) -> None:
         super().__init__(module, _OF_TORCH, not is_stock(type(module)))
-        self._parts = self._structure()
+        hooks = [name for name in _HOOKS if name in self._dict]
+        self._hooks = operator.itemgetter(*hooks, *hooks[:1]) if hooks else lambda values: ()
+        self._parts, self._hooked = self._structure(), self._counts()
 
-    def _structure(self) -> list[int]:
+    def _structure(self) -> list[Any]:
         d = self._dict
-        parts = [*d["_parameters"].values(), *d["_buffers"].values(), *d["_modules"].values()]
-        return [*map(id, parts), *map(len, [d[name] for name in _HOOKS if name in d])]
+        return [*d["_parameters"].values(), *d["_buffers"].values(), *d["_modules"].values()]
+
+    def _counts(self) -> list[int]:
+        hooks = self._hooks(self._dict)
+        return [*map(len, hooks)] if any(hooks) else []
+
+    def _is_as_found(self) -> bool:
+        parts = self._structure()
+        same = len(parts) == len(self._parts) and all(map(operator.is_, parts, self._parts))
+        return same and len(self._dict) == self._count and self._counts() == self._hooked
 
     def now(self) -> dict[str, Any] | None:
         found = super().now()
-        if self._structure() == self._parts:
+        if self._is_as_found():
             return found
         return {**(found or {}), **{name: dict(self._dict[name]) for name in (*_PARTS_OF_A_MODULE, *_HOOKS)}}
 
@@ -237,17 +250,28 @@ def function_state(function: types.FunctionType) -> Any:
     return cells, function.__defaults__, function.__kwdefaults__, dict(vars(function))
 
 
+def variables_of(function: types.FunctionType) -> list[Any]:
+    """What :func:`function_state` consists of, in one list."""
+    given = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    return [*given, *map(_cell_content, function.__closure__ or ()), *vars(function).values()]
+
+
 _CODE: tuple[type, ...] = (
     types.ModuleType, types.BuiltinFunctionType, property, staticmethod, classmethod, types.GetSetDescriptorType,
-    types.MemberDescriptorType, functools.cached_property,
+    types.MemberDescriptorType, functools.cached_property, functools._lru_cache_wrapper,
+    type(vars(collections.namedtuple("_Pair", "first"))["first"]),
 )  # fmt: skip
+
+
+#: Modules whose objects are declarations: a type, or what ``from __future__ import annotations`` leaves.
+_NO_DATA = ("typing", "__future__")
 
 
 def is_data(name: str, value: Any) -> bool:
     """Whether a name of a module or a class stands for a value, and not for code."""
     if name.startswith("__") and name.endswith("__"):
         return False
-    if name.startswith("_abc_") or isinstance(value, _CODE) or getattr(value, "__module__", "") == "typing":
+    if name.startswith("_abc_") or isinstance(value, _CODE) or getattr(value, "__module__", "") in _NO_DATA:
         return False
     return not (isinstance(value, type) and not is_own(value))
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import io
+import operator
 import pickle
 import sys
 import types
@@ -53,6 +54,7 @@ from train_cloud.learn.kinds import (
     set_content,
     set_items,
     structure_of,
+    variables_of,
     within,
 )
 from train_cloud.learn.pickling import (
@@ -92,13 +94,38 @@ class Root:
 class _Found:
     """What a name of a module or a class stood for.
 
-    :ivar mark: equal for equal content
-    :ivar may_change: whether its content may
+    :ivar mark: of its content; None where that cannot change
     """
 
     value: Any
-    mark: int | None
-    may_change: bool
+    mark: _Mark | None
+
+
+@dataclasses.dataclass
+class _Names:
+    """A module or a class of the user's, as it was found.
+
+    :ivar values: of its names, in their order
+    :ivar found: by name
+    :ivar marked: those whose content may change
+    """
+
+    values: list[Any]
+    found: dict[str, _Found]
+    marked: dict[str, _Found]
+
+
+@dataclasses.dataclass
+class _Mark:
+    """A content, as it was found.
+
+    :ivar parts: what it consisted of: as long as these are the same objects, it is the same; None where only a checksum
+        tells
+    :ivar checksum: equal for equal content; None where it has none
+    """
+
+    parts: list[Any] | None
+    checksum: int | None
 
 
 @dataclasses.dataclass
@@ -108,6 +135,8 @@ class _Known:
     :ivar kind: what its state consists of
     :ivar always: whether its state is saved even where it is as it was found
     :ivar before: how it was found
+    :ivar values: of a function's variables, as they were found, where each can only be replaced: there is a few dozens
+        of these in a module with dataclasses
     """
 
     path: str
@@ -115,6 +144,7 @@ class _Known:
     kind: str
     always: bool = True
     before: Any = None
+    values: list[Any] | None = None
 
 
 class Objects:
@@ -174,6 +204,9 @@ class Objects:
                 self._look_at_module(name)
         for known in self._known.values():
             known.before = self._found(known)
+            if known.kind == "function" and not known.always:
+                values = variables_of(known.obj)
+                known.values = values if all(map(self._stays, values)) else None
 
     # ------------------------------------------------------------------------------------------------------ looking
 
@@ -240,26 +273,66 @@ class Objects:
         if isinstance(known.obj, SCHEDULES):
             return dict(vars(known.obj))
         if known.kind in ("module of code", "class"):
-            return {name: self._as_found(name, value) for name, value in list(vars(known.obj).items())}
-        return self._mark(known) if not known.always and known.kind in WITH_STATE else None
+            found = {name: self._as_found(name, value) for name, value in list(vars(known.obj).items())}
+            marked = {name: one for name, one in found.items() if one.mark is not None}
+            return _Names([one.value for one in found.values()], found, marked)
+        if known.always or known.kind not in WITH_STATE:
+            return None
+        return self._mark(known.obj if known.kind == "array" else self._content(known))
 
     def _as_found(self, name: str, value: Any) -> _Found:
         of_its_own = kind_of(value) not in ("value", "through", *LIST_KINDS)  # a state of its own, or none
         if not is_data(name, value) or isinstance(value, type | types.FunctionType) or of_its_own:
-            return _Found(value, None, False)
-        return _Found(value, self._fingerprint(value), True)
+            return _Found(value, None)
+        return _Found(value, self._mark(value))
 
-    def _mark(self, known: _Known) -> int | None:
-        """Equal for equal states."""
-        if known.kind == "array" and not known.obj.dtype.hasobject:
-            whole = np.ascontiguousarray(known.obj).reshape(-1)
-            return zlib.crc32(whole.view(np.uint8).data) if len(whole) else 0
-        return self._fingerprint(self._content(known))
+    def _mark(self, value: Any) -> _Mark:
+        return _Mark(self._parts(value), self._checksum(value))
 
-    def _fingerprint(self, value: Any) -> int | None:
-        """Equal for equal content; None where it has none."""
+    def _is_as_found(self, value: Any, found: _Mark) -> bool:
+        if found.parts is not None:
+            parts = self._parts(value)
+            if parts is not None and _are_same(parts, found.parts):
+                return True
+        return self._checksum(value) == found.checksum
+
+    def _parts(self, value: Any) -> list[Any] | None:
+        """The containers and objects of a small value, in an order that stays while nothing in it changes; None of a
+        larger one, and where something in it may change that has no state of its own.
+        """
+        found: list[Any] = []
+        seen: dict[int, int] = {}
+        waiting = [value]
+        while waiting:
+            one = waiting.pop()
+            kind = type(one)
+            if kind in _CONTAINERS:
+                found += (kind, len(one), seen.get(id(one)))
+                if id(one) not in seen:
+                    seen[id(one)] = len(seen)
+                    waiting += (*one, *one.values()) if kind is dict else one
+            elif self._stays(one):
+                found.append(one)
+            else:
+                return None
+            if len(found) + len(waiting) > _FEW:
+                return None
+        return found
+
+    def _stays(self, one: Any) -> bool:
+        """Whether there is nothing in it that may change, or it has a state of its own."""
+        if type(one) in ATOMIC or one is LEFT or id(one) in self._references:
+            return True
+        if type(one) is tuple:
+            return all(map(self._stays, one))
+        return type(one) is types.FunctionType and (id(one) in self._seen or is_importable(one))
+
+    def _checksum(self, value: Any) -> int | None:
         if type(value) in ATOMIC:
             return hash(value)
+        if type(value) is np.ndarray and not value.dtype.hasobject:
+            whole = np.ascontiguousarray(value).reshape(-1)
+            return zlib.crc32(whole.view(np.uint8).data) if len(whole) else 0
         file = _Checksum()
         pickler = LearnerPickler(file, (), self._references, frozenset(self._left))
         try:
@@ -277,10 +350,13 @@ class Objects:
         found, lists = [], {}
         for known in self._known.values():
             if known.kind in WITH_STATE:
-                if not known.always and self._mark(known) == known.before:
+                if known.values is not None and _are_same(known.values, variables_of(known.obj)):
                     continue
+                before = None if known.always else known.before
+                if known.kind == "array" and isinstance(before, _Mark) and self._is_as_found(known.obj, before):
+                    continue  # looked at where it is, as it may be large
                 content = self._content(known)
-                if content is not None:
+                if content is not None and not (isinstance(before, _Mark) and self._is_as_found(content, before)):
                     found.append((known.path, known.kind, content))
             elif type(known.obj) in LISTS and known.always:
                 lists[known.path] = known.obj
@@ -302,14 +378,18 @@ class Objects:
 
     def _changed(self, known: _Known) -> dict[str, Any]:
         """What a module or a class has under names that stood for something else, or something else in it, before."""
+        names, before = vars(known.obj), known.before
         changed = {}
-        for name, value in list(vars(known.obj).items()):
-            found = known.before.get(name)
-            if found is not None and found.value is value:
-                if found.may_change and self._fingerprint(value) != found.mark:
+        if not _are_same(names.values(), before.values):
+            for name, value in list(names.items()):
+                found = before.found.get(name)
+                if found is not None and found.value is value:
+                    continue
+                if is_data(name, value) and not isinstance(value, type | types.FunctionType):
                     changed[name] = value
-            elif is_data(name, value) and not isinstance(value, type | types.FunctionType):
-                changed[name] = value
+        for name, found in before.marked.items():
+            if names.get(name, LEFT) is found.value and not self._is_as_found(found.value, found.mark):
+                changed[name] = found.value
         return changed
 
     def _content(self, known: _Known) -> Any:
@@ -570,7 +650,14 @@ class _Place:
                 within[self.keys[-1]] = LEFT
 
 
+def _are_same(left: Collection[Any], right: Collection[Any]) -> bool:
+    return len(left) == len(right) and all(map(operator.is_, left, right))
+
+
 _TRIES = 50
+_CONTAINERS = (list, tuple, dict, set, frozenset)
+#: Parts of a value up to which looking at each is quicker than pickling it.
+_FEW = 60
 
 
 class _Checksum(io.RawIOBase):

@@ -14,6 +14,7 @@ import contextlib
 import functools
 import importlib
 import io
+import itertools
 import marshal
 import pickle
 import struct
@@ -212,8 +213,8 @@ class LearnerPickler(Pickler):
     ) -> None:
         super().__init__(file, envs)
         self._beside = {id(tensor): name for name, tensor in (beside or {}).items()}
-        known = (*lasting, *(beside or {}).values())
-        self._owners = {_memory_of(tensor): tensor for tensor in known if _is_dense(tensor)}
+        self._lasting = itertools.chain(lasting, (beside or {}).values())
+        self._owners: dict[tuple[int, torch.dtype], torch.Tensor] = {}
         self._references = references or {}
         self._kept_out = left
         self._whole = False
@@ -240,6 +241,8 @@ class LearnerPickler(Pickler):
     def owner_of(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """The tensor that has the whole memory which this one lies in; None where none is known."""
         memory = _memory_of(tensor)
+        # Asked for when the first tensor comes: most snapshots have none that is not one of these.
+        self._owners |= {_memory_of(one): one for one in self._lasting if _is_dense(one)}
         if memory not in self._owners:
             base = tensor if tensor._base is None else tensor._base
             if base.dtype is tensor.dtype and base.nbytes == base.untyped_storage().nbytes() > 0:
