@@ -25,7 +25,7 @@ def checksums(folder: Path, sizes: Sizes, wanted: set[int]) -> Iterator[Figure]:
     from stable_baselines3 import PPO
 
     from train_cloud.envs.trial import Choice
-    from train_cloud.learn.callback import Checkpoints, IdleHost
+    from train_cloud.sb3.callback import Checkpoints, IdleHost
 
     torch.set_num_threads(1)
     pairs = sizes.rollouts

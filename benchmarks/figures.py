@@ -268,10 +268,10 @@ def restore_often(path: str, endpoint: str, repeats: int, output: str) -> None:
 
     from train_cloud.checkpoint import read_manifest, restore
     from train_cloud.config import load_run_file
-    from train_cloud.learn.build import build_model
-    from train_cloud.learn.capture import Capture
     from train_cloud.run import layout
     from train_cloud.run.head import read_head
+    from train_cloud.sb3.build import build_model
+    from train_cloud.sb3.capture import Capture
     from train_cloud.store import open_store
 
     class Idle(BaseCallback):

@@ -140,7 +140,7 @@ def _differences(context: Any, run: Found, choice: Any, strict: bool) -> list[st
 
 
 def _compared(one: Found, other: Found) -> list[str]:
-    from train_cloud.learn.compare import differences
+    from train_cloud.sb3.compare import differences
 
     # A snapshot has the rows since the last one; the whole buffers are compared by their digests.
     states = [replace(pickle.loads(end["state"]), streams={}) for end in (one, other)]
@@ -198,7 +198,7 @@ def _stretched(run: Found, choice: Any, strict: bool, stop_at: int | None, begin
 
 def _host(total: int, every: int) -> Any:
     """Hosts a ``learn`` whose checkpoints are copied from the GPU every so many timesteps, and go nowhere."""
-    from train_cloud.learn.callback import IdleHost
+    from train_cloud.sb3.callback import IdleHost
 
     class Copying(IdleHost):
         save_frequency = every
@@ -250,7 +250,7 @@ def speed(device: str, out: Path) -> Iterator[Found]:
 
 def _rate(algorithm: str, device: str, steps: int, *, ours: bool) -> float:
     from train_cloud.envs.trial import Choice
-    from train_cloud.learn.callback import learn
+    from train_cloud.sb3.callback import learn
 
     model = _model(algorithm, device)
     model.learn(130)  # warm, and with enough in the buffer for an update at each step from now on
@@ -280,7 +280,7 @@ def stall(device: str, out: Path) -> Iterator[Found]:
     """Milliseconds that a snapshot of SAC keeps the training waiting, by the device that its tensors are on."""
     from stable_baselines3.common.callbacks import CallbackList
 
-    from train_cloud.learn.capture import Capture
+    from train_cloud.sb3.capture import Capture
 
     for where in dict.fromkeys(("cpu", device)):
         model = _model("sac", where)
@@ -311,7 +311,7 @@ def consistency(device: str, out: Path) -> Iterator[Found]:
     import numpy as np
     from stable_baselines3.common.callbacks import CallbackList
 
-    from train_cloud.learn.capture import Capture
+    from train_cloud.sb3.capture import Capture
 
     width, count = (2048, 20) if device == "cuda" else (256, 5)
     model = _model("sac", device, policy_kwargs={"net_arch": [width, width]})

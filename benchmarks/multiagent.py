@@ -18,7 +18,7 @@ from stable_baselines3 import SAC
 
 from benchmarks.measure import interval
 from train_cloud.config import RunFile
-from train_cloud.learn.build import build_model
+from train_cloud.sb3.build import build_model
 
 SIZE, ACTIONS, STEPS = 24, 4, 200
 HYPERPARAMETERS: dict[str, Any] = {

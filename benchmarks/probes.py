@@ -25,7 +25,7 @@ from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 
 from benchmarks.measure import Waited
 from benchmarks.server import pace
-from train_cloud.learn.callback import Checkpoints
+from train_cloud.sb3.callback import Checkpoints
 
 PLAN = "BENCHMARK_PLAN"
 """Environment variable: path of a JSON file with a :class:`Plan`."""

@@ -15,13 +15,13 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from train_cloud.worker.machine import pin_instructions
-from train_cloud.worker.pulse import read_timesteps
+from train_cloud.runtime.heartbeat import read_timesteps
+from train_cloud.runtime.reproducibility import pin_instructions
 
 ROOT = Path(__file__).parent.parent
 STORE = "s3://bench"
 _PATIENCE = 7200.0
-_PRELOAD = ["torch", "stable_baselines3", "tensorboard", "train_cloud.worker.train", "train_cloud.learn.callback"]
+_PRELOAD = ["torch", "stable_baselines3", "tensorboard", "train_cloud.runtime.train", "train_cloud.sb3.callback"]
 
 
 def isolate() -> None:

@@ -33,7 +33,7 @@ from benchmarks.server import Server
 from benchmarks.worker import STORE, isolate
 from train_cloud.checkpoint.commit import _PARALLEL, _split, _Writes
 from train_cloud.checkpoint.format import drop_successors, pack
-from train_cloud.learn.replay import Ring
+from train_cloud.sb3.replay import Ring
 from train_cloud.snapshot import Array, Part, Rows
 from train_cloud.store import open_store
 

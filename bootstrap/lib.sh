@@ -44,7 +44,7 @@ keys() {
 # create KEY [OPTION…]: never overwrites
 create() { aws s3api put-object --bucket "$bucket" --key "$run/$1" --if-none-match '*' "${@:2}" >/dev/null; }
 
-# tell_failed REASON: where a topic was asked for; as train_cloud/worker/announce.py does it
+# tell_failed REASON: where a topic was asked for; as train_cloud/platforms/notifications.py does it
 tell_failed() {
 	[ -z "${TRAIN_CLOUD_TOPIC:-}" ] || retry 60 aws sns publish --topic-arn "$TRAIN_CLOUD_TOPIC" --message "$1" \
 		--subject "train-cloud: $TRAIN_CLOUD_RUN_ID failed" >/dev/null || say "nobody was told"

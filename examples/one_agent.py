@@ -14,9 +14,9 @@ from stable_baselines3 import SAC
 
 from train_cloud.config import load_run_file
 from train_cloud.errors import InputError, Interrupted
-from train_cloud.learn.check import check
-from train_cloud.worker.export import export
-from train_cloud.worker.train import train
+from train_cloud.operations.export import export
+from train_cloud.operations.train import train
+from train_cloud.sb3.check import check
 
 HERE = Path(__file__).parent
 STORE = "./store"  # or s3://bucket/prefix

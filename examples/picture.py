@@ -22,9 +22,9 @@ from stable_baselines3 import SAC
 from train_cloud.artifacts import tensorboard
 from train_cloud.config import RunFile, load_run_file
 from train_cloud.evaluate import rendering
+from train_cloud.operations.export import export
 from train_cloud.run import layout
 from train_cloud.store import open_store
-from train_cloud.worker.export import export
 
 matplotlib.use("Agg")
 from matplotlib import pyplot

@@ -17,8 +17,8 @@ from ruamel.yaml import YAML
 from stable_baselines3 import SAC
 
 from train_cloud.errors import InputError, Interrupted
-from train_cloud.worker.export import export
-from train_cloud.worker.train import train
+from train_cloud.operations.export import export
+from train_cloud.operations.train import train
 
 STORE = "./store"
 CARTS = ("left", "right")

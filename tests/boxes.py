@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from train_cloud.platforms.ec2.units import FINISH, TRAIN, UnitState, boot_id
 from train_cloud.rehearsal.metadata import MetadataService
 from train_cloud.rehearsal.systemd import Machine
 from train_cloud.run.session import Session, local_session
-from train_cloud.worker.pulse import read_timesteps
-from train_cloud.worker.units import FINISH, TRAIN, UnitState, boot_id
+from train_cloud.runtime.heartbeat import read_timesteps
 
 WATCH = "train-cloud-watch.service"
 _UNITS = Path(__file__).parents[1] / "systemd"

@@ -35,7 +35,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, ClassVar
 
-from train_cloud.learn.callback import IdleHost
+from train_cloud.sb3.callback import IdleHost
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs" / "exactness.md"
@@ -332,8 +332,8 @@ def _stretch(run: Values, choice: Any, stop_at: int | None, begin: str | None) -
     from stable_baselines3.common.logger import Logger
 
     from train_cloud.config import parse_run_file
-    from train_cloud.learn import build
-    from train_cloud.learn.callback import TrainingStopped, learn
+    from train_cloud.sb3 import build
+    from train_cloud.sb3.callback import TrainingStopped, learn
 
     torch.set_num_threads(1)
     tried: Any = types.SimpleNamespace(recalled=None, choice=lambda: choice)  # once, in the parent
@@ -368,7 +368,7 @@ def _choice(environment: str) -> Any:
     """Tried once for each environment, whatever stands around it."""
     from train_cloud.config import Environment
     from train_cloud.envs.trial import choose
-    from train_cloud.learn.build import MakeEnv
+    from train_cloud.sb3.build import MakeEnv
 
     section = Environment.model_validate(json.loads(environment))
     return choose(MakeEnv(section), section.state)
@@ -394,7 +394,7 @@ def in_a_process(context: Any, run: Values, choice: Any, stop_at: int | None, be
 
 def differences(context: Any, case: Case, folder: Path) -> list[str]:
     """Where the stopped training of a case differs from the uninterrupted one; empty if nowhere."""
-    from train_cloud.learn.compare import differences as compare
+    from train_cloud.sb3.compare import differences as compare
 
     run, choice = case.run(), case.choice()
 

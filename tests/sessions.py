@@ -24,22 +24,22 @@ from train_cloud.checkpoint import read_manifest, restore
 from train_cloud.envs import fresh
 from train_cloud.run import layout
 from train_cloud.run.head import Head, read_head
+from train_cloud.runtime.heartbeat import read_timesteps
+from train_cloud.runtime.reproducibility import PINNED, pin_instructions
 from train_cloud.snapshot import Snapshot
 from train_cloud.store import open_store
-from train_cloud.worker.machine import PINNED, pin_instructions
-from train_cloud.worker.pulse import read_timesteps
 
 #: What a session imports sooner or later.
 WARM = [
     "torch.utils.tensorboard",
     "tensorboard",
     "train_cloud.cli.train",
-    "train_cloud.learn.callback",
-    "train_cloud.learn.check",
-    "train_cloud.learn.export",
-    "train_cloud.learn.scalars",
+    "train_cloud.sb3.callback",
+    "train_cloud.sb3.check",
+    "train_cloud.sb3.export",
+    "train_cloud.sb3.scalars",
     "train_cloud.store.s3",
-    "train_cloud.worker.train",
+    "train_cloud.runtime.train",
     # What the table of docs/exactness.md is made with; what is not installed is passed over.
     "sb3_contrib",
     "gymnasium.envs.classic_control",

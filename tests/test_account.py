@@ -20,11 +20,11 @@ from groups import machines, make_group
 from train_cloud.checkpoint import Committer
 from train_cloud.cli import main
 from train_cloud.errors import CloudError, InputError
-from train_cloud.instance.account import IMAGE_PARAMETER, INSTANCE_TYPES, Finding, account_plan, examine
-from train_cloud.instance.api import client
-from train_cloud.instance.group import Group
-from train_cloud.instance.permissions import principal_of
-from train_cloud.instance.routes import ways_out
+from train_cloud.platforms.ec2.account import IMAGE_PARAMETER, INSTANCE_TYPES, Finding, account_plan, examine
+from train_cloud.platforms.ec2.api import client
+from train_cloud.platforms.ec2.group import Group
+from train_cloud.platforms.ec2.permissions import principal_of
+from train_cloud.platforms.ec2.routes import ways_out
 from train_cloud.run.head import Head, Lease, Outcome, Token, read_head
 from train_cloud.run.layout import run_url
 from train_cloud.run.overrides import read_overrides, write_overrides

@@ -39,10 +39,10 @@ from test_objects import Memory
 from train_cloud.config import parse_run_file
 from train_cloud.envs.make import FAILURES
 from train_cloud.envs.trial import Choice, stateful
-from train_cloud.learn import capture, kinds, multiagent, objects
-from train_cloud.learn.accounting import END, RESTORED, SNAPSHOT, Account, Graph, account, read, record_to, walk
-from train_cloud.learn.callback import TrainingStopped, learn
-from train_cloud.learn.pickling import LEFT
+from train_cloud.sb3 import capture, kinds, multiagent, objects
+from train_cloud.sb3.accounting import END, RESTORED, SNAPSHOT, Account, Graph, account, read, record_to, walk
+from train_cloud.sb3.callback import TrainingStopped, learn
+from train_cloud.sb3.pickling import LEFT
 
 STOP_AT = 75
 
@@ -201,17 +201,17 @@ def _spawned() -> None:
 #: Fault → how it is planted, the program in which it shows, and paths one of which must be named.
 FAULTS: dict[str, tuple[Callable[[], None], str, str]] = {
     "an attribute of a callback": (
-        _excluded("train_cloud.learn.capture", "OF_A_CALLBACK", {"space"}), "PPO", r"callbacks.* Everything\.space",
+        _excluded("train_cloud.sb3.capture", "OF_A_CALLBACK", {"space"}), "PPO", r"callbacks.* Everything\.space",
     ),
     "an attribute of the algorithm": (
-        _excluded("train_cloud.learn.capture", "_ELSEWHERE", {"_last_lstm_states"}), "RecurrentPPO",
+        _excluded("train_cloud.sb3.capture", "_ELSEWHERE", {"_last_lstm_states"}), "RecurrentPPO",
         r"algorithm\._last_lstm_states",
     ),
     "an attribute of a wrapper": (
         _excluded("train_cloud.envs.state", "MADE_WITH", {"best"}), "SAC", r"algorithm\..*\.best\['all'\]\.reward",
     ),
     "an attribute of a vector environment": (
-        _excluded("train_cloud.learn.vectorized", "_OF_THE_VECENV", {"ret_rms"}), "PPO", r"algorithm\..*\.ret_rms\.",
+        _excluded("train_cloud.sb3.vectorized", "_OF_THE_VECENV", {"ret_rms"}), "PPO", r"algorithm\..*\.ret_rms\.",
     ),
     "variables of functions": (_cells, "PPO", r".*average\.average"),
     "modules of the user's own": (_modules, "several agents", r"module reached\.EPSILON"),

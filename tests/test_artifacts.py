@@ -20,11 +20,11 @@ from test_sync import check_manifest, objects, write
 from train_cloud.artifacts import tables
 from train_cloud.artifacts.tensorboard import event_files, read_scalars
 from train_cloud.artifacts.uploads import MANIFEST
-from train_cloud.learn.compare import differences
+from train_cloud.platforms.ec2.finish import send_artifacts
 from train_cloud.run import layout
 from train_cloud.run.session import Session
+from train_cloud.sb3.compare import differences
 from train_cloud.store import ObjectStore, open_store
-from train_cloud.worker.finish import send_artifacts
 
 RUN: dict[str, Any] = {
     "algorithm": "sac",
@@ -193,7 +193,7 @@ def test_a_table_is_cut_where_the_head_is(tmp_path: Path) -> None:
 
 
 def test_columns_that_come_later(tmp_path: Path) -> None:
-    from train_cloud.learn.scalars import Table
+    from train_cloud.sb3.scalars import Table
 
     path = tmp_path / "progress.csv"
     Table(path).write({"b": 1.5, "hidden": 2}, {"b": (), "hidden": ("csv",)}, 10)

@@ -18,7 +18,7 @@ import requests
 from botocore.exceptions import ClientError
 
 from train_cloud.errors import TrainCloudError
-from train_cloud.instance.price import Volume, read_price
+from train_cloud.platforms.ec2.price import Volume, read_price
 from train_cloud.rehearsal.aws import EmbeddedAws
 
 OWNER = """

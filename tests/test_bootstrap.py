@@ -926,7 +926,7 @@ echo "$words" >>{boot.asked}
     (boot.root / "pip").write_text(pip)
     resolved = {"name": "nvidia-cuda-runtime-cu12", "version": "12.8.90"}
     (boot.root / "report.json").write_text(json.dumps({"install": [{"metadata": resolved}]}))
-    # What the package's own command would say; the test of train_cloud.worker.requirements has it for real.
+    # What the package's own command would say; the test of train_cloud.operations.requirements has it for real.
     program = f"""#!/bin/bash
 [ "$*" = "requirements {boot.root}/etc/train-cloud/run.yaml" ] || exit 1
 printf 'sb3-contrib>=2.7,<3\\n-r\\n{boot.root}/opt/train-cloud/code/user/requirements.txt\\n'

@@ -28,8 +28,8 @@ from train_cloud.config import RunFile, parse_run_file
 from train_cloud.envs.make import load_object
 from train_cloud.envs.state import StatefulEnv
 from train_cloud.errors import InputError
-from train_cloud.learn import build
-from train_cloud.learn.build import Built, build_callbacks, build_model, check_device
+from train_cloud.sb3 import build
+from train_cloud.sb3.build import Built, build_callbacks, build_model, check_device
 
 torch.set_num_threads(1)
 

@@ -19,8 +19,8 @@ from stable_baselines3.common.callbacks import CallbackList
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecNormalize
 
-from train_cloud.learn.capture import Capture, get_generators, set_generators
-from train_cloud.learn.compare import differences
+from train_cloud.sb3.capture import Capture, get_generators, set_generators
+from train_cloud.sb3.compare import differences
 from train_cloud.snapshot import Rows, Snapshot
 
 torch.set_num_threads(1)

@@ -21,11 +21,11 @@ import pytest
 from sessions import Rehearsed
 
 from train_cloud.checkpoint import read_manifest, restore
-from train_cloud.learn.compare import differences
+from train_cloud.platforms.ec2 import units
 from train_cloud.rehearsal.metadata import MetadataService
 from train_cloud.run.head import Head, read_head
 from train_cloud.run.session import local_session, read_sessions
-from train_cloud.worker import units
+from train_cloud.sb3.compare import differences
 
 KILLS = int(os.environ.get("TRAIN_CLOUD_CHAOS_KILLS") or 0)
 """0: as many as there is time for."""

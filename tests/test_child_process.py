@@ -99,7 +99,7 @@ def test_a_run_in_such_a_folder_is_exported_and_evaluated(hostile: Path) -> None
     run = hostile / "store" / "runs" / "hostile"
     artifacts = run / "artifacts"
     assert (artifacts / "final_model.zip").exists()
-    keeping = child_process.command("train_cloud.worker.keep", "--final", str(run), "again")
+    keeping = child_process.command("train_cloud.runtime.kept_models", "--final", str(run), "again")
     done = ran(hostile, *keeping)  # as the trainer starts it, whatever it had time for above
     assert (done.returncode, done.stderr) == (0, "")
     for kept in ("again", str(artifacts)):

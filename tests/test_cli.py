@@ -230,7 +230,7 @@ def test_validate_refuses_what_an_instance_has_no_room_for(run_yaml: Path, tmp_p
 def test_validate_checks_the_standing_in_a_store(run_yaml: Path, tmp_path: Path) -> None:
     from train_cloud.checkpoint import Committer
     from train_cloud.config import load_run_file
-    from train_cloud.report.standing import check_standing
+    from train_cloud.report.preflight import check_standing
 
     store = str(tmp_path / "store")
     run_file = load_run_file(run_yaml)

@@ -33,7 +33,7 @@ from train_cloud.config.evaluation import Category, Evaluation, Routes, Video
 from train_cloud.config.load import read_yaml
 from train_cloud.config.reproducibility import Reproducibility
 from train_cloud.errors import InputError, NotYet
-from train_cloud.worker.requirements import pip_arguments
+from train_cloud.operations.requirements import pip_arguments
 
 DOCS = Path(__file__).parent.parent / "docs" / "run-file.md"
 

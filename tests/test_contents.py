@@ -22,12 +22,12 @@ from train_cloud.checkpoint import Committer, read_manifest, restore
 from train_cloud.cli import main
 from train_cloud.envs.pickling import LARGE_BYTES, Sections, check, dumps, dumps_apart, fingerprint, loads
 from train_cloud.envs.state import StatefulEnv
-from train_cloud.learn.capture import Capture
-from train_cloud.learn.compare import _compare as compared
-from train_cloud.learn.compare import differences
-from train_cloud.learn.contents import Contents
 from train_cloud.run import layout
 from train_cloud.run.head import Lease, Token, read_head
+from train_cloud.sb3.capture import Capture
+from train_cloud.sb3.compare import _compare as compared
+from train_cloud.sb3.compare import differences
+from train_cloud.sb3.contents import Contents
 from train_cloud.snapshot import Snapshot
 from train_cloud.store import open_store
 

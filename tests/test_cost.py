@@ -11,11 +11,11 @@ import pytest
 from prices import Prices, serving
 
 from train_cloud.config.run_file import Limits as Configured
-from train_cloud.instance.price import Price, Volume, read_price
+from train_cloud.platforms.ec2.price import Price, Volume, read_price
 from train_cloud.run.cost import cost, repeated
 from train_cloud.run.session import SessionRecord, begin_session, read_sessions
+from train_cloud.runtime.limits import Limits
 from train_cloud.store import open_store
-from train_cloud.worker.limits import Limits
 
 AT = datetime(2026, 3, 1, 12, tzinfo=timezone.utc)
 

@@ -14,7 +14,7 @@ import exactness
 import pytest
 import torch
 
-from train_cloud.learn.compare import differences
+from train_cloud.sb3.compare import differences
 from train_cloud.snapshot import Snapshot
 
 _GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")

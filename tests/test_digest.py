@@ -16,8 +16,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from test_callback import Late
 
 from train_cloud.envs.trial import Choice
-from train_cloud.learn.callback import Checkpoints
-from train_cloud.learn.digest import (
+from train_cloud.sb3.callback import Checkpoints
+from train_cloud.sb3.digest import (
     LAYERS,
     Difference,
     Digests,
@@ -62,7 +62,7 @@ def test_values_are_the_same_in_every_process_and_version() -> None:
     """A change of these would call every run that goes on contradicted."""
     code = """
 import numpy as np
-from train_cloud.learn.digest import *
+from train_cloud.sb3.digest import *
 from train_cloud.snapshot import Part
 columns = {"reward": {"rewards": np.arange(6, dtype=np.float32).reshape(3, 2)}, "action": {"actions": np.ones((3, 1))},
            "observation": {"a": np.arange(3 * 2000, dtype=np.uint8).reshape(3, 2000), "b": np.eye(3)}}

@@ -21,12 +21,12 @@ from stable_baselines3.common.callbacks import (
 
 from train_cloud.checkpoint import read_manifest
 from train_cloud.cli import main
-from train_cloud.learn.ending import stopped_by, watch
+from train_cloud.operations.rollback import rollback
 from train_cloud.report.status import run_status
 from train_cloud.run import layout
 from train_cloud.run.head import reopen
 from train_cloud.run.session import read_sessions
-from train_cloud.worker.by_hand import rollback
+from train_cloud.sb3.ending import stopped_by, watch
 
 SAC: dict[str, Any] = {
     "algorithm": "sac",
@@ -64,7 +64,7 @@ def test_who_has_ended_it_is_known_by_name() -> None:
     assert stopped_by(root) is None, "of the learn before"
     threshold, stale = StopTrainingOnRewardThreshold(1.0), StopTrainingOnNoModelImprovement(1)
     judge = EvalCallback(gymnasium.make("CartPole-v1"), callback_on_new_best=threshold, callback_after_eval=stale)
-    from train_cloud.learn.ending import _named
+    from train_cloud.sb3.ending import _named
 
     assert _named(judge) == "EvalCallback (StopTrainingOnNoModelImprovement or StopTrainingOnRewardThreshold)"
 

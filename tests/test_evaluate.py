@@ -21,8 +21,8 @@ from train_cloud.config import RunFile, parse_run_file
 from train_cloud.config.evaluation import compare
 from train_cloud.errors import InputError, NotYet
 from train_cloud.evaluate.results import Episode, Evaluation, Summary, best, results, scalars, summarise
-from train_cloud.learn.compare import differences
 from train_cloud.run import layout
+from train_cloud.sb3.compare import differences
 from train_cloud.store import open_store
 
 # --------------------------------------------------------------------------------------------------------- the figures
@@ -215,7 +215,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with a model's export: ``model.zip`` and ``vecnormalize.pkl``, as people take them home."""
     from stable_baselines3.common.vec_env import VecNormalize
 
-    from train_cloud.learn.build import build_model
+    from train_cloud.sb3.build import build_model
 
     folder = tmp_path_factory.mktemp("model")
     built = build_model(parse_run_file(RUN))

@@ -15,8 +15,8 @@ from test_prove import line
 
 from train_cloud.report.status import exactness_in_words, run_status
 from train_cloud.run.session import read_sessions
-from train_cloud.worker import replay
-from train_cloud.worker.replay import cores_here, memory_left, no_room
+from train_cloud.runtime import replay
+from train_cloud.runtime.replay import cores_here, memory_left, no_room
 
 OFF = {"learning_starts": 40, "batch_size": 16, "buffer_size": 400, "policy_kwargs": {"net_arch": [8]}}
 ALWAYS: dict[str, Any] = {"reproducibility": {"replay": "always"}, "callbacks": ["hidden:WaitsForReplay"]}
@@ -144,7 +144,7 @@ def test_the_folder_of_a_replay_shows_the_working_folder(tmp_path: Path) -> None
 GUARDED = """
 import os, sys
 from pathlib import Path
-from train_cloud.worker.replay import _Guard
+from train_cloud.runtime.replay import _Guard
 own, other = map(Path, sys.argv[1:])
 guard = _Guard(own)
 sys.addaudithook(guard)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from sessions import Rehearsed
 
-from train_cloud.learn.compare import differences
 from train_cloud.run.session import read_sessions
+from train_cloud.sb3.compare import differences
 
 pytestmark = pytest.mark.slow
 

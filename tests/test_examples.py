@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from train_cloud.config import RunFile, load_run_file
-from train_cloud.learn.check import check
+from train_cloud.platforms.ec2.units import TRAIN
 from train_cloud.rehearsal.aws import EmbeddedAws
 from train_cloud.rehearsal.instance import Instance
 from train_cloud.rehearsal.life import Life
@@ -27,9 +27,9 @@ from train_cloud.rehearsal.timeline import Timeline
 from train_cloud.run import layout
 from train_cloud.run.head import Head, read_head
 from train_cloud.run.session import SessionRecord, read_sessions
+from train_cloud.runtime.heartbeat import read_timesteps
+from train_cloud.sb3.check import check
 from train_cloud.store import open_store
-from train_cloud.worker.pulse import read_timesteps
-from train_cloud.worker.units import TRAIN
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 F1TENTH = importlib.util.find_spec("f1tenth_gym") is not None

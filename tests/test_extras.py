@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from train_cloud.config import load_run_file
+from train_cloud.operations.requirements import packages
+from train_cloud.platforms.ec2.units import FINISH, TRAIN
 from train_cloud.rehearsal.aws import EmbeddedAws
 from train_cloud.rehearsal.machine import MachineInstance, missing, prepare
 from train_cloud.rehearsal.systemd import Line
 from train_cloud.rehearsal.terraform import Terraform
-from train_cloud.worker.requirements import packages
-from train_cloud.worker.units import FINISH, TRAIN
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "pendulum_sac.yaml"
 pytestmark = [pytest.mark.slow, pytest.mark.machine, pytest.mark.full, pytest.mark.timeout(1800)]

@@ -14,7 +14,7 @@ from sessions import Rehearsed
 
 from train_cloud.envs.tracks import Track, make_track, progress
 from train_cloud.errors import InputError
-from train_cloud.learn.compare import differences
+from train_cloud.sb3.compare import differences
 
 _THERE = importlib.util.find_spec("f1tenth_gym") is not None
 real = pytest.mark.skipif(not _THERE, reason="f1tenth_gym is not installed")

@@ -36,8 +36,8 @@ from test_bootstrap import INSTALL, NVIDIA, Boot, booting, made_for_boots, rende
 from train_cloud.checkpoint import read_manifest
 from train_cloud.cli import main
 from train_cloud.config.run_file import Limits as RunLimits
-from train_cloud.instance.group import Group
-from train_cloud.learn.compare import differences
+from train_cloud.platforms.ec2.group import Group
+from train_cloud.platforms.ec2.units import FINISH, TRAIN, UnitState
 from train_cloud.rehearsal.aws import EmbeddedAws
 from train_cloud.rehearsal.metadata import MetadataService
 from train_cloud.report.status import run_status
@@ -46,8 +46,8 @@ from train_cloud.run.cost import cost
 from train_cloud.run.head import Head, conclude, read_head, reopen
 from train_cloud.run.layout import boot_key
 from train_cloud.run.session import begin_session, read_sessions
-from train_cloud.worker.limits import Limits
-from train_cloud.worker.units import FINISH, TRAIN, UnitState
+from train_cloud.runtime.limits import Limits
+from train_cloud.sb3.compare import differences
 
 # Nothing here waits for the clock where it can wait for the event; what ends a test that fails is generous.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -198,8 +198,8 @@ def test_crashes_with_a_commit_between_them_are_no_loop(run: Run, sac: Rehearsed
 
 def test_dying_without_a_word_is_counted_and_named(run: Run) -> None:
     """A trainer that is killed leaves nothing in the head: what systemd told finish about it is the reason."""
-    from train_cloud.worker.endings import note_kill
-    from train_cloud.worker.units import boot_id
+    from train_cloud.platforms.ec2.units import boot_id
+    from train_cloud.run.exit_record import note_kill
 
     run.befall("150-SIGKILL-always")
     for _ in range(3):
@@ -475,9 +475,9 @@ def test_a_boot_that_is_cut_by_a_notice_is_not_counted(boot: Boot, how: str) -> 
 
 def notice(run: Run, seconds: float) -> None:
     """On the disk, as watch leaves it before it stops the trainer."""
-    from train_cloud.instance.notices import NOTICE_FILE, Notice, local_form
+    from train_cloud.platforms.ec2.notices import NOTICE_FILE, Notice, local_form
+    from train_cloud.platforms.ec2.units import boot_id
     from train_cloud.run.session import write_local
-    from train_cloud.worker.units import boot_id
 
     now = datetime.now(timezone.utc)
     content = Notice(kind="spot", action="terminate", time=now + timedelta(seconds=seconds), seen=now)

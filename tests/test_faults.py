@@ -38,13 +38,13 @@ from test_checkpoint import begin, check, snapshot
 
 from train_cloud.checkpoint import Committer, read_manifest, restore
 from train_cloud.errors import CorruptCheckpoint, Fenced, StoreForbidden, StoreUnavailable
-from train_cloud.learn.compare import differences
+from train_cloud.operations import rollback
 from train_cloud.run import layout
 from train_cloud.run.head import Head, Lease, Token, conclude, read_head
 from train_cloud.run.session import begin_session, read_sessions
+from train_cloud.runtime.heartbeat import read_timesteps
+from train_cloud.sb3.compare import differences
 from train_cloud.store import ObjectStore, open_store
-from train_cloud.worker import by_hand
-from train_cloud.worker.pulse import read_timesteps
 
 PATIENCE = 4.0
 """Seconds: half of it for one attempt, which a loaded machine must answer in."""
@@ -247,7 +247,7 @@ def test_a_server_that_verifies_nothing_is_found_out_at_restore(
     if kind != "put manifest":
         assert check(direct, 20) == 20
         direct.create(layout.start_key(2), b"{}")
-        by_hand.rollback(direct.url.removesuffix("/runs/a-run"), "a-run", 20)
+        rollback.rollback(direct.url.removesuffix("/runs/a-run"), "a-run", 20)
         goes_on(direct, 9)
 
 

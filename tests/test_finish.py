@@ -18,18 +18,18 @@ import pytest
 from groups import machines, make_group
 
 from train_cloud.errors import StoreForbidden, StoreUnavailable
-from train_cloud.instance.group import Group
-from train_cloud.instance.metadata import Metadata
-from train_cloud.instance.notices import NOTICE_FILE, Notice, local_form
+from train_cloud.platforms.ec2 import finish as module
+from train_cloud.platforms.ec2.finish import Decision, Facts, decide, finish
+from train_cloud.platforms.ec2.group import Group
+from train_cloud.platforms.ec2.metadata import Metadata
+from train_cloud.platforms.ec2.notices import NOTICE_FILE, Notice, local_form
+from train_cloud.platforms.ec2.units import TRAIN, UnitState, boot_id
 from train_cloud.rehearsal.metadata import MetadataService
 from train_cloud.rehearsal.systemd import Machine
 from train_cloud.run import layout
 from train_cloud.run.head import Head, Lease, Outcome, Token, read_head
 from train_cloud.run.session import begin_session, read_sessions, write_local
 from train_cloud.store import ObjectStore, open_store
-from train_cloud.worker import finish as module
-from train_cloud.worker.finish import Decision, Facts, decide, finish
-from train_cloud.worker.units import TRAIN, UnitState, boot_id
 
 WHEN = datetime(2030, 1, 1, tzinfo=timezone.utc)
 HEAD = Head(session=3, restart=0, owner="i-0abc", commit="c")
@@ -384,7 +384,11 @@ def test_many_bells_at_once(worker: Worker) -> None:
 
 def test_it_never_loads_torch(worker: Worker) -> None:
     loaded = subprocess.run(
-        [sys.executable, "-c", "import sys, json, train_cloud.worker.finish; print(json.dumps(sorted(sys.modules)))"],
+        [
+            sys.executable,
+            "-c",
+            "import sys, json, train_cloud.platforms.ec2.finish; print(json.dumps(sorted(sys.modules)))",
+        ],
         env=os.environ.copy(),
         capture_output=True,
         check=True,
@@ -402,7 +406,7 @@ from train_cloud.run.head import Lease
 from train_cloud.run.layout import run_url
 from train_cloud.run.session import begin_session
 from train_cloud.store import open_store
-from train_cloud.worker.units import boot_id
+from train_cloud.platforms.ec2.units import boot_id
 import sdnotify
 
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))

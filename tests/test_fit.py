@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from train_cloud.errors import InputError
-from train_cloud.instance.fit import DEFAULT_TYPES, check_store, memory_bytes
+from train_cloud.platforms.ec2.fit import DEFAULT_TYPES, check_store, memory_bytes
 
 #: GiB, from the tables of "Amazon EC2 Instance Types".
 NOMINAL = {

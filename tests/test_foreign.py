@@ -11,8 +11,8 @@ from typing import Any
 import boto3
 import pytest
 from sessions import Rehearsed
-from test_by_hand import Worker, keys
 from test_repair import damage
+from test_rollback import Worker, keys
 from test_train import RUN
 
 from train_cloud.artifacts.sync import run_sync

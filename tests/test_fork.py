@@ -15,16 +15,16 @@ from train_cloud.checkpoint import Committer, copy, find, restore
 from train_cloud.cli import main
 from train_cloud.config import Preservation, load_run_file, parse_run_file, read_yaml
 from train_cloud.errors import CorruptCheckpoint, InputError
-from train_cloud.learn.compare import differences
-from train_cloud.report.standing import check_standing
+from train_cloud.operations.export import export
+from train_cloud.operations.fork import fork
+from train_cloud.report.preflight import check_standing
 from train_cloud.report.status import run_status
 from train_cloud.run import layout
 from train_cloud.run.head import Head, Lease, Token, read_head
 from train_cloud.run.session import begin_session
+from train_cloud.sb3.compare import differences
 from train_cloud.snapshot import Part, Rows, Snapshot
 from train_cloud.store import ObjectStore, open_store
-from train_cloud.worker.export import export
-from train_cloud.worker.fork import fork
 
 RUN = """\
 run_id: parent
@@ -220,7 +220,7 @@ def test_a_checkpoint_that_goes_while_it_is_copied_is_said_to_be_gone(
         committer.wait()
         return copy(*arguments, **named)
 
-    monkeypatch.setattr("train_cloud.worker.fork.copy", going)
+    monkeypatch.setattr("train_cloud.operations.fork.copy", going)
     with pytest.raises(InputError, match="there are: 90"):
         fork(root, "parent", "child", at=70, overrides=["total_timesteps=200"], out=tmp_path / "child.yaml")
     assert read_head(open_store(layout.run_url(root, "child"))) is None

@@ -64,7 +64,9 @@ def test_backoff_takes_the_generator_that_it_is_given() -> None:
     assert backoff._random() == 1.0
 
 
-@pytest.mark.parametrize("module", ["train_cloud.store.s3", "train_cloud.instance.api", "train_cloud.instance.price"])
+@pytest.mark.parametrize(
+    "module", ["train_cloud.store.s3", "train_cloud.platforms.ec2.api", "train_cloud.platforms.ec2.price"]
+)
 def test_whoever_imports_boto3_has_called_it(module: str) -> None:
     import subprocess
     import sys

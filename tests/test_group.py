@@ -13,8 +13,8 @@ import pytest
 from groups import AutoScaling, machines, make_group, scripted_autoscaling
 
 from train_cloud.errors import CloudError, CloudForbidden, CloudUnavailable, StoreUnavailable
-from train_cloud.instance.api import until_it_holds
-from train_cloud.instance.group import RUN_TAG, TERMINATING_HOOK, Group, find_groups
+from train_cloud.platforms.ec2.api import until_it_holds
+from train_cloud.platforms.ec2.group import RUN_TAG, TERMINATING_HOOK, Group, find_groups
 
 NO_GROUP = "AutoScalingGroup name not found - AutoScalingGroup g not found"
 NO_INSTANCE = "Instance Id not found - No managed instance found for instance ID: i-0abc"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from train_cloud import hash_seed
-from train_cloud.worker.machine import differences
+from train_cloud.runtime.reproducibility import differences
 
 #: What the command does first; then what this process is like.
 SHOWN = """

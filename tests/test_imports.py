@@ -14,15 +14,18 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "train_cloud"
 BASE = {
-    *("child_process", "errors", "extras", "generators", "hash_seed", "installed", "safe_text", "shipped", "snapshot")
+    *("child_process", "errors", "extras", "former_names", "generators", "hash_seed", "installed", "safe_text"),
+    *("shipped", "snapshot"),
 }
 STORED = BASE | {"config", "store", "run", "checkpoint"}
+JOINED = STORED | {"artifacts", "envs", "evaluate", "platforms", "report", "sb3"}
 ALLOWED = {
     "child_process": set(),
     "errors": {"safe_text"},
     "safe_text": set(),
     "snapshot": set(),
     "generators": set(),
+    "former_names": set(),
     "hash_seed": set(),
     "installed": set(),
     "extras": {"errors", "installed"},
@@ -35,22 +38,23 @@ ALLOWED = {
     "artifacts": STORED,
     "report": STORED | {"artifacts"},
     "envs": BASE,
-    "learn": BASE | {"config", "envs"},
-    "evaluate": BASE | {"config", "envs", "learn"},
-    "instance": BASE | {"config"},
-    "worker": STORED | {"artifacts", "envs", "evaluate", "instance", "learn", "report"},
+    "sb3": BASE | {"config", "envs"},
+    "evaluate": BASE | {"config", "envs", "sb3"},
+    "platforms": STORED | {"artifacts"},
+    "runtime": JOINED,
+    "operations": JOINED | {"runtime"},
 }
 EVERYTHING = {"cli", "rehearsal", "__init__", "__main__"}
 OUTSIDE = {
-    "boto3": {"store", "instance", "rehearsal"},
-    "botocore": {"generators", "store", "instance", "rehearsal"},
-    "requests": {"instance", "rehearsal"},
+    "boto3": {"store", "platforms", "rehearsal"},
+    "botocore": {"generators", "store", "platforms", "rehearsal"},
+    "requests": {"platforms", "rehearsal"},
     "wandb": {"artifacts"},
     "moto": {"rehearsal"},
     "ruamel": {"config", "rehearsal"},
     "typer": {"cli"},
-    "torch": {"learn", "envs", "evaluate", "rehearsal", "worker"},
-    "stable_baselines3": {"learn", "envs", "evaluate", "rehearsal"},
+    "torch": {"sb3", "envs", "evaluate", "rehearsal", "runtime"},
+    "stable_baselines3": {"sb3", "envs", "evaluate", "rehearsal"},
 }
 
 

@@ -16,12 +16,12 @@ from train_cloud.checkpoint import read_manifest
 from train_cloud.cli import main
 from train_cloud.config import InitialModel, RunFile, load_run_file, parse_run_file
 from train_cloud.errors import InputError
-from train_cloud.learn.build import build_model
-from train_cloud.learn.compare import differences
-from train_cloud.learn.initial import begin_with, from_zip
 from train_cloud.run import layout
+from train_cloud.runtime.initial_model import read_initial
+from train_cloud.sb3.build import build_model
+from train_cloud.sb3.compare import differences
+from train_cloud.sb3.initial import begin_with, from_zip
 from train_cloud.store import open_store
-from train_cloud.worker.initial import read_initial
 
 torch.set_num_threads(1)
 

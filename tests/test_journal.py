@@ -16,7 +16,7 @@ import boto3
 import pytest
 
 from train_cloud.errors import CloudError
-from train_cloud.instance.journal import (
+from train_cloud.platforms.ec2.journal import (
     MAX_BYTES,
     MAX_EVENT_BYTES,
     MAX_EVENTS,
@@ -136,7 +136,7 @@ def test_what_was_gathered_is_sent_before_a_stop(journal: Path, group: str, tmp_
     (journal / "journal").write_text(line(1, "last words") + "\n")
     (journal / "follow").touch()
     script = (
-        "import sys; from pathlib import Path; from train_cloud.instance.journal import Streams, follow;"
+        "import sys; from pathlib import Path; from train_cloud.platforms.ec2.journal import Streams, follow;"
         "follow(Streams(sys.argv[1], 'i-1'), Path(sys.argv[2]), interval_s=3600)"
     )
     process = subprocess.Popen([sys.executable, "-c", script, group, str(tmp_path)])

@@ -12,7 +12,7 @@ from train_cloud.artifacts import tables, tensorboard
 from train_cloud.artifacts.logged import Logged
 from train_cloud.artifacts.tensorboard import event_files, read_scalars
 from train_cloud.checkpoint.format import pack, unpack
-from train_cloud.learn.scalars import Episodes, Table
+from train_cloud.sb3.scalars import Episodes, Table
 from train_cloud.snapshot import Part
 
 HEAD = 60

@@ -25,14 +25,14 @@ import pytest
 
 from train_cloud.config import load_run_file
 from train_cloud.errors import InputError, Interrupted, TrainCloudError
+from train_cloud.operations.requirements import packages
+from train_cloud.platforms.ec2.units import TRAIN, UnitState
 from train_cloud.rehearsal.aws import EmbeddedAws
 from train_cloud.rehearsal.instance import Launch
 from train_cloud.rehearsal.machine import Image, MachineInstance, missing, prepare
 from train_cloud.rehearsal.machine import image as images
 from train_cloud.rehearsal.systemd import Line
 from train_cloud.rehearsal.terraform import Terraform, worker_environment
-from train_cloud.worker.requirements import packages
-from train_cloud.worker.units import TRAIN, UnitState
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "pendulum_sac.yaml"
 RUN = "runs/pendulum-sac"

@@ -15,7 +15,7 @@ import pytest
 import requests
 
 from train_cloud.errors import CloudForbidden, CloudUnavailable
-from train_cloud.instance.metadata import ENDPOINT_VARIABLE, Metadata
+from train_cloud.platforms.ec2.metadata import ENDPOINT_VARIABLE, Metadata
 from train_cloud.rehearsal.metadata import MetadataService
 
 TOKEN = "/latest/api/token"

@@ -18,12 +18,12 @@ from train_cloud.config import RunFile
 from train_cloud.envs.parallel import Together
 from train_cloud.envs.trial import choose
 from train_cloud.errors import InputError, NotYet
-from train_cloud.learn.build import Built, build_model
-from train_cloud.learn.check import check
-from train_cloud.learn.compare import differences
-from train_cloud.learn.multiagent import MultiAgent
+from train_cloud.operations.export import export
 from train_cloud.run.session import read_sessions
-from train_cloud.worker.export import export
+from train_cloud.sb3.build import Built, build_model
+from train_cloud.sb3.check import check
+from train_cloud.sb3.compare import differences
+from train_cloud.sb3.multiagent import MultiAgent
 
 SPREAD = {"id": "mpe2.simple_spread_v3:parallel_env", "kwargs": {"N": 2, "continuous_actions": True, "max_cycles": 20}}
 TAG = {"id": "mpe2.simple_tag_v3:parallel_env", "kwargs": {"continuous_actions": True, "max_cycles": 20}}

@@ -147,7 +147,7 @@ MUTATIONS = {
     ),
     "a folder compares no e-tag": Mutation("store/folder.py", "if standing != etag:", "if False:", STORE),
     "a rollback names what is preserved no longer": Mutation(
-        "worker/by_hand.py", 'return manifest.model_copy(update={"kept": older})', "return manifest"
+        "operations/rollback.py", 'return manifest.model_copy(update={"kept": older})', "return manifest"
     ),
 }
 

@@ -19,7 +19,7 @@ import holding
 import pytest
 from sessions import forking
 
-from train_cloud.learn.callback import IdleHost
+from train_cloud.sb3.callback import IdleHost
 from train_cloud.snapshot import Part, Rows
 
 STOP_AT, TOTAL = 75, 200
@@ -73,8 +73,8 @@ def _stretch(name: str, stop_at: int | None, begin: str | None) -> dict[str, Any
     from stable_baselines3.common.logger import Logger
 
     from train_cloud.envs.trial import Choice
-    from train_cloud.learn import vectorized
-    from train_cloud.learn.callback import TrainingStopped, learn
+    from train_cloud.sb3 import vectorized
+    from train_cloud.sb3.callback import TrainingStopped, learn
 
     torch.set_num_threads(1)
     # These environments are pickled; to try that would take longer than all the rest.
@@ -120,7 +120,7 @@ def trained(context: Any, folder: Path, name: str) -> dict[str, dict[str, Any]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", holding.PROGRAMS)
 def test_what_is_held_is_kept(context: Any, tmp_path: Path, name: str) -> None:
-    from train_cloud.learn.compare import differences
+    from train_cloud.sb3.compare import differences
 
     found = trained(context, tmp_path, name)
     whole, first, second = (found[part]["snapshot"] for part in ("whole", "first", "second"))

@@ -17,8 +17,8 @@ from sessions import Rehearsed
 from test_objects import Memory
 
 from train_cloud.checkpoint import read_manifest, restore
-from train_cloud.learn.compare import differences, read_state
 from train_cloud.run.session import read_sessions
+from train_cloud.sb3.compare import differences, read_state
 from train_cloud.snapshot import Snapshot
 
 OLD = Path(__file__).parent / "old_checkpoint"
@@ -64,8 +64,8 @@ def resume(run: dict[str, Any], state: bytes, out: str) -> None:
 
     from train_cloud.config import parse_run_file
     from train_cloud.envs.make import FAILURES
-    from train_cloud.learn.build import build_callbacks, build_model
-    from train_cloud.learn.callback import TrainingStopped, learn
+    from train_cloud.sb3.build import build_callbacks, build_model
+    from train_cloud.sb3.callback import TrainingStopped, learn
 
     try:
         torch.set_num_threads(1)

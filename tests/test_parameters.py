@@ -6,7 +6,7 @@ import boto3
 import pytest
 
 from train_cloud.errors import CloudUnavailable, InputError
-from train_cloud.instance.parameters import read_secrets
+from train_cloud.platforms.ec2.parameters import read_secrets
 
 
 def test_parameters_become_variables(aws_endpoint: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sessions import Rehearsed
 
-from train_cloud.learn.compare import differences
+from train_cloud.sb3.compare import differences
 
 pytestmark = pytest.mark.slow
 

@@ -22,7 +22,7 @@ from train_cloud.envs.state import StatefulEnv, dumps, get_state, loads, set_sta
 from train_cloud.envs.trial import choose
 from train_cloud.generators import get_unseeded, unseeded_follow
 from train_cloud.installed import is_installed
-from train_cloud.learn.compare import AnyEnvironment, _compare
+from train_cloud.sb3.compare import AnyEnvironment, _compare
 
 Env = gymnasium.Env[Any, Any]
 BOX = gymnasium.spaces.Box(-1.0, 1.0, (3,), np.float32)

@@ -494,7 +494,7 @@ def operations() -> dict[str, str]:
 def called_in_python(known: dict[str, str]) -> set[str]:
     """Actions behind each operation that the worker's part of the package names, as a text or as a method."""
     found = set()
-    for file in [*(REPOSITORY / "train_cloud" / "instance").glob("*.py"), REPOSITORY / "train_cloud/store/s3.py"]:
+    for file in [*(REPOSITORY / "train_cloud/platforms/ec2").glob("*.py"), REPOSITORY / "train_cloud/store/s3.py"]:
         elsewhere = ELSEWHERE.get(file.name, set())
         if elsewhere is None:
             continue
@@ -539,12 +539,12 @@ def test_the_role_allows_what_the_worker_calls_and_nothing_else(plans: Plans) ->
 def test_nothing_of_the_worker_calls_what_it_may_not() -> None:
     """The commands of the user's own machine may: they are in ``cli`` and ``report``."""
     names = {name for names in ELSEWHERE.values() if names for name in names}
-    for folder in ("worker", "artifacts", "run", "checkpoint", "store", "instance"):
+    for folder in ("runtime", "artifacts", "run", "checkpoint", "store", "platforms", "platforms/ec2"):
         for file in (REPOSITORY / "train_cloud" / folder).glob("*.py"):
             text = file.read_text()
             if file.name not in ELSEWHERE:
-                assert not re.search(r"instance\.(account|permissions|routes)\b", text), file
-            if "instance.group" in text:
+                assert not re.search(r"ec2\.(account|permissions|routes)\b", text), file
+            if "ec2.group" in text:
                 assert not re.search(rf"\.({'|'.join(names)})\(|import .*\bfind_groups\b", text), file
 
 

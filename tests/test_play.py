@@ -15,7 +15,7 @@ import pytest
 from sessions import Rehearsed
 
 from train_cloud.cli import main
-from train_cloud.worker.export import export
+from train_cloud.operations.export import export
 
 pytestmark = pytest.mark.slow
 

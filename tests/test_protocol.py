@@ -34,13 +34,13 @@ from train_cloud.checkpoint.commit import Committed
 from train_cloud.checkpoint.format import crc64nvme
 from train_cloud.config import Preservation
 from train_cloud.errors import ConditionFailed, CorruptCheckpoint, Fenced, InputError, StoreUnavailable, TrainCloudError
+from train_cloud.operations import rollback
 from train_cloud.run import head as run_head
 from train_cloud.run import layout
 from train_cloud.run.head import Head, Lease, Outcome, Reference, Token, conclude, found, parse_head, read_head, reopen
 from train_cloud.run.session import begin_session
 from train_cloud.snapshot import Part, Rows, Snapshot
 from train_cloud.store import open_store
-from train_cloud.worker import by_hand
 
 
 class AtOnce(Executor):
@@ -70,7 +70,7 @@ def one_after_the_other() -> Iterator[None]:
         patch.setattr(sys.modules[copy.__module__], "now", lambda: "now")
         own_number = SimpleNamespace(randbelow=lambda end: int(threading.current_thread().name[-1]) % end)
         patch.setattr(sys.modules[copy.__module__], "secrets", own_number)
-        patch.setattr(by_hand, "open_store", lambda url: stores[url.partition("/")[0]])
+        patch.setattr(rollback, "open_store", lambda url: stores[url.partition("/")[0]])
         patch.setattr(merge, "MANY", 2)
         patch.setattr(merge, "FAN_IN", 2)
         for module in (commit, run_head):
@@ -539,7 +539,7 @@ class Protocol(RuleBasedStateMachine):
 
         def program(store: Any) -> object:
             stores[store.name] = store
-            return by_hand.rollback(store.name, "a-run", to)
+            return rollback.rollback(store.name, "a-run", to)
 
         self.people.append(Worker(self.objects, f"rollback {len(self.objects.heads)}", program))
 

@@ -14,9 +14,9 @@ from ruamel.yaml import YAML
 from sessions import Rehearsed
 
 from train_cloud.errors import InputError
+from train_cloud.operations.prove import _Kind, prove
 from train_cloud.run.session import read_sessions
-from train_cloud.worker.prove import _Kind, prove
-from train_cloud.worker.trial import VARIABLE, Trial
+from train_cloud.runtime.proof_session import VARIABLE, Trial
 
 pytestmark = pytest.mark.slow
 

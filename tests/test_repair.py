@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from sessions import Rehearsed
-from test_by_hand import CAPACITY, Worker, check, head_of, keys
+from test_rollback import CAPACITY, Worker, check, head_of, keys
 from test_train import RUN
 
 from train_cloud.checkpoint import read_manifest
@@ -16,18 +16,18 @@ from train_cloud.checkpoint.survey import survey
 from train_cloud.cli import main
 from train_cloud.config import Preservation
 from train_cloud.errors import CorruptCheckpoint, Fenced, HeadMissing, InputError
-from train_cloud.learn.compare import differences
+from train_cloud.operations.delete import delete
+from train_cloud.operations.fork import _by_a_fork
+from train_cloud.operations.repair import plan, repair
+from train_cloud.platforms.ec2.finish import Facts, decide
+from train_cloud.platforms.ec2.units import UnitState
 from train_cloud.rehearsal.metadata import MetadataService
 from train_cloud.report.status import run_status, statuses
 from train_cloud.run import layout
 from train_cloud.run.head import Head, Lease, Token, conclude, pack_head, read_head, trace
 from train_cloud.run.session import begin_session, read_sessions
+from train_cloud.sb3.compare import differences
 from train_cloud.store import ObjectStore
-from train_cloud.worker.by_hand import delete
-from train_cloud.worker.finish import Facts, decide
-from train_cloud.worker.fork import _by_a_fork
-from train_cloud.worker.repair import plan, repair
-from train_cloud.worker.units import UnitState
 
 KEEP = Preservation(last=5)
 

@@ -19,8 +19,8 @@ from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer
 from train_cloud.checkpoint import Committer, read_manifest, restore
 from train_cloud.checkpoint.format import pack
 from train_cloud.errors import InputError, NotYet
-from train_cloud.learn.replay import Ring
 from train_cloud.run.head import Lease, Token
+from train_cloud.sb3.replay import Ring
 from train_cloud.snapshot import Array, Part, Rows, Snapshot
 from train_cloud.store import open_store
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from train_cloud.config import parse_run_file
-from train_cloud.worker.requirements import packages, pip_arguments
+from train_cloud.operations.requirements import packages, pip_arguments
 
 RUN = {"run_id": "r", "algorithm": "sac", "total_timesteps": 10, "save_frequency": 5}
 

@@ -25,7 +25,7 @@ import numpy as np, psutil
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from train_cloud.checkpoint import read_manifest, restore
-from train_cloud.learn.replay import Ring
+from train_cloud.sb3.replay import Ring
 from train_cloud.run.head import read_head
 from train_cloud.store import open_store
 

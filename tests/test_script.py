@@ -175,7 +175,7 @@ def test_one_that_leaves_when_it_is_imported_is_refused(tmp_path: Path, capsys: 
 )  # fmt: skip
 def test_bad_entry_points(tmp_path: Path, settings: dict[str, Any], field: str, fix: str) -> None:
     from train_cloud.config import parse_run_file
-    from train_cloud.learn.script import prepare
+    from train_cloud.sb3.script import prepare
 
     (tmp_path / "a.py").write_text("")
     (tmp_path / "broken.py").write_text("def (:\n")

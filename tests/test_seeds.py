@@ -20,7 +20,7 @@ from train_cloud.config import load_run_file
 from train_cloud.report.experiment import experiments
 from train_cloud.report.status import RunStatus, run_status
 from train_cloud.run.cost import cost
-from train_cloud.worker.pulse import read_timesteps
+from train_cloud.runtime.heartbeat import read_timesteps
 
 
 def write(folder: Path, **changed: Any) -> Path:

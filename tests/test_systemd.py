@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from train_cloud.errors import CloudUnavailable, InputError
+from train_cloud.platforms.ec2.units import UnitState, systemctl, unit_state
 from train_cloud.rehearsal.systemd import Line, Machine
 from train_cloud.rehearsal.unit_file import command, parse_seconds, read_environment_file, read_unit
-from train_cloud.worker.units import UnitState, systemctl, unit_state
 
 UNITS = Path(__file__).parents[1] / "systemd"
 SAY = """

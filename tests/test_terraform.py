@@ -30,14 +30,14 @@ from botocore.exceptions import ClientError
 from train_cloud import shipped
 from train_cloud.config.code import code_digests
 from train_cloud.errors import InputError, Interrupted, TrainCloudError
-from train_cloud.instance.permissions import needs
+from train_cloud.operations.fork import fork
+from train_cloud.platforms.ec2.permissions import needs
 from train_cloud.rehearsal.aws import EmbeddedAws
 from train_cloud.rehearsal.terraform import Terraform, find_mirror, worker_environment
 from train_cloud.report.status import run_status
 from train_cloud.run.head import Head, pack_head, read_head
 from train_cloud.run.layout import LAUNCHED, run_url
 from train_cloud.store import open_store
-from train_cloud.worker.fork import fork
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -17,14 +17,14 @@ from sessions import Rehearsed
 from stable_baselines3 import SAC
 
 from train_cloud.config import load_run_file
-from train_cloud.learn.check import check
-from train_cloud.learn.compare import differences
+from train_cloud.operations.export import export
 from train_cloud.rehearsal.metadata import MetadataService
 from train_cloud.report.status import run_status
 from train_cloud.run import layout
 from train_cloud.run.head import Lease, Token, conclude, read_head
 from train_cloud.run.session import read_sessions
-from train_cloud.worker.export import export
+from train_cloud.sb3.check import check
+from train_cloud.sb3.compare import differences
 
 pytestmark = pytest.mark.slow
 

@@ -24,8 +24,8 @@ from stable_baselines3.common.vec_env import (
 
 from train_cloud.envs.pickling import dumps, loads
 from train_cloud.envs.state import StatefulEnv
-from train_cloud.learn import vectorized
-from train_cloud.learn.vectorized import choice_of, get_vecenv, look, plan_of, prepare, set_vecenv
+from train_cloud.sb3 import vectorized
+from train_cloud.sb3.vectorized import choice_of, get_vecenv, look, plan_of, prepare, set_vecenv
 
 
 def play(env: VecEnv, actions: list[Any]) -> list[Any]:

@@ -16,7 +16,7 @@ from wandb_server import Wandb as Server
 
 from train_cloud.artifacts.wandb import Wandb, rows
 from train_cloud.config.artifacts import Wandb as Settings
-from train_cloud.learn.compare import differences
+from train_cloud.sb3.compare import differences
 
 pytest.importorskip("wandb")
 pytestmark = pytest.mark.slow

@@ -20,15 +20,15 @@ import pytest
 from groups import AutoScaling, scripted_autoscaling
 
 from train_cloud.errors import InputError, StoreUnavailable
-from train_cloud.instance.group import Group
-from train_cloud.instance.metadata import Metadata
-from train_cloud.instance.notices import local_notice
+from train_cloud.platforms.ec2.group import Group
+from train_cloud.platforms.ec2.metadata import Metadata
+from train_cloud.platforms.ec2.notices import local_notice
+from train_cloud.platforms.ec2.units import FINISH, TRAIN
+from train_cloud.platforms.ec2.watch import Watch, watch
 from train_cloud.rehearsal.metadata import MetadataService
 from train_cloud.run.layout import run_url
 from train_cloud.run.session import begin_session, local_session, read_sessions
 from train_cloud.store import ObjectStore, open_store
-from train_cloud.worker.units import FINISH, TRAIN
-from train_cloud.worker.watch import Watch, watch
 
 BOOT = "b007"
 SYSTEMCTL = """#!/bin/sh
@@ -263,7 +263,7 @@ def test_nonsense_under_one_path_does_not_hide_the_others(
 
 
 def test_an_outage_is_logged_once(watcher: Watch, service: MetadataService, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", "train_cloud.worker.watch")
+    caplog.set_level("INFO", "train_cloud.platforms.ec2.watch")
     service.fail(9, 503)
     for _ in range(5):
         watcher.poll(now())
@@ -441,7 +441,7 @@ def test_a_bell_that_finish_did_not_hear_is_rung_again_and_ever_more_seldom(
     watcher: Watch, systemd: Systemd, service: MetadataService
 ) -> None:
     """The trainer ended for good while finish was still leaving, which systemd does not start then."""
-    ring = f"start --no-block {FINISH}"
+    finish = f"start --no-block {FINISH}"
     watcher.poll(now())
     watcher.poll(now(61))
     assert systemd.asked == [], "it trains"
@@ -453,18 +453,18 @@ def test_a_bell_that_finish_did_not_hear_is_rung_again_and_ever_more_seldom(
     watcher.poll(now(150))
     assert systemd.asked == []
     watcher.poll(now(183))
-    assert systemd.asked == [ring]
+    assert systemd.asked == [finish]
     watcher.poll(now(250))
-    assert systemd.asked == [ring]
+    assert systemd.asked == [finish]
     watcher.poll(now(310))
-    assert systemd.asked == [ring, ring]
+    assert systemd.asked == [finish, finish]
     service.interrupt(seconds=900)
     watcher.poll(now(600))
     watcher.poll(now(700))
-    assert systemd.asked == [ring, ring, STOP], "with a notice, what follows is the next machine's"
+    assert systemd.asked == [finish, finish, STOP], "with a notice, what follows is the next machine's"
 
 
-def test_a_trainer_that_has_not_run_yet_rings_no_bell(
+def test_a_trainer_that_has_not_run_yet_starts_no_finish(
     store: ObjectStore, tmp_path: Path, service: MetadataService, systemd: Systemd
 ) -> None:
     systemd.is_now(OVER.replace("Status=75", "Status=0"))
@@ -648,9 +648,9 @@ def test_an_interval_that_would_miss_notices_is_refused(
 PROGRAM = """
 import sys
 from pathlib import Path
-from train_cloud.instance.metadata import Metadata
+from train_cloud.platforms.ec2.metadata import Metadata
 from train_cloud.store import open_store
-from train_cloud.worker.watch import watch
+from train_cloud.platforms.ec2.watch import watch
 url, state_dir, endpoint, interval = sys.argv[1:]
 watch(open_store(url), Path(state_dir), Metadata(endpoint, timeout_s=1), interval_s=float(interval))
 assert "torch" not in sys.modules

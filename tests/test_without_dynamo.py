@@ -25,7 +25,7 @@ pickle.dumps(len)  # asks every module for a name
 print(model.weight.tolist(), "torch._dynamo.eval_frame" in sys.modules)
 {after}
 """
-_DEFERRED = "import train_cloud.learn"
+_DEFERRED = "import train_cloud.sb3"
 
 
 def _run(before: str, after: str = "") -> list[str]:

@@ -11,7 +11,7 @@ from train_cloud.cli import main
 from train_cloud.config import load_run_file
 from train_cloud.config.zoo import Imported, import_zoo, literal
 from train_cloud.errors import InputError
-from train_cloud.learn.check import check
+from train_cloud.sb3.check import check
 
 PPO = """
 atari: &games

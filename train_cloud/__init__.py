@@ -20,15 +20,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from train_cloud import former_names
+
 if TYPE_CHECKING:
     from train_cloud.config import RunFile, load_run_file
     from train_cloud.config.current import artifact_folder, run_file
     from train_cloud.errors import Fenced, InputError, Interrupted, TrainCloudError
-    from train_cloud.learn.callback import checkpoints, stateful
+    from train_cloud.operations.export import export
+    from train_cloud.operations.train import train
     from train_cloud.report.status import RunStatus, run_ids, run_status
+    from train_cloud.sb3.callback import checkpoints, stateful
     from train_cloud.store import ObjectStore, open_store
-    from train_cloud.worker.export import export
-    from train_cloud.worker.train import train
 
     __version__: str
 
@@ -62,16 +64,19 @@ _HOMES = {
     "RunStatus": "train_cloud.report.status",
     "TrainCloudError": "train_cloud.errors",
     "artifact_folder": "train_cloud.config.current",
-    "checkpoints": "train_cloud.learn.callback",
-    "export": "train_cloud.worker.export",
+    "checkpoints": "train_cloud.sb3.callback",
+    "export": "train_cloud.operations.export",
     "load_run_file": "train_cloud.config",
     "open_store": "train_cloud.store",
     "run_file": "train_cloud.config.current",
     "run_ids": "train_cloud.report.status",
     "run_status": "train_cloud.report.status",
-    "stateful": "train_cloud.learn.callback",
-    "train": "train_cloud.worker.train",
+    "stateful": "train_cloud.sb3.callback",
+    "train": "train_cloud.operations.train",
 }
+
+
+former_names.understand()
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,7 @@ from train_cloud.cli.terminal import echo
 from train_cloud.errors import CloudError, InputError
 
 if TYPE_CHECKING:
-    from train_cloud.instance.account import Finding
+    from train_cloud.platforms.ec2.account import Finding
 
 _MARKS = {"ok": "[green]✓[/green]", "warn": "[yellow]?[/yellow]", "fail": "[red]✗[/red]"}
 
@@ -66,7 +66,7 @@ def doctor(
     """
     from rich.console import Console
 
-    from train_cloud.instance.account import INSTANCE_TYPES, examine
+    from train_cloud.platforms.ec2.account import INSTANCE_TYPES, examine
 
     console = Console(highlight=False, soft_wrap=True)
     failed = False
@@ -115,12 +115,12 @@ def relaunch(
     `train-cloud relaunch s3://bucket/train-cloud/runs/pendulum-sac --set total_timesteps=2e6`
     """
     from train_cloud.checkpoint.survey import refuse
-    from train_cloud.instance.group import RUN_TAG, Group, find_groups
+    from train_cloud.operations.relaunch import check_relaunch
+    from train_cloud.platforms.ec2.group import RUN_TAG, Group, find_groups
     from train_cloud.run.head import read_head, reopen
     from train_cloud.run.layout import overrides_key, run_url
     from train_cloud.run.overrides import write_overrides
     from train_cloud.store import open_store
-    from train_cloud.worker.relaunch import check_relaunch
 
     root, run_id = find(run, store)
     if run_id is None:

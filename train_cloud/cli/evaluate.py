@@ -41,7 +41,7 @@ def evaluate(
 
     `train-cloud evaluate run.yaml --store ./store --set evaluation.episodes=20 --out tried`
     """
-    from train_cloud.worker.evaluate import evaluate as evaluate_run
+    from train_cloud.runtime.evaluate import evaluate as evaluate_run
 
     root, run_id = find(run, store)
     if run_id is None:

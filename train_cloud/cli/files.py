@@ -27,7 +27,7 @@ def expand(run_file: options.RunFile, out: _Out = Path(), overrides: options.Ove
     `train-cloud expand sweep.yaml --out seeds && train-cloud validate seeds/sweep-s1.yaml`
     """
     from train_cloud.config import load_run_file
-    from train_cloud.worker.seeds import write_each
+    from train_cloud.operations.seeds import write_each
 
     checked = load_run_file(run_file, overrides or ())
     if checked.seeds is None:

@@ -161,7 +161,7 @@ def report(
     root, run_id = find(run, store)
     if run_id is None:
         raise InputError("run", run, "name one run: its file, its id, or its folder's URL")
-    from train_cloud.worker.page import write_page
+    from train_cloud.operations.html_report import write_page
 
     echo(str(write_page(root, run_id, out or Path(f"{run_id}.html"))))
 
@@ -192,7 +192,7 @@ def export(
     root, run_id = find(run, store)
     if run_id is None:
         raise InputError("run", run, "name one run: its file, its id, or its folder's URL")
-    from train_cloud.worker.export import export as export_run
+    from train_cloud.operations.export import export as export_run
 
     echo(str(export_run(root, run_id, at=at, out=out)))
 
@@ -204,7 +204,7 @@ def _one(root: str, run_id: str) -> RunStatus:
     found = run_status(root, run_id, checkpoints=True)
     if found.state not in ("waiting", "interrupted") or not found.url.startswith("s3://"):
         return found
-    from train_cloud.instance.group import RUN_TAG, Group, find_groups
+    from train_cloud.platforms.ec2.group import RUN_TAG, Group, find_groups
 
     try:
         names = find_groups(RUN_TAG, found.run_id)

@@ -45,7 +45,7 @@ def fork(
 
     `train-cloud fork pendulum-sac --store ./store --at 50000 --set hyperparameters.learning_rate=1e-4 --as slower`
     """
-    from train_cloud.worker.fork import fork as fork_run
+    from train_cloud.operations.fork import fork as fork_run
 
     root, run_id = _one(run, store)
     base = Path(run).absolute().parent if is_run_file(run) else None
@@ -75,7 +75,7 @@ def rollback(
 
     `train-cloud rollback pendulum-sac --store ./store --to 50000`
     """
-    from train_cloud.worker.by_hand import rollback as roll_back
+    from train_cloud.operations.rollback import rollback as roll_back
 
     root, run_id = _one(run, store)
     head = roll_back(root, run_id, to)
@@ -98,8 +98,8 @@ def repair(
 
     `train-cloud repair pendulum-sac --store ./store`
     """
-    from train_cloud.worker.repair import plan
-    from train_cloud.worker.repair import repair as write_anew
+    from train_cloud.operations.repair import plan
+    from train_cloud.operations.repair import repair as write_anew
 
     root, run_id = _one(run, store)
     planned = plan(root, run_id, to)
@@ -131,8 +131,8 @@ def delete(
 
     `train-cloud delete pendulum-sac --store ./store`
     """
+    from train_cloud.operations.delete import delete as delete_run
     from train_cloud.run.layout import run_url
-    from train_cloud.worker.by_hand import delete as delete_run
 
     root, run_id = _one(run, store)
     url = run_url(root, run_id)
@@ -152,7 +152,7 @@ def _one(run: str, store: str | None) -> tuple[str, str]:
 
 def _refuse_group(run_id: str) -> None:
     """A group that is open would send one machine after the other to a run that is gone."""
-    from train_cloud.instance.group import RUN_TAG, Group, find_groups
+    from train_cloud.platforms.ec2.group import RUN_TAG, Group, find_groups
 
     with contextlib.suppress(CloudError):  # whoever may not ask may still delete
         for name in find_groups(RUN_TAG, run_id):

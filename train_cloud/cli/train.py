@@ -40,14 +40,14 @@ def validate(
     `train-cloud validate run.yaml --set environment.n_envs=4 --instance-type g5.2xlarge`
     """
     from train_cloud.config import load_run_file
-    from train_cloud.instance import fit
-    from train_cloud.worker.private import hide_variables
+    from train_cloud.platforms.ec2 import fit
+    from train_cloud.runtime.masking import hide_variables
 
     checked = load_run_file(run_file, overrides or ())
     types = instance_types or fit.DEFAULT_TYPES
     memory = {name: fit.memory_bytes(name) for name in types}
     if store is not None:
-        from train_cloud.report.standing import check_standing
+        from train_cloud.report.preflight import check_standing
 
         check_standing(store, checked)
     hide_variables(checked, warn=True)
@@ -58,23 +58,23 @@ def validate(
         echo("  not tried     whether it can be trained: that takes pip install 'train-cloud[sb3]'")
         return
     os.environ.update(checked.env)  # before torch, which reads some when it is imported
-    from train_cloud.learn.environment import StateTrial
+    from train_cloud.sb3.environment import StateTrial
 
     # Its processes play while this one loads torch.
     begun = StateTrial(checked, None) if checked.environment is not None else None
-    from train_cloud.learn.build import check_memory
-    from train_cloud.learn.check import check
+    from train_cloud.sb3.build import check_memory
+    from train_cloud.sb3.check import check
 
     model = checked.initial_model
     initial = None
     if model is not None and (store is not None or model.run is None):
-        from train_cloud.worker.initial import read_initial
+        from train_cloud.runtime.initial_model import read_initial
 
         initial = read_initial(model, store or "").initial
     found = check(checked, initial, begun)
     if checked.evaluation is not None:
         from train_cloud.evaluate.play import check as check_evaluation
-        from train_cloud.worker.train import import_path
+        from train_cloud.runtime.train import import_path
 
         with import_path(checked):
             check_evaluation(checked)
@@ -151,7 +151,7 @@ _MOST_DIFFERENCES = 12
 def _prove(run_file: Path, run_id: str, steps: int | None, overrides: list[str] | None, *, quick: bool) -> None:
     """:raises NotExact: the two differ"""
     extras.need(_TRAINER, "prove")
-    from train_cloud.worker.prove import prove as prove_run
+    from train_cloud.operations.prove import prove as prove_run
 
     def say(text: str) -> None:
         echo(f"  {text}", err=True)
@@ -208,7 +208,7 @@ def train(
     `train-cloud train run.yaml --store ./store --set total_timesteps=2e6`
     """
     extras.need(_TRAINER, "train")
-    from train_cloud.worker.train import train as train_run
+    from train_cloud.operations.train import train as train_run
 
     changes = options.with_schedule_total(overrides, schedule_total)
     raise typer.Exit(train_run(run_file, store=store, state_dir=state_dir, overrides=changes, go_on=go_on))

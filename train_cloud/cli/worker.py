@@ -14,7 +14,7 @@ from train_cloud.cli.terminal import echo
 from train_cloud.errors import InputError
 
 if TYPE_CHECKING:
-    from train_cloud.worker.announce import Channel
+    from train_cloud.platforms.notifications import Channel
 
 _RunId = Annotated[
     str,
@@ -89,11 +89,11 @@ def watch(
     """
     from datetime import timedelta
 
-    from train_cloud.instance.group import Group
-    from train_cloud.instance.metadata import Metadata
+    from train_cloud.platforms.ec2.group import Group
+    from train_cloud.platforms.ec2.metadata import Metadata
+    from train_cloud.platforms.ec2.watch import watch as watch_machine
     from train_cloud.run.layout import run_url
     from train_cloud.store import open_store
-    from train_cloud.worker.watch import watch as watch_machine
 
     watch_machine(
         open_store(run_url(store, run_id)),
@@ -127,11 +127,11 @@ def finish(
     An outcome takes the group's capacity to 0; whatever is not over goes on.
     """
     from train_cloud.errors import Fenced
-    from train_cloud.instance.group import Group
-    from train_cloud.instance.metadata import Metadata
+    from train_cloud.platforms.ec2.finish import finish as finish_run
+    from train_cloud.platforms.ec2.group import Group
+    from train_cloud.platforms.ec2.metadata import Metadata
     from train_cloud.run.layout import run_url
     from train_cloud.store import open_store
-    from train_cloud.worker.finish import finish as finish_run
 
     decision = finish_run(
         open_store(run_url(store, run_id)),
@@ -149,8 +149,8 @@ def finish(
 def _channels(topic: str | None, run_file: Path | None, *, patience_s: float) -> list[Channel]:
     """Where news of the run go. A run file that cannot be read is the trainer's to report, and no reason to stay."""
     from train_cloud.config import load_run_file
-    from train_cloud.instance.notify import Topic, Webhook
-    from train_cloud.instance.parameters import read_secrets
+    from train_cloud.platforms.ec2.notify import Topic, Webhook
+    from train_cloud.platforms.ec2.parameters import read_secrets
 
     found: list[Channel] = [Topic(topic, patience_s=patience_s)] if topic else []
     if run_file is not None:
@@ -172,7 +172,7 @@ def requirements(run_file: options.RunFile) -> None:
     `pip install $(train-cloud requirements run.yaml)`
     """
     from train_cloud.config import load_run_file
-    from train_cloud.worker.requirements import pip_arguments
+    from train_cloud.operations.requirements import pip_arguments
 
     for argument in pip_arguments(load_run_file(run_file)):
         echo(argument)

@@ -36,7 +36,7 @@ from train_cloud.config.shapes import (
 from train_cloud.errors import InputError, NotYet, suggestion
 
 CONTRIB = "sb3_contrib"
-#: One SAC for each agent of an environment (``train_cloud.learn.multiagent``).
+#: One SAC for each agent of an environment (``train_cloud.sb3.multiagent``).
 MULTIAGENT = "sac_multiagent"
 #: Algorithms by name. Of each a test has shown that the resumed run equals the uninterrupted one (docs/exactness.md).
 ALGORITHMS = {

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from train_cloud.errors import TrainCloudError
+from train_cloud.platforms.ec2.units import TRAIN, UnitState
 from train_cloud.rehearsal.aws import EmbeddedAws
 from train_cloud.rehearsal.metadata import MetadataService
 from train_cloud.rehearsal.systemd import Line, Machine
 from train_cloud.rehearsal.terraform import worker_environment
-from train_cloud.worker.pulse import read_timesteps
-from train_cloud.worker.units import TRAIN, UnitState
+from train_cloud.runtime.heartbeat import read_timesteps
 
 _WATCH = "train-cloud-watch.service"
 

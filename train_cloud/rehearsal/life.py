@@ -12,11 +12,11 @@ import psutil
 
 from train_cloud.config import RunFile
 from train_cloud.errors import TrainCloudError
+from train_cloud.platforms.ec2.units import FINISH, TRAIN, UnitState
 from train_cloud.rehearsal.aws import EmbeddedAws
 from train_cloud.rehearsal.instance import Instance, Vehicle
 from train_cloud.rehearsal.systemd import Line
 from train_cloud.rehearsal.timeline import Timeline
-from train_cloud.worker.units import FINISH, TRAIN, UnitState
 
 #: Seconds until a wait is given up.
 LIMIT = 1200.0

@@ -1,7 +1,7 @@
 """Plays the instance metadata service of one machine: version 2 only, over real HTTP on loopback.
 
-Protocol as in ``instance/metadata.py``. It also hands out the role's credentials, so that botocore and everything on it
-finds them the way it does on EC2.
+Protocol as in ``platforms/ec2/metadata.py``. It also hands out the role's credentials, so that botocore and everything
+on it finds them the way it does on EC2.
 """
 
 from __future__ import annotations

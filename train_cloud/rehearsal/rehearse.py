@@ -27,6 +27,7 @@ from train_cloud.artifacts import tensorboard
 from train_cloud.checkpoint import read_manifest, restore
 from train_cloud.config import RunFile, load_run_file
 from train_cloud.errors import InputError, TrainCloudError
+from train_cloud.operations.requirements import packages
 from train_cloud.rehearsal.aws import EmbeddedAws
 from train_cloud.rehearsal.instance import Instance, Vehicle
 from train_cloud.rehearsal.learning_curve import draw
@@ -39,7 +40,6 @@ from train_cloud.run.head import Head, read_head
 from train_cloud.run.session import SessionRecord, read_sessions
 from train_cloud.snapshot import Snapshot
 from train_cloud.store import ObjectStore, open_store
-from train_cloud.worker.requirements import packages
 
 #: Shares of the run at which it is interrupted and killed, and the share of a save interval beyond, so that neither
 #: falls on a checkpoint.
@@ -199,9 +199,9 @@ class _Report:
 
     def collect(self) -> None:
         """Everything that must be read before the bucket goes."""
-        from train_cloud.learn.compare import differences
-        from train_cloud.worker.export import export
-        from train_cloud.worker.page import write_page
+        from train_cloud.operations.export import export
+        from train_cloud.operations.html_report import write_page
+        from train_cloud.sb3.compare import differences
 
         self._timeline.title("Comparing with the uninterrupted twin")
         self._twin.wait()

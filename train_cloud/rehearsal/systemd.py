@@ -32,8 +32,8 @@ from pathlib import Path
 from typing import IO, NamedTuple, TypeVar, cast
 
 from train_cloud.errors import InputError
+from train_cloud.platforms.ec2.units import UnitState
 from train_cloud.rehearsal.unit_file import Unit, command, read_environment_file, read_unit
-from train_cloud.worker.units import UnitState
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")

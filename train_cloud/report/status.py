@@ -29,8 +29,8 @@ from train_cloud.errors import (
 from train_cloud.run import layout
 from train_cloud.run.cost import Cost, cost, reached_since
 from train_cloud.run.head import Head, read_head
-from train_cloud.run.launch import OUTER_STOP, read_deadline
 from train_cloud.run.overrides import read_overrides
+from train_cloud.run.run_deadline import OUTER_STOP, read_deadline
 from train_cloud.run.session import SessionRecord, is_gone, read_sessions
 from train_cloud.store import FileStore, ObjectStore, open_store
 from train_cloud.store.foreign import ignore

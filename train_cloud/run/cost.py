@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from train_cloud.run.session import SessionRecord
 
-#: A worker reports at each commit, and where those are far apart every minute (worker/train.py).
+#: A worker reports at each commit, and where those are far apart every minute (runtime/train.py).
 _REPORTED_SECONDS = 70.0
 
 

@@ -23,10 +23,10 @@ from typing import Any
 import psutil
 
 from train_cloud.errors import TrainCloudError
+from train_cloud.platforms.ec2.units import UnitState
 from train_cloud.rehearsal.machine.image import Image
 from train_cloud.rehearsal.machine.network import within
 from train_cloud.rehearsal.systemd import Line
-from train_cloud.worker.units import UnitState
 
 ADDRESS, GATEWAY, METADATA = "10.0.0.10", "10.0.0.1", "169.254.169.254"
 """The machine's, and what answers it; as in ``supervise.sh``."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from train_cloud.artifacts.tensorboard import read_scalars
+from train_cloud.platforms.ec2.units import UnitState
 from train_cloud.rehearsal.aws import EmbeddedAws
 from train_cloud.rehearsal.instance import Launch
 from train_cloud.rehearsal.machine.container import ADDRESS, GATEWAY, METADATA, Container, Journal
@@ -20,8 +21,7 @@ from train_cloud.rehearsal.machine.image import Image
 from train_cloud.rehearsal.machine.network import Authority, Relay
 from train_cloud.rehearsal.systemd import Line
 from train_cloud.run import layout
-from train_cloud.worker.pulse import read_timesteps
-from train_cloud.worker.units import UnitState
+from train_cloud.runtime.heartbeat import read_timesteps
 
 _UNITS = ("cloud-final.service", "train-cloud-*.service")
 _BUNDLE = "/etc/ssl/certs/ca-certificates.crt"

@@ -1,0 +1,1 @@
+"""What people do to runs: fork, roll back, delete, repair, relaunch, export, prove."""

@@ -1,0 +1,202 @@
+"""Where a run stops early: hours, dollars, and the time at which its group is taken to 0 from outside.
+
+All of it is counted on a clock that does not jump; a session's own hours begin with its boot.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+from pydantic import ValidationError
+
+from train_cloud.config import variables
+from train_cloud.config.run_file import Limits as Configured
+from train_cloud.errors import TrainCloudError
+from train_cloud.platforms.ec2.metadata import Metadata
+from train_cloud.platforms.ec2.price import Price, Volume, read_price
+from train_cloud.run import layout
+from train_cloud.run.cost import hours, price, setup_seconds
+from train_cloud.run.run_deadline import read_deadline, read_volume
+from train_cloud.run.session import Session, SessionRecord, read_sessions
+from train_cloud.store import ObjectStore
+
+#: For how long a dollar limit waits for a price: IAM takes seconds, seldom minutes, to know a new role everywhere.
+PRICE_SECONDS = 120.0
+_ASK_AGAIN_SECONDS = 60.0
+_LONGEST_SETUP = 2 * 3600.0
+log = logging.getLogger(__name__)
+
+
+def describe_machine(store: ObjectStore, metadata: Metadata, instance_id: str) -> dict[str, Any]:
+    """What a session's start says of its machine, price included; for ``begin_session``."""
+    now = datetime.now(timezone.utc)
+    machine = {
+        "instance_type": metadata.instance_type(),
+        "availability_zone": metadata.availability_zone(),
+        "volume": read_volume(store),
+        "public_address": metadata.has_public_address(),
+    }
+    boots = [info.modified for info in store.list(layout.BOOTS) if info.key.endswith(f"-{instance_id}")]
+    setup = (now - max(boots)).total_seconds() if boots else None
+    return {
+        **machine,
+        "price": _price(machine, now, life_cycle=metadata.life_cycle()).model_dump(),
+        # By two clocks, S3's and this machine's: nonsense counts as nothing.
+        "setup_seconds": setup if setup is not None and 0 <= setup < _LONGEST_SETUP else None,
+    }
+
+
+def _price(machine: Mapping[str, Any], at: datetime, *, life_cycle: str) -> Price:
+    """:param machine: as :func:`describe_machine` tells it"""
+    volume = None
+    if machine.get("volume") is not None:
+        try:
+            volume = Volume.model_validate(machine["volume"])
+        except ValidationError as error:
+            log.warning("run.json: volume: %s", error.errors()[0]["msg"])
+    return read_price(
+        machine["instance_type"],
+        machine["availability_zone"],
+        at,
+        life_cycle=life_cycle,
+        volume=volume,
+        public_address=machine.get("public_address"),
+    )
+
+
+def begin_limits(limits: Configured, store: ObjectStore, session: Session, *, on_worker: bool) -> Limits:
+    """The limits of a session that has begun. Waits for a price that a dollar limit needs, as long as that may help."""
+    records = read_sessions(store) if limits.hours is not None or limits.dollars is not None else []
+    here = None
+    if limits.dollars is not None and on_worker:
+        start = next(record.start for record in records if record.number == session.number)
+        here = Price.model_validate(start["price"])
+        until = time.monotonic() + variables.number(variables.PRICE_SECONDS, PRICE_SECONDS)
+        while here.at_most is None and time.monotonic() < until:
+            time.sleep(min(5.0, max(0.1, until - time.monotonic())))
+            began = datetime.fromisoformat(start["started"])
+            here = _price(start, began, life_cycle=here.life_cycle)
+    deadline = read_deadline(store) if on_worker else None
+    return Limits(limits, session, records, price=here, store=store, deadline=deadline)
+
+
+class Limits:
+    """Of one session. :meth:`reached` is for a thread that must not wait.
+
+    :param records: all sessions of the run, this one included
+    :param price: of this machine; None where it is none of AWS's, which costs nothing that we know of
+    :param deadline: when the run ends at the latest, whatever it has used; None: never
+    """
+
+    def __init__(
+        self,
+        limits: Configured,
+        session: Session,
+        records: Sequence[SessionRecord],
+        *,
+        price: Price | None,
+        store: ObjectStore,
+        deadline: datetime | None,
+    ) -> None:
+        self._limits, self._session, self._store = limits, session, store
+        before = [record for record in records if record.number < session.number]
+        own = next((record.start for record in records if record.number == session.number), {})
+        self._setup_hours = setup_seconds(own) / 3600
+        self._hours_before = sum(hours(record) for record in before)
+        self._hourly = price.at_most if price is not None else None
+        self._dollars_before = 0.0
+        self.price = price
+        self.refusal: str | None = None
+        """Why the dollar limit cannot be kept, so that the session must not begin; None: it can, or there is none."""
+        if limits.dollars is not None:
+            self._weigh(limits.dollars, price, before)
+        self._deadline = deadline
+        self._until = _monotonic(deadline)
+        self._asking: threading.Thread | None = None
+        self._stands: datetime | None = None
+        """The deadline that was found again when it had passed."""
+
+    def reached(self) -> str | None:
+        """Which one is, in words; None: none."""
+        if self.refusal is not None:
+            return self.refusal
+        own = self._setup_hours + self._session.seconds / 3600
+        if self._limits.hours is not None and self._hours_before + own >= self._limits.hours:
+            return f"limits.hours: {self._limits.hours} instance hours are used"
+        if self._limits.dollars is not None and self._hourly is not None:
+            spent = self._dollars_before + own * self._hourly
+            if spent >= self._limits.dollars:
+                return f"limits.dollars: {self._limits.dollars} dollars are spent"
+        return self._overdue()
+
+    def _weigh(self, dollars: float, price_here: Price | None, before: Sequence[SessionRecord]) -> None:
+        """The dollar limit: what was spent before, and whether what is spent here can be known."""
+        unpriced = []
+        for record in before:
+            hourly = _at_most(price(record))
+            if hourly is None:
+                unpriced.append(str(record.number))
+            else:
+                self._dollars_before += hourly * hours(record)
+        if unpriced:
+            log.warning(
+                "limits.dollars: the price of session %s is unknown: %s not counted",
+                ", ".join(unpriced),
+                "it is" if len(unpriced) == 1 else "they are",
+            )
+        if price_here is None:
+            log.warning("limits.dollars: %s does not count here: only a worker on AWS has a price", dollars)
+        elif self._hourly is not None and price_here.left_out:
+            missing = " and ".join(price_here.left_out)
+            log.warning("limits.dollars: counts without the %s here: %s", missing, price_here.because)
+        elif self._hourly is None:
+            self.refusal = (
+                f"limits.dollars: {dollars} dollars cannot be kept to, because this machine's price is unknown "
+                f"({price_here.because}): let the role ask (ec2:DescribeSpotPriceHistory, pricing:GetProducts), or "
+                "relaunch with --set limits.dollars=null and limits.hours instead"
+            )
+
+    def _overdue(self) -> str | None:
+        """Whether the deadline has passed, and still stands: it may have been moved since it was read."""
+        if time.monotonic() < self._until:
+            return None
+        if self._stands is not None:
+            at = self._stands.isoformat(timespec="minutes")
+            return f"max_runtime_hours: the time was up at {at}"
+        if self._asking is None or not self._asking.is_alive():
+            self._asking = threading.Thread(target=self._ask, name="train-cloud-deadline", daemon=True)
+            self._asking.start()
+        return None
+
+    def _ask(self) -> None:
+        try:
+            found = read_deadline(self._store)
+        except TrainCloudError as error:
+            log.warning("whether the time is up cannot be read: %s", error)
+            time.sleep(_ASK_AGAIN_SECONDS)
+            return
+        if found is not None and self._deadline is not None and found <= self._deadline:
+            self._stands = found
+        else:
+            log.info("the run may go on until %s", found)
+            self._deadline, self._until = found, _monotonic(found)
+
+
+def _at_most(recorded: Mapping[str, Any]) -> float | None:
+    """Of a price as a session recorded it; None where it is none."""
+    try:
+        return Price.model_validate(recorded).at_most if recorded else None
+    except ValidationError:
+        return None
+
+
+def _monotonic(when: datetime | None) -> float:
+    """On ``time.monotonic()``."""
+    if when is None:
+        return float("inf")
+    return time.monotonic() + (when - datetime.now(timezone.utc)).total_seconds()
