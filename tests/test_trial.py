@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import os
 import pickle
 import signal
@@ -138,17 +139,32 @@ def test_nothing_is_left_of_a_fresh_process() -> None:
         time.sleep(0.01)
 
 
-def test_a_fresh_process_ends_with_the_one_that_started_it() -> None:
+def _keep_the_interpreter(begun: str) -> None:
+    Path(begun).touch()
+    ctypes.PyDLL(None).sleep(600)  # as native code does that never comes back: no other thread gets a turn
+
+
+def _wait(begun: str) -> None:
+    Path(begun).touch()
+    time.sleep(600)
+
+
+@pytest.mark.parametrize("what", ["_wait", "_keep_the_interpreter"])
+def test_a_fresh_process_ends_with_the_one_that_started_it(what: str, tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
     code = "import test_trial; from train_cloud.envs.fresh import Fresh; one = Fresh(); print(one.pid, flush=True);"
     process = subprocess.Popen(
-        [sys.executable, "-c", code + "one.call(test_trial._pid_and_wait, 600)"],
+        [sys.executable, "-c", code + f"one.call(test_trial.{what}, {str(begun)!r})"],
         cwd=Path(__file__).parent,
         stdout=subprocess.PIPE,
         text=True,
     )
     assert process.stdout is not None
     child = int(process.stdout.readline())
-    time.sleep(0.2)
+    until = time.monotonic() + 60
+    while not begun.exists():
+        assert time.monotonic() < until
+        time.sleep(0.05)
     assert os.getpgid(child) == child, "Ctrl-C must not reach it"
     process.send_signal(signal.SIGKILL)
     process.wait()

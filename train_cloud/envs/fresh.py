@@ -168,6 +168,8 @@ def serve() -> None:
     sys.path[:], variables = pickle.loads(surroundings)
     child_process.restore_variables({name: variables.get(name) for name in {*os.environ, *variables}})
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    if sys.platform == "linux":
+        _end_with_parent_whatever_runs()
     _write(replies, _answer(request))
     replies.close()
 
@@ -193,6 +195,17 @@ def _end_with_parent() -> NoReturn:
         while os.read(0, 1):
             continue
     os._exit(1)
+
+
+def _end_with_parent_whatever_runs() -> None:
+    """A thread gets no turn while native code has the interpreter lock; a signal that the kernel sends when the pipe's
+    other end is closed ends the process all the same (fcntl(2), O_ASYNC; signal(7), SIGIO).
+    """
+    import fcntl
+
+    signal.signal(signal.SIGIO, signal.SIG_DFL)
+    fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(0, fcntl.F_SETFL, fcntl.fcntl(0, fcntl.F_GETFL) | os.O_ASYNC)
 
 
 def _write(file: IO[bytes], body: bytes) -> None:
