@@ -26,7 +26,7 @@ from typing import IO, TYPE_CHECKING, Any
 from train_cloud import child_process
 from train_cloud.artifacts import tables, tensorboard
 from train_cloud.artifacts.logged import Logged
-from train_cloud.artifacts.sync import FOLDER, Sync, run_sync, write_whole
+from train_cloud.artifacts.sync import FOLDER, Sync, run_sync
 from train_cloud.artifacts.system import Machine
 from train_cloud.artifacts.uploads import read_uploads
 from train_cloud.artifacts.wandb import Wandb
@@ -36,12 +36,12 @@ from train_cloud.envs.make import FAILURES
 from train_cloud.errors import CorruptCheckpoint, Fenced, StoreError, StoreUnavailable
 from train_cloud.run import layout
 from train_cloud.run.head import Reference, Token
-from train_cloud.run.session import write_local
 from train_cloud.runtime.evaluations import RESULTS
 from train_cloud.runtime.kept_models import FINAL_MODEL, KEPT, keep
 from train_cloud.safe_text import masked, masked_values
 from train_cloud.snapshot import Part
 from train_cloud.store import ObjectStore, open_store
+from train_cloud.whole_file import write_local, write_whole
 
 if TYPE_CHECKING:
     from train_cloud.sb3.scalars import Episodes, SessionTensorBoard, Table

@@ -62,7 +62,6 @@ from train_cloud.run.session import (
     read_progress,
     read_sessions,
     this_process,
-    write_local,
     write_progress,
 )
 from train_cloud.runtime import reproducibility
@@ -82,6 +81,7 @@ from train_cloud.runtime.replay import Replay
 from train_cloud.safe_text import masked
 from train_cloud.snapshot import ENDED_EARLY, Part, Snapshot
 from train_cloud.store import PATIENCE, ObjectStore, open_store
+from train_cloud.whole_file import write_local
 
 if TYPE_CHECKING:
     from stable_baselines3.common.logger import KVWriter
