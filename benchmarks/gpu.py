@@ -210,8 +210,9 @@ def _host(total: int, every: int) -> Any:
                 for _, columns in rows.chunks:
                     dict(columns)
 
-        def finish(self, snapshot: Any) -> None:
+        def finish(self, snapshot: Any) -> bool:
             """The end is no checkpoint here."""
+            return False
 
     return Copying(total)
 

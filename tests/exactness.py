@@ -333,7 +333,8 @@ def _stretch(run: Values, choice: Any, stop_at: int | None, begin: str | None) -
 
     from train_cloud.config import parse_run_file
     from train_cloud.sb3 import build
-    from train_cloud.sb3.callback import TrainingStopped, learn
+    from train_cloud.sb3.callback import learn
+    from train_cloud.trainer import TrainingStopped
 
     torch.set_num_threads(1)
     tried: Any = types.SimpleNamespace(recalled=None, choice=lambda: choice)  # once, in the parent

@@ -41,8 +41,9 @@ from train_cloud.envs.make import FAILURES
 from train_cloud.envs.trial import Choice, stateful
 from train_cloud.sb3 import capture, kinds, multiagent, objects
 from train_cloud.sb3.accounting import END, RESTORED, SNAPSHOT, Account, Graph, account, read, record_to, walk
-from train_cloud.sb3.callback import TrainingStopped, learn
+from train_cloud.sb3.callback import learn
 from train_cloud.sb3.pickling import LEFT
+from train_cloud.trainer import TrainingStopped
 
 STOP_AT = 75
 

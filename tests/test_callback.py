@@ -16,8 +16,9 @@ from stable_baselines3 import SAC
 from train_cloud.checkpoint.format import pack, unpack
 from train_cloud.envs.trial import Choice
 from train_cloud.sb3 import callback
-from train_cloud.sb3.callback import Checkpoints, IdleHost, TrainingStopped
+from train_cloud.sb3.callback import Checkpoints, IdleHost
 from train_cloud.snapshot import Array, Part, Rows, Snapshot
+from train_cloud.trainer import TrainingStopped
 
 torch.set_num_threads(1)
 

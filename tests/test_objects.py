@@ -74,7 +74,8 @@ def _stretch(name: str, stop_at: int | None, begin: str | None) -> dict[str, Any
 
     from train_cloud.envs.trial import Choice
     from train_cloud.sb3 import vectorized
-    from train_cloud.sb3.callback import TrainingStopped, learn
+    from train_cloud.sb3.callback import learn
+    from train_cloud.trainer import TrainingStopped
 
     torch.set_num_threads(1)
     # These environments are pickled; to try that would take longer than all the rest.

@@ -54,7 +54,9 @@ class AtOnce(Memory):
         super().submit(snapshot)
         self.first = self.first or self.kept
 
-    finish = submit
+    def finish(self, snapshot: Any) -> bool:
+        self.submit(snapshot)
+        return False
 
 
 def resume(run: dict[str, Any], state: bytes, out: str) -> None:
@@ -65,7 +67,8 @@ def resume(run: dict[str, Any], state: bytes, out: str) -> None:
     from train_cloud.config import parse_run_file
     from train_cloud.envs.make import FAILURES
     from train_cloud.sb3.build import build_callbacks, build_model
-    from train_cloud.sb3.callback import TrainingStopped, learn
+    from train_cloud.sb3.callback import learn
+    from train_cloud.trainer import TrainingStopped
 
     try:
         torch.set_num_threads(1)

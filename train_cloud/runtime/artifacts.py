@@ -10,38 +10,32 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
-import platform
 import re
 import shutil
-import subprocess
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
-from train_cloud import child_process
 from train_cloud.artifacts import tables, tensorboard
 from train_cloud.artifacts.logged import Logged
-from train_cloud.artifacts.sync import FOLDER, Sync, run_sync
+from train_cloud.artifacts.sync import FOLDER, Sync, run_sync, write_whole
 from train_cloud.artifacts.system import Machine
 from train_cloud.artifacts.uploads import read_uploads
 from train_cloud.artifacts.wandb import Wandb
-from train_cloud.checkpoint import read_manifest
 from train_cloud.config import RunFile
-from train_cloud.envs.make import FAILURES
 from train_cloud.errors import CorruptCheckpoint, Fenced, StoreError, StoreUnavailable
 from train_cloud.run import layout
 from train_cloud.run.head import Reference, Token
+from train_cloud.run.session import write_local
 from train_cloud.runtime.evaluations import RESULTS
-from train_cloud.runtime.kept_models import FINAL_MODEL, KEPT, keep
-from train_cloud.safe_text import masked, masked_values
+from train_cloud.runtime.kept_models import FINAL_MODEL
+from train_cloud.runtime.model_exports import ModelExports
+from train_cloud.runtime.session_log import Tee
+from train_cloud.safe_text import masked_values
 from train_cloud.snapshot import Part
 from train_cloud.store import ObjectStore, open_store
-from train_cloud.whole_file import write_local, write_whole
 
 if TYPE_CHECKING:
     from train_cloud.sb3.scalars import Episodes, SessionTensorBoard, Table
@@ -56,14 +50,7 @@ _NEEDED = re.compile(r"tensorboard/.*|wandb/.*|[^/]*\.(csv|json)")
 """What a session on a new disk goes on with. All else lies in the store and stays as it is."""
 _VIDEO = re.compile(r"videos/([a-z0-9_-]+)/\1_\d{3}_(success|failure|episode)\.mp4")
 _PAUSES = (1.0, 2.0, 5.0, 10.0, 30.0)
-_KEEPING_SECONDS = 600.0
-_KEEPING_LOG = "keep.log"
-_KEEPING_ATTEMPTS = 2
-"""In a session; the next one tries again."""
-_REASON_CHARACTERS = 300
 _WANDB_SECONDS = 60.0
-_EXPORT_SECONDS = 20.0
-"""What the export of a few models may take on a slow machine."""
 
 log = logging.getLogger(__name__)
 
@@ -92,14 +79,7 @@ class Artifacts:
         self._episodes: Episodes | None = None
         self._resumed_at = 0
         self._number = 0
-        self._newest: Reference | None = None
-        self._kept: tuple[Reference | None, set[int]] = (None, set())
-        self._keeping: subprocess.Popen[bytes] | None = None
-        self._keeps = threading.Lock()
-        """Held by the thread that looks after that process, or exports itself."""
-        self._keeping_failures = 0
-        self.not_exported: dict[str, Any] | None = None
-        """``timesteps`` of kept checkpoints without a model, and ``because``; None while nothing is known to fail."""
+        self._exports = ModelExports(store, state_dir, self.folder, hurry, self.note)
         self._wandb: Wandb | None = None
         self._sampled: dict[str, list[float]] = {}
         self._pace = (0.0, 0)
@@ -126,16 +106,16 @@ class Artifacts:
         :param logged: that checkpoint's, as :meth:`logged` returned it
         :raises StoreError: the store does not let it
         """
-        self._resumed_at, self._newest = resumed_at, newest
+        self._resumed_at, self._exports.newest = resumed_at, newest
         self._number = token.session * 10_000 + token.restart
-        self._clear_unless_ours()
+        _clear_unless_ours(self.folder, self._state_dir, self._store)
         self.events.mkdir(parents=True, exist_ok=True)
         self._sync = run_sync(
             self._store, self._state_dir, self._config.run_id, (token.session, token.restart), yields=self._hurry
         )
         self._sync.begin()
         self._sync.restore(lambda name: _NEEDED.fullmatch(name) is not None)
-        self._mark(token)
+        write_local(self._state_dir / _MARK, {"url": self._store.url, "writer": list(token)})
         self._logged = Logged(self.folder, self._sync.sent)
         if logged is not None:
             self._logged.add(logged)
@@ -144,7 +124,7 @@ class Artifacts:
             tables.cut(self.folder / name, resumed_at)
         self._sync.now(self._growing())  # from here on what lies there is what these begin with
         self._log = Tee(self.folder / "logs" / f"session-{token.session:06d}.log")
-        self._write_config(versions)
+        _write_config(self.folder, self._config, versions)
         if self._config.wandb is not None:
             shown = _hyperparameters(self._config)
             scratch = self._state_dir / "wandb"
@@ -169,6 +149,11 @@ class Artifacts:
         self._pace = (time.monotonic(), self._timesteps())
         return self._outputs
 
+    @property
+    def not_exported(self) -> dict[str, Any] | None:
+        """``timesteps`` of kept checkpoints without a model, and ``because``; None while nothing is known to fail."""
+        return self._exports.not_exported
+
     def episode(self, timesteps: int, env: int, episode: Mapping[str, Any]) -> None:
         if self._episodes is not None:
             self._episodes.add(timesteps, env, episode)
@@ -178,7 +163,7 @@ class Artifacts:
         self._sampled.setdefault(f"system/{name}", []).append(value)
 
     def committed(self, timesteps: int, manifest: Reference | None) -> None:
-        self._newest = manifest
+        self._exports.newest = manifest
         if self._wandb is not None:
             self._wandb.committed(timesteps)
 
@@ -202,9 +187,7 @@ class Artifacts:
         self._over.set()
         if self._wandb is not None:
             self._wandb.kill()
-        if self._keeping is not None and self._keeping.poll() is None:
-            self._keeping.kill()
-            self._keeping.wait()
+        self._exports.close()
         if self._thread is not None:
             self._thread.join(5.0)
         if self._log is not None:
@@ -245,7 +228,7 @@ class Artifacts:
             limit = until()
             try:
                 if self._sync.everything(urgent=not yielding, until=float("inf") if limit is None else limit):
-                    self._forget_videos(self._sync)
+                    _forget_videos(self.folder, self._sync)
                     return not self._sync.check() or self._sync.everything(urgent=not yielding)
                 if limit is not None or (yielding and self._hurry()):
                     log.warning("not all artifacts are sent: the next session goes on with that")
@@ -278,19 +261,7 @@ class Artifacts:
         """
         if self._sync is None:
             return True
-        if until is not None and time.monotonic() + _EXPORT_SECONDS > until:
-            return False
-        with self._keeps, contextlib.suppress(CorruptCheckpoint):  # what is lost was said when it was found
-            self._wait_for_keeping()
-            try:
-                keep(self._store, self._newest, self.folder, self._names())
-                self.not_exported = None
-            except (StoreError, CorruptCheckpoint, Fenced):
-                raise
-            except FAILURES as error:  # the run is over all the same, and its checkpoints are there
-                self._could_not_export(f"{type(error).__name__}: {error}", traceback.format_exc())
-            self._forget_superseded()
-        return True
+        return self._exports.all(self._sync, until)
 
     # ------------------------------------------------------------------------------------------- beside the training
 
@@ -304,9 +275,8 @@ class Artifacts:
             if time.monotonic() < due or self._hurry():
                 continue
             try:
-                with self._keeps:
-                    self._keep()
-                self._forget_videos(self._sync)
+                self._exports.look_after(self._sync)
+                _forget_videos(self.folder, self._sync)
                 self._sync.everything()
             except Fenced as error:  # the commit will find out
                 log.warning("artifacts are sent no longer: %s", error)
@@ -332,124 +302,45 @@ class Artifacts:
                 found[name] = sum(taken) / len(taken)
         self._outputs[0].add_scalars(found, timesteps)
 
-    def _keep(self) -> None:
-        """Have the models of kept checkpoints exported that are not yet; delete those that are kept no longer."""
-        if self._keeping is not None:
-            if self._keeping.poll() is None:
-                return
-            self._note_keeping(self._keeping.returncode)
-        wanted = self._wanted()
-        if self._keeping_failures < _KEEPING_ATTEMPTS and self._missing(wanted):
-            command = child_process.command("train_cloud.runtime.kept_models", self._store.url, str(self.folder))
-            environment = child_process.environment(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
-            with (self._state_dir / _KEEPING_LOG).open("wb") as said:
-                self._keeping = subprocess.Popen(
-                    [*command, *sorted(self._names())],
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    stderr=said,
-                    start_new_session=True,
-                )
-        self._forget_superseded()
 
-    def _note_keeping(self, code: int) -> None:
-        """What the process that exported has left: nothing, or why it could not."""
-        self._keeping = None
-        if code == 0:
-            self._keeping_failures, self.not_exported = 0, None
-            return
-        self._keeping_failures += 1
-        said = (self._state_dir / _KEEPING_LOG).read_text(errors="replace").strip()
-        self._could_not_export(said.rpartition("\n")[2] or f"exit code {code}", said)
+def _clear_unless_ours(folder: Path, state_dir: Path, store: ObjectStore) -> None:
+    """A folder is gone on with only where its own session was the last to send."""
+    read = None
+    with contextlib.suppress(CorruptCheckpoint):
+        read = read_uploads(open_store(f"{store.url}/{layout.ARTIFACTS.rstrip('/')}"))
+    writer = list(read[0].writer) if read is not None else None
+    try:
+        mark = json.loads((state_dir / _MARK).read_text())
+    except (FileNotFoundError, ValueError):
+        mark = None
+    if mark != {"url": store.url, "writer": writer}:
+        shutil.rmtree(folder, ignore_errors=True)
 
-    def _could_not_export(self, because: str, details: str) -> None:
-        missing = sorted(self._missing(self._wanted()))
-        self.not_exported = {"timesteps": missing, "because": because[:_REASON_CHARACTERS]}
-        log.error("the models of %s timesteps could not be exported: %s", ", ".join(map(str, missing)), because)
-        self.note(details)
 
-    def _missing(self, wanted: set[int]) -> set[int]:
-        """Timesteps whose models are not exported yet."""
-        return wanted - {int(found[1]) for name in self._names() if (found := KEPT.fullmatch(name))}
+def _write_config(folder: Path, run_file: RunFile, versions: Mapping[str, Any]) -> None:
+    config = {
+        "run_id": run_file.run_id,
+        "run_file": run_file.model_dump(mode="json"),
+        "identity": run_file.identity(),
+        "versions": dict(versions),
+    }
+    write_whole(folder / CONFIG, (json.dumps(masked_values(config), indent=1) + "\n").encode())
 
-    def _forget_videos(self, sync: Sync) -> None:
-        """A name says how its episode ended: what an earlier evaluation left may have no successor to replace it."""
-        path = self.folder / RESULTS
-        if not path.exists():
-            return
-        try:
-            evaluations = json.loads(path.read_text())["evaluations"]
-            shown = {episode["video"] for episode in evaluations[-1]["episodes"]} if evaluations else set()
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            log.warning("%s cannot be read: %s", path, error)
-            return
-        sync.forget(
-            name
-            for name in sync.names()
-            if _VIDEO.fullmatch(name) and name not in shown and not (self.folder / name).exists()
-        )
 
-    def _wait_for_keeping(self) -> None:
-        if self._keeping is None:
-            return
-        limit = time.monotonic() + (_EXPORT_SECONDS / 2 if self._hurry() else _KEEPING_SECONDS)
-        while self._keeping.poll() is None and time.monotonic() < limit:
-            time.sleep(0.05)
-        if self._keeping.poll() is None:
-            self._keeping.kill()
-            self._keeping.wait()
-        self._keeping = None  # what it could not do is tried here next
-
-    def _wanted(self) -> set[int]:
-        """Timesteps of the checkpoints that are preserved."""
-        newest = self._newest
-        if newest is None:
-            return set()
-        if self._kept[0] != newest:
-            manifest = read_manifest(self._store, newest)
-            self._kept = newest, {manifest.timesteps, *(kept.timesteps for kept in manifest.kept)} - {0}
-        return self._kept[1]
-
-    def _names(self) -> set[str]:
-        """Exported already, here or by a session before."""
-        assert self._sync is not None
-        here = {path.relative_to(self.folder).as_posix() for path in (self.folder / "checkpoints").glob("*.zip")}
-        return here | {name for name in self._sync.names() if KEPT.fullmatch(name)}
-
-    def _forget_superseded(self) -> None:
-        assert self._sync is not None
-        wanted = self._wanted()
-        gone = [name for name in self._names() if (found := KEPT.fullmatch(name)) and int(found[1]) not in wanted]
-        for name in gone:
-            (self.folder / name).unlink(missing_ok=True)
-        self._sync.forget(gone)
-
-    # -------------------------------------------------------------------------------------------------------- the disk
-
-    def _clear_unless_ours(self) -> None:
-        """A folder is gone on with only where its own session was the last to send."""
-        read = None
-        with contextlib.suppress(CorruptCheckpoint):
-            read = read_uploads(open_store(f"{self._store.url}/{layout.ARTIFACTS.rstrip('/')}"))
-        writer = list(read[0].writer) if read is not None else None
-        try:
-            mark = json.loads((self._state_dir / _MARK).read_text())
-        except (FileNotFoundError, ValueError):
-            mark = None
-        if mark != {"url": self._store.url, "writer": writer}:
-            shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _mark(self, token: Token) -> None:
-        write_local(self._state_dir / _MARK, {"url": self._store.url, "writer": list(token)})
-
-    def _write_config(self, versions: Mapping[str, Any]) -> None:
-        config = {
-            "run_id": self._config.run_id,
-            "run_file": self._config.model_dump(mode="json"),
-            "identity": self._config.identity(),
-            "versions": dict(versions),
-        }
-        write_whole(self.folder / CONFIG, (json.dumps(masked_values(config), indent=1) + "\n").encode())
+def _forget_videos(folder: Path, sync: Sync) -> None:
+    """A name says how its episode ended: what an earlier evaluation left may have no successor to replace it."""
+    path = folder / RESULTS
+    if not path.exists():
+        return
+    try:
+        evaluations = json.loads(path.read_text())["evaluations"]
+        shown = {episode["video"] for episode in evaluations[-1]["episodes"]} if evaluations else set()
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        log.warning("%s cannot be read: %s", path, error)
+        return
+    sync.forget(
+        name for name in sync.names() if _VIDEO.fullmatch(name) and name not in shown and not (folder / name).exists()
+    )
 
 
 def _hyperparameters(config: RunFile) -> dict[str, Any]:
@@ -467,43 +358,6 @@ def _hyperparameters(config: RunFile) -> dict[str, Any]:
 
     flatten("", config.hyperparameters)
     return found
-
-
-class Tee:
-    """What this process says, into a file too: what goes through ``sys.stdout`` and ``sys.stderr``."""
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", buffering=1, errors="replace")
-        self._file.write(f"-- {time.strftime('%Y-%m-%dT%H:%M:%S%z')} {platform.node()} process {os.getpid()}\n")
-        self._before = sys.stdout, sys.stderr
-        sys.stdout, sys.stderr = (_Both(stream, self._file) for stream in self._before)
-
-    def note(self, text: str) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            self._file.write(f"{masked(text.rstrip())}\n")
-
-    def close(self) -> None:
-        """As it was before."""
-        for name, stream in zip(("stdout", "stderr"), self._before, strict=True):
-            if isinstance(getattr(sys, name), _Both):
-                setattr(sys, name, stream)
-        self._file.close()
-
-
-class _Both:
-    """A stream that also writes to a file."""
-
-    def __init__(self, stream: IO[str], file: IO[str]) -> None:
-        self._stream, self._file = stream, file
-
-    def write(self, text: str) -> int:
-        with contextlib.suppress(OSError, ValueError):  # a full disk, or closed: the stream itself goes on
-            self._file.write(masked(text))
-        return self._stream.write(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
 
 
 __all__ = ["EVENTS", "FOLDER", "Artifacts"]

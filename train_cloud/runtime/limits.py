@@ -14,75 +14,27 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from train_cloud.config import variables
 from train_cloud.config.run_file import Limits as Configured
 from train_cloud.errors import TrainCloudError
-from train_cloud.platforms.ec2.metadata import Metadata
-from train_cloud.platforms.ec2.price import Price, Volume, read_price
-from train_cloud.run import layout
+from train_cloud.platforms.ec2.price import Price
+from train_cloud.platforms.protocol import Platform
 from train_cloud.run.cost import hours, price, setup_seconds
-from train_cloud.run.run_deadline import read_deadline, read_volume
+from train_cloud.run.run_deadline import read_deadline
 from train_cloud.run.session import Session, SessionRecord, read_sessions
 from train_cloud.store import ObjectStore
 
-#: For how long a dollar limit waits for a price: IAM takes seconds, seldom minutes, to know a new role everywhere.
-PRICE_SECONDS = 120.0
 _ASK_AGAIN_SECONDS = 60.0
-_LONGEST_SETUP = 2 * 3600.0
 log = logging.getLogger(__name__)
 
 
-def describe_machine(store: ObjectStore, metadata: Metadata, instance_id: str) -> dict[str, Any]:
-    """What a session's start says of its machine, price included; for ``begin_session``."""
-    now = datetime.now(timezone.utc)
-    machine = {
-        "instance_type": metadata.instance_type(),
-        "availability_zone": metadata.availability_zone(),
-        "volume": read_volume(store),
-        "public_address": metadata.has_public_address(),
-    }
-    boots = [info.modified for info in store.list(layout.BOOTS) if info.key.endswith(f"-{instance_id}")]
-    setup = (now - max(boots)).total_seconds() if boots else None
-    return {
-        **machine,
-        "price": _price(machine, now, life_cycle=metadata.life_cycle()).model_dump(),
-        # By two clocks, S3's and this machine's: nonsense counts as nothing.
-        "setup_seconds": setup if setup is not None and 0 <= setup < _LONGEST_SETUP else None,
-    }
-
-
-def _price(machine: Mapping[str, Any], at: datetime, *, life_cycle: str) -> Price:
-    """:param machine: as :func:`describe_machine` tells it"""
-    volume = None
-    if machine.get("volume") is not None:
-        try:
-            volume = Volume.model_validate(machine["volume"])
-        except ValidationError as error:
-            log.warning("run.json: volume: %s", error.errors()[0]["msg"])
-    return read_price(
-        machine["instance_type"],
-        machine["availability_zone"],
-        at,
-        life_cycle=life_cycle,
-        volume=volume,
-        public_address=machine.get("public_address"),
-    )
-
-
-def begin_limits(limits: Configured, store: ObjectStore, session: Session, *, on_worker: bool) -> Limits:
+def begin_limits(limits: Configured, store: ObjectStore, session: Session, platform: Platform) -> Limits:
     """The limits of a session that has begun. Waits for a price that a dollar limit needs, as long as that may help."""
     records = read_sessions(store) if limits.hours is not None or limits.dollars is not None else []
     here = None
-    if limits.dollars is not None and on_worker:
-        start = next(record.start for record in records if record.number == session.number)
-        here = Price.model_validate(start["price"])
-        until = time.monotonic() + variables.number(variables.PRICE_SECONDS, PRICE_SECONDS)
-        while here.at_most is None and time.monotonic() < until:
-            time.sleep(min(5.0, max(0.1, until - time.monotonic())))
-            began = datetime.fromisoformat(start["started"])
-            here = _price(start, began, life_cycle=here.life_cycle)
-    deadline = read_deadline(store) if on_worker else None
-    return Limits(limits, session, records, price=here, store=store, deadline=deadline)
+    if limits.dollars is not None:
+        start = next((record.start for record in records if record.number == session.number), {})
+        here = platform.price(start)
+    return Limits(limits, session, records, price=here, store=store, deadline=platform.run_deadline(store))
 
 
 class Limits:

@@ -38,9 +38,9 @@ from train_cloud.runtime import reproducibility
 from train_cloud.store import open_store
 
 if TYPE_CHECKING:
-    from train_cloud.sb3.callback import Host
     from train_cloud.sb3.digest import Digests, Recording
     from train_cloud.snapshot import Snapshot
+    from train_cloud.trainer import Host
 
 log = logging.getLogger(__name__)
 
@@ -477,9 +477,10 @@ def _train(config: RunFile, order: Mapping[str, Any], folder: Path) -> None:
     manifest = read_manifest(store, Reference.model_validate(order["manifest"]))
     with child_process.code_on_path(config.code.folder), training(config, folder / "artifacts"):
         from train_cloud.sb3.build import build_callbacks, build_model
-        from train_cloud.sb3.callback import TrainingStopped, hosted_by, learn
+        from train_cloud.sb3.callback import hosted_by, learn
         from train_cloud.sb3.digest import Digests
         from train_cloud.sb3.script import prepare
+        from train_cloud.trainer import TrainingStopped
 
         reproducibility.pin_threads(manifest.facts["machine"])
         digests = Digests(folder / _DIGESTS, keep_all=True)

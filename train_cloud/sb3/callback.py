@@ -15,7 +15,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -38,74 +38,12 @@ from train_cloud.sb3.ending import stopped_by, watch
 from train_cloud.sb3.phases import Phase, Phases, Shifted
 from train_cloud.sb3.vectorized import choice_of, prepare
 from train_cloud.snapshot import ENDED_EARLY, Snapshot
+from train_cloud.trainer import Host, TrainingStopped, current_host, hosting
 
 log = logging.getLogger(__name__)
 
 #: Rollouts that take longer than this get a snapshot in memory at their start (it costs milliseconds).
 _LONG_ROLLOUT_SECONDS = 1.0
-
-
-class TrainingStopped(BaseException):
-    """Ends ``learn`` at a consistent point. No ``Exception``, so that a script's own handlers let it pass."""
-
-
-class Host(Protocol):
-    """What the callback needs from the process that it runs in."""
-
-    save_frequency: int | None
-    """Timesteps between checkpoints."""
-    max_seconds_at_risk: float | None
-    """Where that is None: seconds from a snapshot until the next one is committed, at most."""
-    total_timesteps: int
-    schedule_timesteps: int
-    """Over which the model's schedules run: the total, or what the run file says instead."""
-    evaluate_every: int | None
-    """Timesteps between checkpoints that are evaluated, over and above the others; their facts say ``evaluate``."""
-    restored: Snapshot | None
-    """The checkpoint to go on from; None for a new run."""
-    train_on: bool
-    """Whether somebody asked to train on where a callback had ended the run before its total."""
-    digests: Digests
-    """Checksums of what this session computes."""
-
-    def stop_deadline(self) -> float | None:
-        """By when all must be committed, on ``time.monotonic()``; None where nobody asked to stop."""
-
-    def save_requested(self) -> bool:
-        """Whether somebody asked for a checkpoint out of turn; asking clears it."""
-
-    def busy(self) -> bool:
-        """Whether a commit is in flight. Raises what the last one ended with."""
-
-    def commit_seconds(self, new_bytes: int) -> float:
-        """How long it takes until a commit of so many bytes is over that begins now, by what was measured."""
-
-    def settle(self) -> None:
-        """Wait for the commit in flight."""
-
-    def submit(self, snapshot: Snapshot) -> None:
-        """Commit in the background."""
-
-    def finish(self, snapshot: Snapshot) -> None:
-        """Commit the state after the last update and return when it is done."""
-
-    def phase(self, name: str) -> None:
-        """The training is now in: ``steps``, ``update`` or ``store`` (waiting for it)."""
-
-    def step(self, timesteps: int) -> None:
-        """A step of the environments is done."""
-
-    def episode(self, timesteps: int, env: int, episode: Mapping[str, Any]) -> None:
-        """An episode of an environment is over; what Monitor says of it."""
-
-    def stalled(self, milliseconds: float) -> None:
-        """The training has waited so long for a checkpoint to set out."""
-
-    def outputs(self) -> Sequence[KVWriter]:
-        """Where scalars go besides the outputs that the model has."""
-
-    def exactness(self, exact: bool, because: str) -> None:
-        """Whether an interruption of this run can be exact."""
 
 
 class IdleHost(Host):
@@ -144,8 +82,9 @@ class IdleHost(Host):
     def submit(self, snapshot: Snapshot) -> None:
         """It goes nowhere."""
 
-    def finish(self, snapshot: Snapshot) -> None:
+    def finish(self, snapshot: Snapshot) -> bool:
         self.submit(snapshot)
+        return False
 
     def phase(self, name: str) -> None:
         """Nobody watches."""
@@ -330,7 +269,8 @@ class Checkpoints(BaseCallback):
         if self._ended_early is not None and snapshot.timesteps < self._host.total_timesteps:
             early = {"by": self._ended_early, "total_timesteps": self._host.total_timesteps}
             snapshot = replace(snapshot, facts={**snapshot.facts, ENDED_EARLY: early})
-        self._host.finish(snapshot)
+        if self._host.finish(snapshot):
+            raise TrainingStopped
         self._phases.end(self.model, self._rows)
         self.model.__class__ = self._kind
 
@@ -590,9 +530,6 @@ def _leaves(root: BaseCallback) -> Iterator[BaseCallback]:
         yield root
 
 
-_hosts: list[Host] = []
-
-
 @contextlib.contextmanager
 def hosted_by(host: Host) -> Iterator[None]:
     """While this lasts, :func:`checkpoints` belongs to ``host``, and environments are prepared before a training resets
@@ -607,13 +544,12 @@ def hosted_by(host: Host) -> Iterator[None]:
                 prepare(env)
         return begin(model, *arguments, **named)
 
-    _hosts.append(host)
     algorithm._setup_learn = prepared
     try:
-        yield
+        with hosting(host):
+            yield
     finally:
         algorithm._setup_learn = begin
-        _hosts.pop()
 
 
 def _environments_of(callbacks: Any) -> Iterator[VecEnv]:
@@ -633,10 +569,11 @@ def checkpoints() -> BaseCallback:
 
     In a script that was not started by ``train-cloud train`` it does nothing, and says so.
     """
-    if not _hosts:
+    host = current_host()
+    if host is None:
         log.warning("not started by train-cloud train: nothing is saved, nothing is resumed")
         return CallbackList([])
-    return Checkpoints(_hosts[-1])
+    return Checkpoints(host)
 
 
 def stateful(env: Env) -> StatefulEnv:

@@ -1,0 +1,14 @@
+"""Which platform this process runs on."""
+
+from __future__ import annotations
+
+import os
+
+from train_cloud.platforms.ec2.worker import GROUP, Worker
+from train_cloud.platforms.local import Local
+from train_cloud.platforms.protocol import Platform
+
+
+def here() -> Platform:
+    """By what the launch has set."""
+    return Worker() if GROUP in os.environ else Local()

@@ -1,0 +1,155 @@
+"""What is trained: a model that the run file describes, or the user's own script."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from train_cloud.config import RunFile
+from train_cloud.config.current import training
+from train_cloud.errors import InputError, TrainCloudError
+from train_cloud.runtime.code_folder import CodeFolder
+from train_cloud.runtime.initial_model import begin_with
+from train_cloud.runtime.inputs import Inputs
+from train_cloud.trainer import Deadline, Host, TrainingStopped
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from stable_baselines3.common.callbacks import BaseCallback
+
+    from train_cloud.sb3.build import Built
+
+#: In a checkpoint's facts: what its environments' trial has found, and what its run began with.
+TRIAL, BEGUN_WITH = "environment_trial", "initial_model"
+
+
+class FinishedHost(Host, Protocol):
+    """A host that knows whether the training is over."""
+
+    @property
+    def finished(self) -> bool:
+        """The state after the last update is committed."""
+
+    @property
+    def timesteps(self) -> int:
+        """How far it is."""
+
+
+class Program:
+    """:ivar code: the folder that it comes from
+    :ivar facts: for its checkpoints
+    """
+
+    def __init__(self, code: CodeFolder, facts: Mapping[str, Any]) -> None:
+        self.code, self.facts = code, facts
+
+    def train(self, host: FinishedHost, deadline: Deadline) -> None:
+        """Until the end of the training.
+
+        :raises TrainingStopped: stopped at a consistent point
+        """
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Its environments."""
+
+
+class Model(Program):
+    """As the run file describes it."""
+
+    def __init__(
+        self, code: CodeFolder, facts: Mapping[str, Any], built: Built, callbacks: Sequence[BaseCallback]
+    ) -> None:
+        super().__init__(code, facts)
+        self._built, self._callbacks = built, callbacks
+
+    def train(self, host: FinishedHost, deadline: Deadline) -> None:
+        from train_cloud.sb3.callback import learn
+        from train_cloud.sb3.script import left_early
+
+        try:
+            learn(self._built.model, host, self._callbacks, self._built.choice)
+        except SystemExit as error:
+            if deadline.pending:
+                raise TrainingStopped from error
+            left = left_early(error)
+            assert left is not None  # in the middle of a training, leaving is never its end
+            raise left from error
+
+    def close(self) -> None:
+        self._built.close()
+
+
+class Script(Program):
+    """The user's own, which makes its model itself."""
+
+    def __init__(self, code: CodeFolder, config: RunFile, script: Callable[[], object]) -> None:
+        super().__init__(code, {})
+        self._config, self._script = config, script
+
+    def train(self, host: FinishedHost, deadline: Deadline) -> None:
+        from train_cloud.sb3.callback import hosted_by
+        from train_cloud.sb3.script import left_early
+
+        try:
+            with hosted_by(host), training(self._config):
+                self._script()
+        except SystemExit as error:
+            if not host.finished and deadline.pending:  # by a signal handler of its own
+                raise TrainingStopped from error
+            left = left_early(error, trained=host.finished)
+            if left is not None:
+                raise left from error
+        if not host.finished:
+            self._refuse_return(host, deadline)
+
+    def _refuse_return(self, host: FinishedHost, deadline: Deadline) -> None:
+        """The script has returned before its training was over."""
+        if deadline.pending:  # it has caught what ended the training
+            raise TrainingStopped
+        if host.timesteps:
+            raise TrainCloudError(
+                f"the script returned at {host.timesteps} of {self._config.total_timesteps} timesteps, before learn() "
+                "did: it must not catch what learn() raises"
+            )
+        raise InputError(
+            "entry_point",
+            self._config.entry_point,
+            "it returned without training: pass callback=train_cloud.checkpoints() to learn()",
+        )
+
+
+def build(inputs: Inputs, code: CodeFolder, facts: Mapping[str, Any], graphs: Path | None) -> Program:
+    """:param facts: of the newest checkpoint; empty where there is none
+    :param graphs: for a proof: where to write what can be reached in the training
+    :raises InputError: the run file asks for what cannot be built
+    """
+    config = inputs.config
+    from train_cloud.sb3.environment import StateTrial
+
+    # Its processes play while this one loads torch.
+    begun = StateTrial(config, facts.get(TRIAL)) if config.environment is not None else None
+    from train_cloud.sb3 import accounting
+    from train_cloud.sb3.build import build_callbacks, build_model, check_device
+    from train_cloud.sb3.script import prepare
+
+    accounting.record_to(graphs)
+    if config.evaluation is not None:
+        from train_cloud.evaluate.play import check
+
+        check(config)
+    if config.entry_point is not None:
+        check_device(config.device)
+        return Script(code, config, prepare(config))
+    callbacks = build_callbacks(config)
+    built = build_model(config, facts.get(TRIAL), begun)
+    begun_with = facts.get(BEGUN_WITH)
+    if config.initial_model is not None and not facts:
+        try:
+            begun_with = begin_with(built.model, config.initial_model, inputs.store.url)
+        except BaseException:
+            built.close()
+            raise
+    known = {TRIAL: built.trial, BEGUN_WITH: begun_with}
+    return Model(code, {name: value for name, value in known.items() if value is not None}, built, callbacks)
