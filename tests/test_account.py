@@ -20,8 +20,9 @@ from groups import machines, make_group
 from train_cloud.checkpoint import Committer
 from train_cloud.cli import main
 from train_cloud.errors import CloudError, InputError
-from train_cloud.platforms.ec2.account import IMAGE_PARAMETER, INSTANCE_TYPES, Finding, account_plan, examine
+from train_cloud.platforms.ec2.account import IMAGE_PARAMETER, Finding, account_plan, examine
 from train_cloud.platforms.ec2.api import client
+from train_cloud.platforms.ec2.fit import DEFAULT_TYPES
 from train_cloud.platforms.ec2.group import Group
 from train_cloud.platforms.ec2.permissions import principal_of
 from train_cloud.platforms.ec2.routes import ways_out
@@ -169,7 +170,7 @@ def test_every_point_has_its_line(account: Account, gateway: str) -> None:
     # moto has no Deep Learning images.
     assert verdicts.pop("image") == {"fail"} and IMAGE_PARAMETER in found["image"][0].said
     assert set.union(*verdicts.values()) == {"ok"}
-    assert [finding.said.split()[0] for finding in found["types"]] == list(INSTANCE_TYPES)
+    assert [finding.said.split()[0] for finding in found["types"]] == list(DEFAULT_TYPES)
     assert "us-east-1a" in found["types"][1].said
     assert all(finding.fix for lines in found.values() for finding in lines if finding.verdict == "fail")
 
@@ -423,7 +424,7 @@ def test_what_is_asked_for_is_what_terraform_asks_for() -> None:
     variables = (TERRAFORM / "variables.tf").read_text()
     block = variables[variables.index('variable "instance_types"') :]
     default = re.search(r"default\s*=\s*(\[.*\])", block)
-    assert default is not None and tuple(json.loads(default[1])) == INSTANCE_TYPES
+    assert default is not None and tuple(json.loads(default[1])) == DEFAULT_TYPES
     assert f'"{IMAGE_PARAMETER}"' in (TERRAFORM / "worker.tf").read_text()
 
 

@@ -24,6 +24,7 @@ from train_cloud.evaluate.results import Episode, Evaluation, Summary, best, res
 from train_cloud.run import layout
 from train_cloud.sb3.compare import differences
 from train_cloud.store import open_store
+from train_cloud.whole_file import UNFINISHED
 
 # --------------------------------------------------------------------------------------------------------- the figures
 
@@ -316,7 +317,6 @@ def test_videos_are_what_browsers_play_and_replace_those_before(trained: Path, t
 def test_a_film_in_the_making_has_a_name_that_is_not_sent(tmp_path: Path) -> None:
     import circling
 
-    from train_cloud.artifacts.sync import UNFINISHED
     from train_cloud.config.evaluation import Video
     from train_cloud.evaluate.video import Film
 

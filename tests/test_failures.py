@@ -48,6 +48,7 @@ from train_cloud.run.layout import boot_key
 from train_cloud.run.session import begin_session, read_sessions
 from train_cloud.runtime.limits import Limits
 from train_cloud.sb3.compare import differences
+from train_cloud.whole_file import write_local
 
 # Nothing here waits for the clock where it can wait for the event; what ends a test that fails is generous.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -477,7 +478,6 @@ def notice(run: Run, seconds: float) -> None:
     """On the disk, as watch leaves it before it stops the trainer."""
     from train_cloud.platforms.ec2.notices import NOTICE_FILE, Notice, local_form
     from train_cloud.platforms.ec2.units import boot_id
-    from train_cloud.run.session import write_local
 
     now = datetime.now(timezone.utc)
     content = Notice(kind="spot", action="terminate", time=now + timedelta(seconds=seconds), seen=now)

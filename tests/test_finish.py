@@ -28,8 +28,9 @@ from train_cloud.rehearsal.metadata import MetadataService
 from train_cloud.rehearsal.systemd import Machine
 from train_cloud.run import layout
 from train_cloud.run.head import Head, Lease, Outcome, Token, read_head
-from train_cloud.run.session import begin_session, read_sessions, write_local
+from train_cloud.run.session import begin_session, read_sessions
 from train_cloud.store import ObjectStore, open_store
+from train_cloud.whole_file import write_local
 
 WHEN = datetime(2030, 1, 1, tzinfo=timezone.utc)
 HEAD = Head(session=3, restart=0, owner="i-0abc", commit="c")
@@ -407,6 +408,7 @@ from train_cloud.run.layout import run_url
 from train_cloud.run.session import begin_session
 from train_cloud.store import open_store
 from train_cloud.platforms.ec2.units import boot_id
+from train_cloud.whole_file import write_local
 import sdnotify
 
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))

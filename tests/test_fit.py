@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
 
 from train_cloud.errors import InputError
-from train_cloud.platforms.ec2.fit import DEFAULT_TYPES, check_store, memory_bytes
+from train_cloud.platforms.ec2.fit import check_gpus, check_store, look_up
 
 #: GiB, from the tables of "Amazon EC2 Instance Types".
 NOMINAL = {
@@ -32,24 +31,48 @@ NOMINAL = {
 }
 
 
+@pytest.fixture
+def unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AWS cannot be asked: nobody has said where."""
+    monkeypatch.delenv("AWS_REGION")
+    monkeypatch.delenv("AWS_DEFAULT_REGION")
+
+
 @pytest.mark.parametrize(("name", "gib"), NOMINAL.items())
-def test_memory_of_a_type(name: str, gib: int) -> None:
-    assert 0.9 * gib < memory_bytes(name) / 2**30 < 0.97 * gib
+def test_a_type_in_the_table(unasked: None, name: str, gib: int) -> None:
+    found = look_up([name])[name]
+    assert 0.9 * gib < found.memory_bytes / 2**30 < 0.97 * gib
+    assert (found.gpus > 0) == (name[0] in "gp")
 
 
 @pytest.mark.parametrize("name", ["g5", "g5.", "g5.huge", "g99.xlarge", "xlarge", "", "g5.xlarge.xlarge"])
-def test_a_type_that_is_not_known(name: str) -> None:
+def test_a_type_that_is_not_known(unasked: None, name: str) -> None:
     with pytest.raises(InputError, match="g4dn, g5, g6") as caught:
-        memory_bytes(name)
+        look_up([name])
     assert (caught.value.field, caught.value.value) == ("--instance-type", name)
 
 
-def test_the_default_is_terraforms() -> None:
-    text = (Path(__file__).parents[1] / "terraform" / "variables.tf").read_text()
-    block = text.split('variable "instance_types"')[1].split("validation")[0]
-    default = re.search(r"default\s*=\s*\[(.*)\]", block)
-    assert default is not None
-    assert tuple(re.findall(r'"([^"]+)"', default[1])) == DEFAULT_TYPES
+def test_aws_is_asked_where_it_can_be(aws_endpoint: str) -> None:
+    known = look_up(["g4dn.12xlarge", "x2iedn.xlarge"])  # the second is of no family of the table
+    assert known["g4dn.12xlarge"].gpus == 4 and known["x2iedn.xlarge"].gpus == 0
+    assert 0.9 * 128 < known["x2iedn.xlarge"].memory_bytes / 2**30 < 0.97 * 128
+    with pytest.raises(InputError, match="describe-instance-type-offerings") as caught:
+        look_up(["g5.xlarge", "g99.xlarge"])
+    assert caught.value.value == "g99.xlarge"
+
+
+def test_the_table_answers_where_aws_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    assert look_up(["g5.xlarge"])["g5.xlarge"].gpus == 1
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+def test_a_gpu_that_is_not_there(unasked: None, device: str) -> None:
+    for name in ("c7i.large", "g6.xlarge"):
+        check_gpus(look_up([name]), "auto")
+    check_gpus(look_up(["g6.xlarge"]), device)
+    with pytest.raises(InputError, match=f"device: {device}"):
+        check_gpus(look_up(["c7i.large"]), device)
 
 
 @pytest.mark.parametrize("form", ["{}", "file://{}", "{}/deep/below"])

@@ -24,11 +24,11 @@ from train_cloud.errors import ConditionFailed, CorruptCheckpoint, Fenced, Input
 from train_cloud.run import layout
 from train_cloud.store import FileStore, ObjectStore, open_store
 from train_cloud.store.protocol import RESERVED
+from train_cloud.whole_file import UNFINISHED, write_whole
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-UNFINISHED = ".unfinished"
 FOLDER = "artifacts"
 """Of a run, below its state directory: what lies in it reaches the store."""
 
@@ -570,14 +570,6 @@ def run_sync(
     """
     there = open_store(f"{run.url}/{layout.ARTIFACTS.rstrip('/')}")
     return Sync(there, state_dir / FOLDER, name=name, writer=writer, yields=yields)
-
-
-def write_whole(path: Path, body: bytes | bytearray | memoryview) -> None:
-    """Under another name first, so that nobody reads half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}{UNFINISHED}")
-    unfinished.write_bytes(body)
-    unfinished.replace(path)
 
 
 def _same(one: Uploads, other: Uploads) -> bool:

@@ -10,7 +10,7 @@ import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from train_cloud.artifacts.sync import write_whole
+from train_cloud.whole_file import write_whole
 
 _LINE = 1 << 16
 """Bytes. Few lines are longer; of one that is, the whole table is an end."""

@@ -5,7 +5,6 @@ Each session writes files of its own and never touches an earlier one's, so that
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,8 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from tensorboard.util import tensor_util
+
+from train_cloud.whole_file import UNFINISHED, replacing
 
 from ..errors import StoreUnavailable
 from ..run.layout import TENSORBOARD
@@ -70,7 +71,7 @@ def extend(path: Path, more: bytes) -> None:
     """Append those of these records that the file lacks."""
     path.parent.mkdir(parents=True, exist_ok=True)
     there = [record for record, _ in _read(path)] if path.exists() else []
-    unfinished = path.with_name(".unfinished")
+    unfinished = path.with_name(UNFINISHED)
     unfinished.write_bytes(more)
     known = set(there)
     missing = [record for record, _ in _read(unfinished) if record not in known]
@@ -122,10 +123,8 @@ def pull(store: ObjectStore, folder: Path) -> dict[str, int]:
         body = store.get(info.key).body
         if len(body) != info.size:
             raise StoreUnavailable(f"{store.url}/{info.key} has {len(body)} bytes, and was listed with {info.size}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(".unfinished")
-        unfinished.write_bytes(body)
-        unfinished.replace(path)
+        with replacing(path, under=UNFINISHED) as file:
+            file.write(body)
     return stored
 
 
@@ -146,11 +145,7 @@ def _read(path: Path) -> Iterator[tuple[bytes, Event]]:
 
 
 def _replace(path: Path, records: list[bytes]) -> None:
-    unfinished = path.with_name(".unfinished")  # TensorBoard reads names with "tfevents" only
-    with unfinished.open("wb") as file:
+    with replacing(path, lasting=True, under=UNFINISHED) as file:  # TensorBoard reads names with "tfevents" only
         writer = RecordWriter(file)
         for record in records:
             writer.write(record)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)

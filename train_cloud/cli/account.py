@@ -66,13 +66,14 @@ def doctor(
     """
     from rich.console import Console
 
-    from train_cloud.platforms.ec2.account import INSTANCE_TYPES, examine
+    from train_cloud.platforms.ec2.account import examine
+    from train_cloud.platforms.ec2.fit import DEFAULT_TYPES
 
     console = Console(highlight=False, soft_wrap=True)
     failed = False
     for finding in examine(
         region=region,
-        types=instance_type or INSTANCE_TYPES,
+        types=instance_type or DEFAULT_TYPES,
         key_pair=key_pair,
         subnet_ids=subnet_id or (),
         project=project_name,

@@ -45,7 +45,8 @@ def validate(
 
     checked = load_run_file(run_file, overrides or ())
     types = instance_types or fit.DEFAULT_TYPES
-    memory = {name: fit.memory_bytes(name) for name in types}
+    found_types = fit.look_up(types)
+    fit.check_gpus(found_types if instance_types else {}, checked.device)
     if store is not None:
         from train_cloud.report.preflight import check_standing
 
@@ -78,8 +79,8 @@ def validate(
 
         with import_path(checked):
             check_evaluation(checked)
-    for name, there in memory.items() if found.buffer_bytes else ():
-        check_memory(checked, found.buffer_bytes, there, name, beside=found.beside_bytes)
+    for name, there in found_types.items() if found.buffer_bytes else ():
+        check_memory(checked, found.buffer_bytes, there.memory_bytes, name, beside=found.beside_bytes)
     stored = found.stored_bytes(checked)
     if store is not None:
         fit.check_store(store, stored)

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from train_cloud import child_process
-from train_cloud.artifacts.sync import write_whole
 from train_cloud.artifacts.uploads import MANIFEST, digest, read_uploads
 from train_cloud.config.code import glob_pattern
 from train_cloud.errors import CorruptCheckpoint, InputError, ObjectMissing, StoreUnavailable
 from train_cloud.run import layout
 from train_cloud.store import FileStore, ObjectStore, open_store
+from train_cloud.whole_file import write_whole
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from typing import NamedTuple, Protocol
 
 from pydantic import BaseModel, ValidationError
 
-from train_cloud.run.session import write_local
 from train_cloud.safe_text import masked
+from train_cloud.whole_file import write_local
 
 _LEFT, _KILLED, _STOOD = "left.json", "killed.json", "stood.txt"
 _LONGEST = 4000

@@ -8,7 +8,6 @@ one.
 from __future__ import annotations
 
 import json
-import os
 import platform
 import time
 import uuid
@@ -28,6 +27,7 @@ from train_cloud.run.head import Token
 from train_cloud.safe_text import clean_values, masked_values
 from train_cloud.store import ObjectStore
 from train_cloud.store.foreign import ignore
+from train_cloud.whole_file import write_local
 
 _LOCAL = "session.json"
 _PARALLEL = 8
@@ -264,14 +264,3 @@ def _content(store: ObjectStore, key: str) -> dict[str, Any] | None:
     if wrong:
         ignore(store.url, [f"{key}: {name}" for name in wrong], "damaged")
     return {name: value for name, value in given.items() if name not in wrong}
-
-
-def write_local(path: Path, content: Mapping[str, Any]) -> None:
-    """Replace a small JSON file on the local disk atomically; it survives a power cut right after the call."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("w") as file:
-        json.dump(dict(content), file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

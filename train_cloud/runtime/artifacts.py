@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from train_cloud.artifacts import tables, tensorboard
 from train_cloud.artifacts.logged import Logged
-from train_cloud.artifacts.sync import FOLDER, Sync, run_sync, write_whole
+from train_cloud.artifacts.sync import FOLDER, Sync, run_sync
 from train_cloud.artifacts.system import Machine
 from train_cloud.artifacts.uploads import read_uploads
 from train_cloud.artifacts.wandb import Wandb
@@ -28,7 +28,6 @@ from train_cloud.config import RunFile
 from train_cloud.errors import CorruptCheckpoint, Fenced, StoreError, StoreUnavailable
 from train_cloud.run import layout
 from train_cloud.run.head import Reference, Token
-from train_cloud.run.session import write_local
 from train_cloud.runtime.evaluations import RESULTS
 from train_cloud.runtime.kept_models import FINAL_MODEL
 from train_cloud.runtime.model_exports import ModelExports
@@ -36,6 +35,7 @@ from train_cloud.runtime.session_log import Tee
 from train_cloud.safe_text import masked_values
 from train_cloud.snapshot import Part
 from train_cloud.store import ObjectStore, open_store
+from train_cloud.whole_file import write_local, write_whole
 
 if TYPE_CHECKING:
     from train_cloud.sb3.scalars import Episodes, SessionTensorBoard, Table

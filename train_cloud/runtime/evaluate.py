@@ -14,7 +14,6 @@ from pathlib import Path
 
 from train_cloud import child_process
 from train_cloud.artifacts import tensorboard
-from train_cloud.artifacts.sync import write_whole
 from train_cloud.checkpoint import find, restore, signing
 from train_cloud.checkpoint.manifest import Manifest
 from train_cloud.checkpoint.survey import committed
@@ -28,6 +27,7 @@ from train_cloud.run.session import now
 from train_cloud.runtime.evaluations import RESULTS, is_recorded, model_checksum, recorded
 from train_cloud.runtime.masking import hide_variables
 from train_cloud.store import ObjectStore, open_store
+from train_cloud.whole_file import write_whole
 
 BEST = "best_model"
 #: Beside the training, which has the machine first.

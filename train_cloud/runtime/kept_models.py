@@ -15,13 +15,13 @@ import tempfile
 from collections.abc import Collection
 from pathlib import Path
 
-from train_cloud.artifacts.sync import write_whole
 from train_cloud.checkpoint import read_manifest, restore
 from train_cloud.checkpoint.manifest import Manifest
 from train_cloud.errors import CorruptCheckpoint, StoreError
 from train_cloud.run.head import Reference, read_head
 from train_cloud.safe_text import adopt, guard
 from train_cloud.store import ObjectStore, open_store
+from train_cloud.whole_file import write_whole
 
 FINAL_MODEL = "final_model.zip"
 KEPT = re.compile(r"checkpoints/checkpoint_(\d+)\.zip")

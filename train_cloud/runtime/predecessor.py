@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from train_cloud.run.head import Head
-from train_cloud.run.session import Session, SessionRecord, last_session, read_session, write_local
+from train_cloud.run.session import Session, SessionRecord, last_session, read_session
 from train_cloud.runtime.heartbeat import read_timesteps
 from train_cloud.store import ObjectStore
+from train_cloud.whole_file import write_local
 
 _REACHED = "reached.json"
 

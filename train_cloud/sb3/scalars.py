@@ -19,6 +19,8 @@ from stable_baselines3.common.logger import KVWriter, TensorBoardOutputFormat, f
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from train_cloud.whole_file import write_whole
+
 _TIMESTEPS = "timesteps"
 _failed: set[str] = set()
 log = logging.getLogger(__name__)
@@ -104,12 +106,11 @@ class Table(KVWriter):
         if self._path.exists():
             with self._path.open(newline="") as file:
                 rows = list(csv.reader(file))[1:]
-        unfinished = self._path.with_name(f".{self._path.name}.unfinished")
-        with unfinished.open("w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(columns)
-            writer.writerows([*row, *[""] * (len(columns) - len(row))] for row in rows)
-        unfinished.replace(self._path)
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([*row, *[""] * (len(columns) - len(row))] for row in rows)
+        write_whole(self._path, text.getvalue().encode())
         self._columns = columns
 
     def close(self) -> None:

@@ -15,12 +15,11 @@ from typing import Any, Literal
 
 from train_cloud.errors import CloudError, CloudForbidden
 from train_cloud.platforms.ec2.api import call, client, region_name
+from train_cloud.platforms.ec2.fit import DEFAULT_TYPES
 from train_cloud.platforms.ec2.permissions import missing, needs, principal_of
 from train_cloud.platforms.ec2.routes import ways_out
 
 IMAGE_PARAMETER = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-22.04/latest/ami-id"
-INSTANCE_TYPES = ("g6.xlarge", "g5.xlarge", "g4dn.xlarge")
-"""What ``terraform/variables.tf`` asks for by default."""
 
 _QUOTAS: dict[str, tuple[tuple[re.Pattern[str], str, str], ...]] = {
     # Which types each covers, its code and its name. In vCPUs.
@@ -57,7 +56,7 @@ class Finding:
 def examine(
     *,
     region: str | None = None,
-    types: Sequence[str] = INSTANCE_TYPES,
+    types: Sequence[str] = DEFAULT_TYPES,
     key_pair: str | None = None,
     subnet_ids: Sequence[str] = (),
     project: str = "train-cloud",

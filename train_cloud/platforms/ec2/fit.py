@@ -1,15 +1,23 @@
 """What an instance type and a folder have room for, before anything is created.
 
+What a type has is AWS's to say (``DescribeInstanceTypes``); a table answers where AWS cannot be asked.
+
 A worker's own disk is no part of it: checkpoints never lie there, and what does, the final model and the scalars, is
 small beside any root volume if it fits into memory.
 """
 
 from __future__ import annotations
 
+import logging
 import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from train_cloud.errors import InputError
+from train_cloud.errors import CloudError, CloudUnavailable, InputError
+
+log = logging.getLogger(__name__)
 
 #: Terraform's ``instance_types``.
 DEFAULT_TYPES = ("g6.xlarge", "g5.xlarge", "g4dn.xlarge")
@@ -29,16 +37,68 @@ _VCPUS = {"large": 2, **{f"{n}xlarge": 4 * n for n in (2, 4, 6, 8, 9, 12, 16, 18
 _USABLE = 0.94
 
 
-def memory_bytes(instance_type: str) -> int:
-    """What a training may use of an instance's memory.
+@dataclass(frozen=True)
+class InstanceType:
+    """What a training finds there.
 
-    :raises InputError: not known here
+    :ivar memory_bytes: that it may use
+    :ivar gpus: how many; of a type from the table 1 where there are some
     """
-    family, _, size = instance_type.partition(".")
+
+    name: str
+    memory_bytes: int
+    gpus: int
+
+
+def look_up(names: Sequence[str]) -> dict[str, InstanceType]:
+    """What instance types have, by name.
+
+    :raises InputError: the region has no such type, or AWS cannot be asked and the table does not know it
+    """
+    described = _ask(names)
+    found = {}
+    for name in names:
+        if described is None:
+            found[name] = _from_table(name)
+            continue
+        if name not in described:
+            fix = "name a type that your region has: aws ec2 describe-instance-type-offerings"
+            raise InputError("--instance-type", name, fix)
+        memory, graphics = described[name]["MemoryInfo"], described[name].get("GpuInfo", {})
+        gpus = sum(int(kind["Count"]) for kind in graphics.get("Gpus", ()))
+        found[name] = InstanceType(name, int(memory["SizeInMiB"] * 2**20 * _USABLE), gpus)
+    return found
+
+
+def _ask(names: Sequence[str]) -> Mapping[str, Any] | None:
+    """None where AWS cannot be asked: no region, no credentials or no right to, no network."""
+    from train_cloud.platforms.ec2.api import call, client, region_name
+
+    if region_name() is None:
+        return None
+    filters = [{"Name": "instance-type", "Values": list(names)}]
+    try:
+        answer = call(client("ec2"), "describe_instance_types", Filters=filters)
+    except (CloudError, CloudUnavailable) as error:
+        log.debug("instance types are looked up in our table: %s", error)
+        return None
+    return {found["InstanceType"]: found for found in (answer or {}).get("InstanceTypes", ())}
+
+
+def _from_table(name: str) -> InstanceType:
+    family, _, size = name.partition(".")
     if family not in _GIB_PER_VCPU or size not in _VCPUS:
         families = ", ".join(_GIB_PER_VCPU)
-        raise InputError("--instance-type", instance_type, f"write family.size, of the families {families}")
-    return int(_GIB_PER_VCPU[family] * _VCPUS[size] * _USABLE * 2**30)
+        raise InputError("--instance-type", name, f"write family.size, of the families {families}")
+    memory = int(_GIB_PER_VCPU[family] * _VCPUS[size] * _USABLE * 2**30)
+    return InstanceType(name, memory, int(family.startswith(("g", "p"))))
+
+
+def check_gpus(types: Mapping[str, InstanceType], device: str) -> None:
+    """:raises InputError: the run file asks for a GPU, and a type has none"""
+    for name, found in types.items():
+        if device.startswith("cuda") and not found.gpus:
+            raise InputError("--instance-type", name, f"it has no GPU, and the run file says device: {device}")
 
 
 def check_store(store: str, needed: int) -> None:

@@ -25,6 +25,7 @@ from typing import Any
 from train_cloud.errors import CloudError
 from train_cloud.platforms.ec2.api import call, client, until_it_holds
 from train_cloud.platforms.ec2.metadata import Metadata
+from train_cloud.whole_file import write_whole
 
 MAX_EVENTS, MAX_BYTES, OVERHEAD = 10_000, 1_048_576, 26
 """Of one call: events, bytes of UTF-8, and what each event counts beside its own bytes."""
@@ -138,9 +139,7 @@ def follow(streams: Streams, state_dir: Path, *, interval_s: float = 2.0) -> Non
             for entries in _gathered(journal, interval_s):
                 streams.send(entries)
                 sent = True
-                partial = kept.with_suffix(".partial")
-                partial.write_text(entries[-1].cursor)
-                partial.replace(kept)
+                write_whole(kept, entries[-1].cursor.encode())
             if not sent and journal.wait() > 0:  # a cursor that this journal does not know: from the boot's beginning
                 kept.unlink(missing_ok=True)
         finally:

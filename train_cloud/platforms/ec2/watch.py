@@ -38,8 +38,9 @@ from train_cloud.platforms.ec2.notices import (
 )
 from train_cloud.platforms.ec2.units import FINISH, TRAIN, boot_id, systemctl, unit_state
 from train_cloud.platforms.notifications import Channel, announce_loss, announce_notice
-from train_cloud.run.session import Session, local_session, record_notice, write_local
+from train_cloud.run.session import Session, local_session, record_notice
 from train_cloud.store import ObjectStore
+from train_cloud.whole_file import write_local
 
 LONGEST_INTERVAL_S = 5.0
 """AWS recommends to look every 5 seconds ("Spot Instance interruption notices", Amazon EC2 User Guide)."""

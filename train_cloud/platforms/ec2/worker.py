@@ -27,8 +27,9 @@ from train_cloud.platforms.protocol import Platform
 from train_cloud.run import layout
 from train_cloud.run.head import Head, Outcome, conclude, read_head
 from train_cloud.run.run_deadline import read_deadline, read_volume
-from train_cloud.run.session import Session, begin_session, local_session, write_local
+from train_cloud.run.session import Session, begin_session, local_session
 from train_cloud.store import ObjectStore, open_store
+from train_cloud.whole_file import write_local
 
 #: Set on a worker by the launch.
 GROUP = "TRAIN_CLOUD_AUTOSCALING_GROUP"
