@@ -328,7 +328,7 @@ def terraform(folder: Path, *arguments: str, environment: Mapping[str, str] | No
     return done.stdout
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def aws() -> Iterator[EmbeddedAws]:
     with EmbeddedAws() as running:
         yield running
@@ -339,7 +339,6 @@ def aws() -> Iterator[EmbeddedAws]:
 def test_terraform_of_init_is_ready_and_plans(begun: Path, aws: EmbeddedAws) -> None:
     folder = begun / "terraform"
     terraform(folder, "init")
-    terraform(folder, "validate")
     said = terraform(folder, "plan", environment=aws.environment())
     assert 'aws_autoscaling_group.worker["my-run"]' in said
     assert re.search(r"aws_s3_object.code\[\"[0-9a-f]{64}/package/train_cloud/run/head.py\"\]", said)
@@ -368,7 +367,6 @@ def test_the_module_can_be_used_from_a_repository(begun: Path, tmp_path: Path, a
         )
     )
     terraform(mine, "init")
-    terraform(mine, "validate")
     said = terraform(mine, "plan", environment=aws.environment())
     assert 'module.training.aws_autoscaling_group.worker["my-run"]' in said
     assert re.search(r"module.training.aws_s3_object.code\[\"[0-9a-f]{64}/package/train_cloud/run/head.py\"\]", said)
@@ -389,11 +387,11 @@ def until_committed(store: Path, timesteps: int, process: subprocess.Popen[str])
 @pytest.mark.slow
 def test_the_road_of_a_newcomer(installed: Installed, begun: Path) -> None:
     """The README's first screen, without the rehearsal."""
-    short = ("--set", "total_timesteps=1500", "--set", "save_frequency=250", "--set", "evaluation=null")
+    short = ("--set", "total_timesteps=900", "--set", "save_frequency=150", "--set", "evaluation=null")
     assert "it can be trained" in (said := installed.run("validate", "run.yaml", *short, cwd=begun))
     assert "resume        exact" in said
     process = installed.start("train", "run.yaml", "--store", "store", *short, cwd=begun)
-    until_committed(begun / "store", 250, process)
+    until_committed(begun / "store", 150, process)
     process.send_signal(signal.SIGINT)
     _, complained = process.communicate(timeout=240)
     assert process.returncode == 75, complained
@@ -401,7 +399,7 @@ def test_the_road_of_a_newcomer(installed: Installed, begun: Path) -> None:
     installed.run("report", "my-run", "--store", "store", "--out", "report.html", cwd=begun)
     assert "my-run" in (begun / "report.html").read_text()
     found = json.loads(installed.run("status", "my-run", "--store", "store", "--json", cwd=begun))
-    assert (found["state"], found["timesteps"], len(found["sessions"])) == ("completed", 1500, 2)
+    assert (found["state"], found["timesteps"], len(found["sessions"])) == ("completed", 900, 2)
     assert found["exact"] is True
 
 
