@@ -82,7 +82,7 @@ elif [ -z "$known" ]; then
 for each in json.load(open(sys.argv[1]))["install"]:
     print("{name}=={version}".format(**each["metadata"]))' "$source/report.json" | bash "$here/driver.sh" cuda
 fi
-pip_install "$source[sb3]" "${torch[@]}"
+pip_install "${source}[sb3]" "${torch[@]}"
 # What the run file asks for: extras of the package, and the user's own requirements. Where it is not in order (64), train
 # says so in the run's outcome.
 wanted=$("$venv/bin/train-cloud" requirements "$root$TRAIN_CLOUD_RUN_FILE") || [ $? = 64 ]
