@@ -56,6 +56,18 @@ class Committed:
     sent_bytes: int
 
 
+@dataclass(frozen=True)
+class References:
+    """What was written of a checkpoint.
+
+    :ivar parts: by name
+    :ivar segments: new ones, by stream
+    """
+
+    parts: dict[str, Reference]
+    segments: dict[str, list[Segment]]
+
+
 class Committer:
     """Writes snapshots as checkpoints in a thread of its own, at most one at a time.
 
@@ -185,34 +197,10 @@ class Committer:
         token, seq = self._lease.head.token, self._lease.head.seq + 1
         folder = layout.checkpoint_prefix(snapshot.timesteps, token, seq)
         before = self._newest
-        segments = [
-            (name, first, columns, rows.successors)
-            for name, rows in snapshot.streams.items()
-            for first, columns in _split(rows)
-        ]
-        with _Writes(self._store, lambda: self._hurry() or len(segments) > _FEW) as writes:
-            references = {
-                name: _part(writes, folder + name, part, before.parts.get(name) if before else None)
-                for name, part in snapshot.parts.items()
-            }
-            references |= self._contents_of(snapshot, writes, folder)
-            new: dict[str, list[Segment]] = {name: [] for name in snapshot.streams}
-            for name, first, columns, successors in segments:
-                last = first + len(next(iter(columns.values())))
-                body = pack(Part(drop_successors(columns, successors)))
-                written = writes.put(layout.segment_key(name, first, last, token, seq), body)
-                new[name].append(Segment(first=first, last=last, **written.model_dump()))
+        with _Writes(self._store, self._hurry) as writes:
+            references = self.write(snapshot, writes)
             earlier = () if before is None else self._earlier(before)
-            manifest = Manifest(
-                timesteps=snapshot.timesteps,
-                session=token.session,
-                restart=token.restart,
-                created=created,
-                parts=references,
-                streams={name: _stream(rows, self._before(name), new[name]) for name, rows in snapshot.streams.items()},
-                kept=(),
-                facts=dict(snapshot.facts),
-            )
+            manifest = self._manifest(snapshot, references, created)
             kept = preserved(self._policy, manifest.episode_return, earlier, held)
             manifest = manifest.model_copy(update={"kept": kept})
             reference = writes.put(folder + "manifest.json", memoryview(manifest.model_dump_json().encode()))
@@ -225,6 +213,48 @@ class Committer:
         self._merged.clear()
         self._written |= self._keys | {reference.key}
         return writes.bytes
+
+    def write(self, snapshot: Snapshot, writes: _Writes) -> References:
+        """Begin to write a snapshot's parts and rows; nothing refers to them until a manifest does, which the head
+        names. What the checkpoint before has, and is the same, is referred to.
+        """
+        token, seq, before = self._lease.head.token, self._lease.head.seq + 1, self._newest
+        folder = layout.checkpoint_prefix(snapshot.timesteps, token, seq)
+        segments = [
+            (name, first, columns, rows.successors)
+            for name, rows in snapshot.streams.items()
+            for first, columns in _split(rows)
+        ]
+        if len(segments) > _FEW:
+            writes.in_parallel()
+        parts = {
+            name: _part(writes, folder + name, part, before.parts.get(name) if before else None)
+            for name, part in snapshot.parts.items()
+        }
+        parts |= self._contents_of(snapshot, writes, folder)
+        new: dict[str, list[Segment]] = {name: [] for name in snapshot.streams}
+        for name, first, columns, successors in segments:
+            last = first + len(next(iter(columns.values())))
+            body = pack(Part(drop_successors(columns, successors)))
+            written = writes.put(layout.segment_key(name, first, last, token, seq), body)
+            new[name].append(Segment(first=first, last=last, **written.model_dump()))
+        return References(parts, new)
+
+    def _manifest(self, snapshot: Snapshot, references: References, created: str) -> Manifest:
+        token = self._lease.head.token
+        return Manifest(
+            timesteps=snapshot.timesteps,
+            session=token.session,
+            restart=token.restart,
+            created=created,
+            parts=references.parts,
+            streams={
+                name: _stream(rows, self._before(name), references.segments[name])
+                for name, rows in snapshot.streams.items()
+            },
+            kept=(),
+            facts=dict(snapshot.facts),
+        )
 
     def _contents_of(self, snapshot: Snapshot, writes: _Writes, folder: str) -> dict[str, Reference]:
         """Large arrays of the snapshot's parts, as parts of their own: each content once, and only where no preserved
@@ -349,10 +379,15 @@ class _Writes:
         self._under_way: deque[Future[str]] = deque()
         self.bytes = 0
 
+    def in_parallel(self) -> None:
+        """From here on."""
+        if self._pool is None and _PARALLEL > 1:
+            self._pool = ThreadPoolExecutor(_PARALLEL)
+
     def put(self, key: str, body: memoryview) -> Reference:
         self.bytes += len(body)
-        if self._pool is None and _PARALLEL > 1 and self._at_once():
-            self._pool = ThreadPoolExecutor(_PARALLEL)
+        if self._at_once():
+            self.in_parallel()
         if self._pool is None:
             self._store.put(key, body)
         else:
