@@ -369,7 +369,7 @@ def _choice(environment: str) -> Any:
     """Tried once for each environment, whatever stands around it."""
     from train_cloud.config import Environment
     from train_cloud.envs.trial import choose
-    from train_cloud.sb3.build import MakeEnv
+    from train_cloud.sb3.vector_environments import MakeEnv
 
     section = Environment.model_validate(json.loads(environment))
     return choose(MakeEnv(section), section.state)

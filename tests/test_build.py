@@ -28,8 +28,9 @@ from train_cloud.config import RunFile, parse_run_file
 from train_cloud.envs.make import load_object
 from train_cloud.envs.state import StatefulEnv
 from train_cloud.errors import InputError
-from train_cloud.sb3 import build
-from train_cloud.sb3.build import Built, build_callbacks, build_model, check_device
+from train_cloud.sb3 import resources
+from train_cloud.sb3.build import Built, build_callbacks, build_model
+from train_cloud.sb3.resources import check_device
 
 torch.set_num_threads(1)
 
@@ -318,7 +319,7 @@ def test_a_gpu_that_torch_cannot_use_is_not_passed_over(
         (tmp_path / name / "vendor").write_text(vendor)
         if kind is not None:
             (tmp_path / name / "class").write_text(kind)
-    monkeypatch.setattr(build, "PCI", tmp_path)
+    monkeypatch.setattr(resources, "PCI", tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     if present:
         with pytest.raises(InputError, match=r"device: 'auto': torch .* would train on the CPU: .* set device: cpu"):

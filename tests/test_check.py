@@ -20,8 +20,8 @@ import torch
 
 from train_cloud.config import parse_run_file
 from train_cloud.errors import InputError, TrainCloudError
-from train_cloud.sb3.build import check_memory
 from train_cloud.sb3.check import CheckReport, check
+from train_cloud.sb3.resources import check_memory
 
 torch.set_num_threads(1)
 

@@ -63,8 +63,8 @@ def validate(
 
     # Its processes play while this one loads torch.
     begun = StateTrial(checked, None) if checked.environment is not None else None
-    from train_cloud.sb3.build import check_memory
     from train_cloud.sb3.check import check
+    from train_cloud.sb3.resources import check_memory
 
     model = checked.initial_model
     initial = None

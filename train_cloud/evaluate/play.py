@@ -34,7 +34,7 @@ from train_cloud.evaluate.rendering import Settings
 from train_cloud.evaluate.results import Episode
 from train_cloud.evaluate.routes import Route, draw, read_centreline, read_map
 from train_cloud.evaluate.video import Film
-from train_cloud.sb3.build import MakeEnv
+from train_cloud.sb3.vector_environments import MakeEnv
 
 log = logging.getLogger(__name__)
 

@@ -158,7 +158,7 @@ class _Kind:
 
         from train_cloud.config.run_file import MULTIAGENT
         from train_cloud.runtime.train import import_path
-        from train_cloud.sb3.build import load_algorithm
+        from train_cloud.sb3.algorithms import load_algorithm
 
         assert config.environment is not None
         with import_path(config):

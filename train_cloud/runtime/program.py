@@ -131,7 +131,8 @@ def build(inputs: Inputs, code: CodeFolder, facts: Mapping[str, Any], graphs: Pa
     # Its processes play while this one loads torch.
     begun = StateTrial(config, facts.get(TRIAL)) if config.environment is not None else None
     from train_cloud.sb3 import accounting
-    from train_cloud.sb3.build import build_callbacks, build_model, check_device
+    from train_cloud.sb3.build import build_callbacks, build_model
+    from train_cloud.sb3.resources import check_device
     from train_cloud.sb3.script import prepare
 
     accounting.record_to(graphs)

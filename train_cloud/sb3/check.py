@@ -31,20 +31,15 @@ from train_cloud.envs.make import close, refusing
 from train_cloud.envs.trial import Choice, sample
 from train_cloud.errors import InputError, TrainCloudError
 from train_cloud.sb3 import multiagent
-from train_cloud.sb3.build import (
-    arguments_of,
-    buffer_bytes,
-    build_callbacks,
-    check_device,
-    explaining,
-    load_algorithm,
-    load_policy,
-    make_vec_env,
-)
+from train_cloud.sb3.algorithms import load_algorithm, load_policy
+from train_cloud.sb3.build import build_callbacks, explaining
 from train_cloud.sb3.capture import Capture, get_generators, set_generators
 from train_cloud.sb3.environment import StateTrial
+from train_cloud.sb3.hyperparameters import arguments_of
 from train_cloud.sb3.initial import Initial, begin_with
+from train_cloud.sb3.resources import buffer_bytes, check_device
 from train_cloud.sb3.script import prepare
+from train_cloud.sb3.vector_environments import make_vec_env
 
 #: What a training has in memory that this trial has not: CUDA's libraries and context, segments on their way from the
 #: store or to it. The tensors of three snapshots are counted besides: one held, one on its way, one packed.

@@ -38,13 +38,11 @@ from train_cloud.envs.parallel import Together
 from train_cloud.envs.state import StatefulEnv
 from train_cloud.envs.trial import Choice, stateful
 from train_cloud.errors import InputError, NotYet
-from train_cloud.sb3.build import (
-    arguments_of,
-    check_device,
-    construct,
-    load_policy,
-)
+from train_cloud.sb3.algorithms import load_policy
+from train_cloud.sb3.build import construct
 from train_cloud.sb3.environment import maker_of
+from train_cloud.sb3.hyperparameters import arguments_of
+from train_cloud.sb3.resources import check_device
 
 #: Of ``hyperparameters``: the one that is not SAC's.
 _SHARE = "share_parameters"

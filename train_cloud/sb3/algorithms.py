@@ -1,0 +1,33 @@
+"""The algorithm and the policy that a run file names."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+
+from train_cloud.config import RunFile
+from train_cloud.config.run_file import ALGORITHMS, CONTRIB
+from train_cloud.envs.make import load_object
+from train_cloud.errors import InputError
+
+
+def load_algorithm(run_file: RunFile) -> type[BaseAlgorithm]:
+    assert run_file.algorithm is not None
+    if "contrib" in run_file.extras and importlib.util.find_spec(CONTRIB) is None:
+        fix = "it is part of sb3-contrib, which is not installed: pip install sb3-contrib"
+        raise InputError("algorithm", run_file.algorithm, fix)
+    reference = ALGORITHMS.get(run_file.algorithm, run_file.algorithm)
+    loaded: type[BaseAlgorithm] = load_object(reference, "algorithm", BaseAlgorithm)
+    return loaded
+
+
+def load_policy(run_file: RunFile) -> str | type[BasePolicy]:
+    if ":" in run_file.policy:
+        loaded: type[BasePolicy] = load_object(run_file.policy, "policy", BasePolicy)
+        return loaded
+    aliases = tuple(load_algorithm(run_file).policy_aliases)
+    if run_file.policy not in aliases:
+        raise InputError("policy", run_file.policy, f"use {', '.join(aliases)} or module:Class")
+    return run_file.policy
