@@ -6,7 +6,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(CURDIR)/.tools:$(PATH)
 # The project's own plugin: what each test file took and the dearest tests, printed at the end.
 # One process per core; most files stay in one of them (tests/conftest.py).
-PYTEST := PYTHONPATH=tests $(BIN)/python -m pytest -p minutes -n auto
+PYTEST := PYTHONPATH=tests:tests/support $(BIN)/python -m pytest -p minutes -n auto
 SHELL_SCRIPTS = $(wildcard scripts/*.sh bootstrap/*.sh train_cloud/rehearsal/machine/*.sh .ci/run)
 
 .PHONY: demo test test-quick test-failed test-full prove-foreign chaos bench bench-large check format clean help
@@ -36,13 +36,13 @@ demo: $(DEMO_STAMP)
 test: $(STAMP)
 	@$(PYTEST) -m 'not full'
 
-# Whatever is fast, but for NOT_QUICK, and of the slow ones QUICK: tests/conftest.py.
+# What is fast, of some files one test in so many (ONE_IN), and of the slow ones QUICK: tests/conftest.py.
 test-quick: $(STAMP)
 	@$(PYTEST) -m 'quick and not full'
 
 # Once more, and each by itself: for whoever wants to know whether a test fails always or only on a busy machine.
 test-failed: $(STAMP)
-	@PYTHONPATH=tests $(BIN)/python -m pytest --last-failed --last-failed-no-failures none
+	@PYTHONPATH=tests:tests/support $(BIN)/python -m pytest -p minutes --last-failed --last-failed-no-failures none
 
 test-full: $(STAMP)
 	@$(PYTEST)
@@ -51,12 +51,12 @@ test-full: $(STAMP)
 # Each package in a virtual environment of its own, below build/foreign; ONLY=TEXT tries some.
 ONLY ?=
 prove-foreign: $(STAMP)
-	@PYTHONPATH=tests $(BIN)/python tests/foreign_environments.py --only '$(ONLY)'
+	@PYTHONPATH=tests:tests/support $(BIN)/python tests/foreign_environments.py --only '$(ONLY)'
 
 N ?= 200
 SEED ?=
 chaos: $(STAMP)
-	@TRAIN_CLOUD_CHAOS_KILLS=$(N) TRAIN_CLOUD_CHAOS_SEED=$(SEED) PYTHONPATH=tests \
+	@TRAIN_CLOUD_CHAOS_KILLS=$(N) TRAIN_CLOUD_CHAOS_SEED=$(SEED) PYTHONPATH=tests:tests/support \
 		$(BIN)/python -m pytest -q -s --tb=short tests/test_chaos.py
 
 bench: $(STAMP)

@@ -101,7 +101,7 @@ def determinism(device: str, out: Path) -> Iterator[Found]:
 
     Found by algorithm: where the two differ (empty: equal bit for bit), or which operation torch refuses.
     """
-    sys.path.insert(0, str(TESTS))
+    sys.path[:0] = [str(TESTS), str(TESTS / "support")]
     import exactness
 
     names = list(_CASES) if device == "cuda" else list(_CASES)[:2]
@@ -180,7 +180,7 @@ def _stretch(
 def _stretched(run: Found, choice: Any, strict: bool, stop_at: int | None, begin: str | None, out: str) -> None:
     if strict:
         os.environ[_CUBLAS] = ":4096:8"
-    sys.path.insert(0, str(TESTS))
+    sys.path[:0] = [str(TESTS), str(TESTS / "support")]
     import exactness
     import torch
 

@@ -27,7 +27,7 @@ if compgen -G "$wheels/*.whl" >/dev/null; then
 	"$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" "$wheels"/*.whl \
 		>>"$out/log.txt" 2>&1 || say 'the wheels cannot be installed'
 fi
-export PYTHONPATH=$PWD:$PWD/tests:$site${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1
+export PYTHONPATH=$PWD:$PWD/tests:$PWD/tests/support:$site${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1
 
 failed=()
 for part in "${parts[@]}"; do

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
 import pytest
+from paths import PYTHONPATH
+from warm_start import cold_starts, warm_starts
 from xdist.remote import Producer
 from xdist.scheduler.loadscope import LoadScopeScheduling
 
@@ -47,6 +51,12 @@ sys.stdin.read()
 SPREAD = {"test_exactness", "test_exactness_table", "test_failures", "test_train"}
 
 
+#: These begin first, in this order, so that at the end no process waits for one of them alone.
+LONGEST = (
+    *("test_machine", "test_examples", "test_failures", "test_exactness_table", "test_rehearse", "test_chaos"),
+    *("test_terraform", "test_state", "test_evaluate", "test_prove", "test_multiagent", "test_artifacts"),
+)
+
 #: What `make test-quick` runs besides all that is not marked `slow`: whole runs, a trainer of each kind.
 QUICK = {
     "test_exactness.py::test_interrupted_twice_it_ends_where_the_uninterrupted_run_ends[plain]",
@@ -55,15 +65,55 @@ QUICK = {
     "test_phases.py::test_what_cannot_be_a_phase_is_refused[too_many-all its calls together may train]",
 }
 
-#: Files of which no test is slow, and which are dear all the same: two hundred trials, in two processes each.
-NOT_QUICK = {"test_check"}
+#: Of these files' fast tests `make test-quick` runs one in so many.
+ONE_IN = {
+    "test_account": 6,
+    "test_accounting": 4,
+    "test_build": 3,
+    "test_check": 12,
+    "test_checkpoint": 2,
+    "test_contents": 3,
+    "test_evaluate": 3,
+    "test_faults": 6,
+    "test_finish": 4,
+    "test_foreign": 6,
+    "test_fork": 3,
+    "test_imports": 3,
+    "test_objects": 4,
+    "test_rendering": 3,
+    "test_state": 8,
+    "test_store": 4,
+    "test_systemd": 4,
+    "test_watch": 3,
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    fast: Counter[str] = Counter()
     for item in items:
-        fast = not any(map(item.get_closest_marker, ("slow", "machine", "full"))) and item.path.stem not in NOT_QUICK
-        if fast or item.nodeid.rpartition("/")[2] in QUICK:
+        file = item.path.stem
+        if not any(map(item.get_closest_marker, ("slow", "machine", "full"))):
+            fast[file] += 1
+            if fast[file] % ONE_IN.get(file, 1) == 0:
+                item.add_marker("quick")
+        if item.nodeid.rpartition("/")[2] in QUICK:
             item.add_marker("quick")
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
+#: Files about what a new interpreter does, or in which machines run the package that was uploaded to them: nothing in
+#: them is forked from a warm process.
+COLD = {
+    "test_child_process",
+    "test_examples",
+    "test_hash_seed",
+    "test_imports",
+    "test_machine",
+    "test_rehearse",
+    "test_trial",
+    "test_wheel",
+    "test_without_dynamo",
+}
 
 
 class _ByFile(LoadScopeScheduling):  # type: ignore[misc]
@@ -77,6 +127,7 @@ class _ByFile(LoadScopeScheduling):  # type: ignore[misc]
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    config.option.loadscopereorder = False  # in the order above, not by how many tests a file has
     return _ByFile(config, log)
 
 
@@ -96,7 +147,22 @@ def aws_environment() -> Iterator[pytest.MonkeyPatch]:
         patch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
         patch.setenv("NO_PROXY", "127.0.0.1,localhost")
         patch.setenv("no_proxy", "127.0.0.1,localhost")
+        patch.setenv("PYTHONPATH", os.pathsep.join([PYTHONPATH, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep))
+        patch.setenv("GOGC", "400")  # a quarter of what Terraform's provider costs is collecting its start's garbage
         yield patch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_processes(aws_environment: pytest.MonkeyPatch) -> Iterator[None]:
+    """The project's commands begin with their imports done: see tests/support/warm_start.py."""
+    with warm_starts():
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cold_processes(request: pytest.FixtureRequest, warm_processes: None) -> Iterator[None]:
+    with cold_starts() if request.path.stem in COLD else contextlib.nullcontext():
+        yield
 
 
 @pytest.fixture(scope="session")

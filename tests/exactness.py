@@ -624,7 +624,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(ROOT), os.fspath(Path(__file__).parent)]
+    sys.path[:0] = [str(ROOT), str(Path(__file__).parent), str(Path(__file__).parent / "support")]
     import exactness
 
     sys.exit(exactness.main())

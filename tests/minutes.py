@@ -1,6 +1,6 @@
 """A pytest plugin: where the time went, per test file and for the dearest tests, in minutes of the clock and in seconds
 of processors. Loaded by the Makefile with ``-p minutes``. Only the latter say what a test costs on a machine on which
-others work too.
+others work too. With ``--last-failed`` it names what passes now: those tests depend on how busy the machine is.
 """
 
 from __future__ import annotations
@@ -14,11 +14,15 @@ from typing import Any
 import pytest
 
 DEAREST = 30
+_FAILED = "minutes/failed"
 
 _clock: defaultdict[str, float] = defaultdict(float)
 _processor: defaultdict[str, float] = defaultdict(float)
 _tests: Counter[str] = Counter()
 _by_test: defaultdict[str, float] = defaultdict(float)
+_clock_by_test: defaultdict[str, float] = defaultdict(float)
+_failed: set[str] = set()
+_passed: set[str] = set()
 _before: float | None = None
 
 
@@ -63,15 +67,39 @@ def pytest_runtest_logstart() -> None:
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     file = report.nodeid.split("::")[0]
     _clock[file] += report.duration
+    _clock_by_test[report.nodeid] += report.duration
+    if report.failed:
+        _failed.add(report.nodeid)
+    if report.when == "call" and report.passed:
+        _passed.add(report.nodeid)
     _tests[file] += report.when == "call"
     seconds = getattr(report, "processor", 0.0)  # pytest-xdist brings it along from its workers
     _processor[file] += seconds
     _by_test[report.nodeid] += seconds
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if not _clock:
         return
+    _show_where_the_time_went(terminalreporter)
+    if getattr(config, "cache", None) is None:  # switched off
+        return
+    if config.getoption("lf", False):
+        _show_second_tries(terminalreporter, config.cache.get(_FAILED, {}))
+    else:
+        config.cache.set(_FAILED, {test: _clock_by_test[test] for test in sorted(_failed)})
+
+
+def _show_second_tries(terminalreporter: pytest.TerminalReporter, first: dict[str, float]) -> None:
+    """:param first: seconds that each took when it failed"""
+    passed = sorted(_passed - _failed)
+    terminalreporter.section(f"passed only at the second try: {len(passed)}")
+    for test in passed:
+        before = f"{first[test]:.1f}" if test in first else "?"
+        terminalreporter.write_line(f"{test}: failed after {before} s, then passed in {_clock_by_test[test]:.1f} s")
+
+
+def _show_where_the_time_went(terminalreporter: pytest.TerminalReporter) -> None:
     width = max(map(len, _clock))
     terminalreporter.section("minutes of the clock and seconds of processors per file")
     for file, seconds in sorted(_processor.items(), key=lambda item: -item[1]):

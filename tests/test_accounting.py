@@ -80,7 +80,7 @@ def recurrent_ppo() -> tuple[Any, Any]:
 def several() -> tuple[Any, Any]:
     run = {
         "run_id": "a-run", "algorithm": "sac_multiagent", "seed": 3, "device": "cpu", "total_timesteps": 200,
-        "save_frequency": 32, "environment": {"id": "together:walkers", "wrappers": ["together:Gust"]},
+        "save_frequency": 32, "environment": {"id": "several_agents:walkers", "wrappers": ["several_agents:Gust"]},
         "hyperparameters": {"learning_starts": 20, "batch_size": 8, "buffer_size": 60, "train_freq": 2,
                             "policy_kwargs": {"net_arch": [8]}},
     }  # fmt: skip

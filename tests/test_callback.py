@@ -129,22 +129,24 @@ def test_a_held_snapshot_keeps_its_rows(size: int, monkeypatch: pytest.MonkeyPat
     ("seconds", "commit", "steps"),
     [
         (5.0, 1.0, 399),  # a step takes 0.01 s; what is done at the next one would be at risk for too long
-        (3.0, 1.0, 199),
         (1.5, 1.0, 74),  # a commit takes most of it
         (0.0001, 0.0, 1),
     ],
 )
 def test_seconds_at_risk(seconds: float, commit: float, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a clock by which a step takes 10 ms in the beginning, and half of that later."""
-    host = Late(3600, None)
+    change = 3 * (steps + 1)
+    host = Late(3 * change, None)
     host.max_seconds_at_risk = seconds
-    clock = SimpleNamespace(monotonic=lambda: 0.01 * min(host.timesteps, 1200) + 0.005 * max(0, host.timesteps - 1200))
+    clock = SimpleNamespace(
+        monotonic=lambda: 0.01 * min(host.timesteps, change) + 0.005 * max(0, host.timesteps - change)
+    )
     monkeypatch.setattr(host, "commit_seconds", lambda new_bytes: commit)
     monkeypatch.setattr(callback, "time", clock)
     train(host, 5000)
     saved = [0, *host.written]
-    slow = [b - a for a, b in pairwise(saved) if b <= 1200]
-    fast = [b - a for a, b in pairwise(saved[:-1]) if a >= 1200]
+    slow = [b - a for a, b in pairwise(saved) if b <= change]
+    fast = [b - a for a, b in pairwise(saved[:-1]) if a >= change]
     assert slow and fast
     assert all(abs(taken - steps) <= 1 for taken in slow)
     assert all(abs(taken - 2 * steps) <= 2 for taken in fast)

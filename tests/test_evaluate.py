@@ -12,6 +12,7 @@ from typing import Any
 import imageio_ffmpeg
 import numpy as np
 import pytest
+from paths import PYTHONPATH
 from PIL import Image
 from pydantic import ValidationError
 from sessions import Rehearsed
@@ -144,7 +145,7 @@ def test_a_condition_is_read_as_it_is_written(condition: str, told: bool | None)
 
 # -------------------------------------------------------------------------------------------------------- the run file
 
-CIRCLE = {"id": "Circle-v0", "module": "circling"}
+CIRCLE = {"id": "Circle-v0", "module": "evaluated_environment"}
 RUN: dict[str, Any] = {
     "run_id": "a-run",
     "algorithm": "sac",
@@ -193,7 +194,7 @@ def test_what_is_wrong_in_the_section_is_named(section: dict[str, Any], field: s
         ({"categories": {"a": {"levels": "none", "argument": "level"}}}, "evaluation.categories.a.levels", "below"),
         ({"categories": {"a": {"levels": "../..", "argument": "level"}}}, "evaluation.categories.a.levels", "below"),
         ({"categories": {"a": {"levels": "empty", "argument": "level"}}}, "evaluation.categories.a.levels", "file"),
-        ({"success": "circling:missing"}, "evaluation", "missing"),
+        ({"success": "evaluated_environment:missing"}, "evaluation", "missing"),
         ({"environment": {"id": "Pendulum-v1"}, "categories": {"swing": {}}}, "evaluation.categories.swing", "spaces"),
     ],
 )
@@ -240,7 +241,7 @@ def played(model: Path, out: Path, folder: Path | None = None, **section: Any) -
 
 
 def test_plain_sb3_finds_the_same_returns(trained: Path, tmp_path: Path) -> None:
-    import circling  # noqa: F401 - registers the environment
+    import evaluated_environment  # noqa: F401 - registers the environment
     import gymnasium
     from stable_baselines3 import SAC
     from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
@@ -271,7 +272,7 @@ def test_a_category_is_played_with_its_own_arguments_and_seeds(trained: Path, tm
 
 
 def test_a_process_of_its_own_finds_the_same(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
     here, _ = played(trained, tmp_path, episodes=2)
     apart, _ = played(trained, tmp_path, episodes=2, separate=True)
     returns = [[found.episode_return for found in played["default"]] for played in (here, apart)]
@@ -283,7 +284,7 @@ def test_levels_are_played_in_turn(trained: Path, tmp_path: Path) -> None:
         (tmp_path / "levels").mkdir(exist_ok=True)
         (tmp_path / "levels" / f"{name}.json").write_text(json.dumps({"radius": radius}))
     categories = {"circles": {"levels": "levels", "argument": "level"}}
-    routes = {"per_category": 4, "speed": "info.speed", "centreline": "circling:centreline"}
+    routes = {"per_category": 4, "speed": "info.speed", "centreline": "evaluated_environment:centreline"}
     episodes, _ = played(trained, tmp_path, tmp_path, episodes=4, categories=categories, routes=routes)
     assert [found.level for found in episodes["circles"]] == ["narrow", "wide", "narrow", "wide"]
     found = {path.name for path in (tmp_path / "route_visualizations").iterdir()}
@@ -315,12 +316,12 @@ def test_videos_are_what_browsers_play_and_replace_those_before(trained: Path, t
 
 
 def test_a_film_in_the_making_has_a_name_that_is_not_sent(tmp_path: Path) -> None:
-    import circling
+    import evaluated_environment
 
     from train_cloud.config.evaluation import Video
     from train_cloud.evaluate.video import Film
 
-    env = circling.Circle(render_mode="rgb_array")
+    env = evaluated_environment.Circle(render_mode="rgb_array")
     env.reset(seed=0)
     film = Film(tmp_path, Video(), env)
     film.add(env)
@@ -369,7 +370,7 @@ def test_a_route_is_a_picture_and_none_is_one_warning(trained: Path, tmp_path: P
 EVALUATED = {
     "every": 120,
     "episodes": 2,
-    "success": "circling:fast_enough",
+    "success": "evaluated_environment:fast_enough",
     "categories": {"default": {}, "tender": {"kwargs": {"crash_at": 0.5}}},
     "video": {"per_category": 1},
 }

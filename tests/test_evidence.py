@@ -27,7 +27,7 @@ CLEAN: dict[str, dict[str, Any]] = {
     "several agents": {
         **line(**ALWAYS),
         "algorithm": "sac_multiagent",
-        "environment": {"id": "together:walkers"},
+        "environment": {"id": "several_agents:walkers"},
         "hyperparameters": OFF,
     },
     "ppo in a script": {

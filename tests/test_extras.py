@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from until import until
 
 from train_cloud.config import load_run_file
 from train_cloud.operations.requirements import packages
@@ -21,13 +20,6 @@ from train_cloud.rehearsal.terraform import Terraform
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "pendulum_sac.yaml"
 pytestmark = [pytest.mark.slow, pytest.mark.machine, pytest.mark.full, pytest.mark.timeout(1800)]
-
-
-def until(condition: Callable[[], bool], what: str, seconds: float = 600) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.5)
 
 
 def test_the_journal_and_the_news_leave_a_real_machine(tmp_path: Path) -> None:

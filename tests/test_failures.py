@@ -25,13 +25,14 @@ from typing import Any
 
 import boto3
 import pytest
-from boxes import Box
 from fault_proxy import FaultProxy, refuse, stall
 from groups import machines, make_group, scripted_autoscaling
+from local_machine import LocalMachine
 from prices import Prices, serving
 from sessions import Rehearsed
 from stable_baselines3 import SAC as StableSAC
 from test_bootstrap import INSTALL, NVIDIA, Boot, booting, made_for_boots, render
+from until import until
 
 from train_cloud.checkpoint import read_manifest
 from train_cloud.cli import main
@@ -62,17 +63,17 @@ SAC: dict[str, Any] = {
     "save_frequency": 100,
     "environment": {"id": "Pendulum-v1"},
     "hyperparameters": {"learning_starts": 50, "batch_size": 16, "policy_kwargs": {"net_arch": [8]}},
-    "callbacks": ["accidents:Accidents"],
+    "callbacks": ["failing_code:Accidents"],
 }
-SLOW = {**SAC, "environment": {"id": "Pendulum-v1", "wrappers": ["accidents:Slow"]}}
+SLOW = {**SAC, "environment": {"id": "Pendulum-v1", "wrappers": ["failing_code:Slow"]}}
 LONG_UPDATE: dict[str, Any] = {
-    "algorithm": "accidents:LongUpdate",
+    "algorithm": "failing_code:LongUpdate",
     "seed": 3,
     "total_timesteps": 128,
     "save_frequency": 64,
     "environment": {"id": "Pendulum-v1"},
     "hyperparameters": {"n_steps": 64, "batch_size": 32, "n_epochs": 1, "policy_kwargs": {"net_arch": [8]}},
-    "callbacks": ["accidents:Accidents"],
+    "callbacks": ["failing_code:Accidents"],
 }
 
 
@@ -175,7 +176,7 @@ def test_code_that_raises_every_time_is_given_up(run: Run, capsys: pytest.Captur
     assert main(["status", run.store.url]) == 0
     told = capsys.readouterr().out
     assert "3 attempts without a new commit" in told
-    assert "Traceback" in told and "accidents.py" in told and "ArithmeticError: on purpose" in told
+    assert "Traceback" in told and "failing_code.py" in told and "ArithmeticError: on purpose" in told
 
 
 def test_code_that_raises_once_is_started_again_and_ends_exactly(run: Run, sac: Rehearsed) -> None:
@@ -482,13 +483,6 @@ def notice(run: Run, seconds: float) -> None:
     now = datetime.now(timezone.utc)
     content = Notice(kind="spot", action="terminate", time=now + timedelta(seconds=seconds), seen=now)
     write_local(run.folder / "state" / NOTICE_FILE, local_form(content, boot_id()))
-
-
-def until(condition: Callable[[], object], what: str, seconds: float = 240) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds} s for: {what}"
-        time.sleep(0.02)
 
 
 def ends(process: Any, run: Run, seconds: float = 240) -> int:
@@ -836,14 +830,16 @@ class Boxes:
         self.folder, self.root = folder, root
         self.rehearsed = Run(None, folder / "run", SAC, root)
         self.group = make_group()
-        self.made: list[Box] = []
+        self.made: list[LocalMachine] = []
 
-    def boot(self, **options: Any) -> Box:
+    def boot(self, **options: Any) -> LocalMachine:
         number = len(self.made)
         instance = machines(self.group)[0] if number == 0 else f"i-{number:017x}"
         environment = {"ACCIDENTS": str(self.rehearsed.accidents), **options.pop("environment", {})}
         folder = self.folder / f"box-{number}"
-        box = Box(folder, self.rehearsed.run_file, self.root, self.group, instance, environment=environment, **options)
+        box = LocalMachine(
+            folder, self.rehearsed.run_file, self.root, self.group, instance, environment=environment, **options
+        )
         self.made.append(box)
         return box
 

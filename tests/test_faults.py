@@ -33,6 +33,7 @@ from fault_proxy import (
     truncate_download,
     truncate_upload,
 )
+from paths import PYTHONPATH
 from sessions import Rehearsed
 from test_checkpoint import begin, check, snapshot
 
@@ -454,7 +455,7 @@ def test_a_full_disk_delays_a_commit_or_is_an_error(tmp_path: Path, kind: str) -
     try:
         done = subprocess.run(
             [sys.executable, "-c", FULL, kind, tmp_path],
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+            env={**os.environ, "PYTHONPATH": PYTHONPATH},
             capture_output=True,
             text=True,
             timeout=120,

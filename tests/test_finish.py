@@ -424,6 +424,18 @@ exec(Path(os.environ["PLAN"]).read_text())
 """A trainer that does what a file says, so that its endings can be chosen."""
 
 
+PROGRAM = """\
+#!{python}
+import os, sys
+if sys.argv[1] == "train":
+    os.execv(sys.executable, [sys.executable, "{trainer}"])
+if sys.argv[1] == "watch":
+    sys.argv[1:] = ["watch", "--interval", "0.2"]
+from train_cloud.cli import main
+sys.exit(main())
+"""
+
+
 class Whole:
     """A worker's machine with all its units; only the trainer is ours."""
 
@@ -433,11 +445,7 @@ class Whole:
         bin_folder.mkdir()
         (folder / "plan.py").write_text(plan)
         (folder / "trainer.py").write_text(TRAINER.format(path=[path for path in sys.path if path]))
-        trainer, real = f"{sys.executable} {folder}/trainer.py", f"{sys.executable} -m train_cloud"
-        (bin_folder / "train-cloud").write_text(
-            f'#!/bin/sh\ncase "$1" in\ntrain) exec {trainer} ;;\nwatch) exec {real} watch --interval 0.2 ;;\n'
-            f'*) exec {real} "$@" ;;\nesac\n'
-        )
+        (bin_folder / "train-cloud").write_text(PROGRAM.format(python=sys.executable, trainer=folder / "trainer.py"))
         (bin_folder / "train-cloud").chmod(0o755)
         (folder / "worker.env").write_text(
             f"TRAIN_CLOUD_STORE={root}\nTRAIN_CLOUD_RUN_ID=r\nTRAIN_CLOUD_STATE_DIR={worker.state_dir}\n"

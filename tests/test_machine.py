@@ -22,6 +22,7 @@ from typing import Any
 
 import psutil
 import pytest
+from until import until
 
 from train_cloud.config import load_run_file
 from train_cloud.errors import InputError, Interrupted, TrainCloudError
@@ -255,13 +256,6 @@ def stack(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
         bucket = aws.client("s3").list_buckets()["Buckets"][0]["Name"]
         with aws.permissions_enforced():
             yield Stack(aws, outputs["autoscaling_group_name"], bucket, outputs)
-
-
-def until(condition: Callable[[], bool], what: str, seconds: float = 900) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.3)
 
 
 @dataclass
@@ -554,7 +548,8 @@ with Container(prepare(say=print), Path(sys.argv[1])) as machine:
 """
 
 
-@pytest.mark.parametrize("end", ["assertion", "SIGINT", "SIGTERM", "SIGKILL"])
+# To its own Python SIGTERM is what SIGKILL is.
+@pytest.mark.parametrize("end", ["assertion", "SIGINT", pytest.param("SIGTERM", marks=pytest.mark.full), "SIGKILL"])
 def test_nothing_of_a_machine_outlives_its_owner(image: Image, tmp_path: Path, end: str) -> None:
     before = network(), mounts()
     owner = subprocess.Popen(

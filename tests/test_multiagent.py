@@ -27,7 +27,7 @@ from train_cloud.sb3.multiagent import MultiAgent
 
 SPREAD = {"id": "mpe2.simple_spread_v3:parallel_env", "kwargs": {"N": 2, "continuous_actions": True, "max_cycles": 20}}
 TAG = {"id": "mpe2.simple_tag_v3:parallel_env", "kwargs": {"continuous_actions": True, "max_cycles": 20}}
-WALKERS: dict[str, Any] = {"id": "together:walkers"}
+WALKERS: dict[str, Any] = {"id": "several_agents:walkers"}
 SMALL: dict[str, Any] = {
     "learning_starts": 60,
     "batch_size": 16,
@@ -66,7 +66,7 @@ def model(run: dict[str, Any]) -> MultiAgent:
 
 
 def windy(**kwargs: Any) -> dict[str, Any]:
-    return {**WALKERS, "wrappers": ["together:Gust"], "kwargs": kwargs}
+    return {**WALKERS, "wrappers": ["several_agents:Gust"], "kwargs": kwargs}
 
 
 RUNS = {
@@ -215,9 +215,9 @@ def test_one_learner_for_all_has_the_rows_of_all() -> None:
     [
         ({"kwargs": {"discrete": ["walker_1"]}}, {}, "environment.id", "walker_1 has the action space Discrete(3)"),
         ({"id": "Pendulum-v1"}, {}, "environment.id", "module:function"),
-        ({"id": "together:walker"}, {}, "environment.id", "did you mean walkers?"),
-        ({"id": "together:np.float64"}, {}, "environment.id", "module:function"),
-        ({"id": "together:Any"}, {}, "environment.kwargs", "raises"),
+        ({"id": "several_agents:walker"}, {}, "environment.id", "did you mean walkers?"),
+        ({"id": "several_agents:np.float64"}, {}, "environment.id", "module:function"),
+        ({"id": "several_agents:Any"}, {}, "environment.kwargs", "raises"),
         ({"kwargs": {"count": 0}}, {}, "environment.id", "at least one agent"),
         ({"kwargs": {"counts": 2}}, {}, "environment.kwargs", "counts"),
         ({"n_envs": 2}, {}, "environment.n_envs", "leave it 1"),

@@ -173,7 +173,7 @@ def test_the_tests_notice(name: str | None, tmp_path: Path) -> None:
     if name:
         path = tmp_path / "train_cloud" / mutation.file
         path.write_text(path.read_text().replace(mutation.before, mutation.after))
-    path_variable = os.pathsep.join([str(tmp_path), str(tmp_path / "tests")])
+    path_variable = os.pathsep.join([str(tmp_path), str(tmp_path / "tests"), str(tmp_path / "tests" / "support")])
     done = subprocess.run(
         f"{sys.executable} -m pytest -x -q -p no:cacheprovider -m 'not full' {mutation.tests}",
         shell=True,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +15,7 @@ from typing import Any, ClassVar
 import boto3
 import pytest
 from groups import make_group
+from until import until
 
 from train_cloud.errors import CloudError, CloudUnavailable
 from train_cloud.platforms.ec2 import finish as finishing
@@ -152,13 +152,6 @@ def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "systemctl").write_text(f"#!/bin/sh\n[ \"$1\" != show ] || printf '{said}'\n")
     (folder / "systemctl").chmod(0o755)
     monkeypatch.setenv("PATH", str(folder), prepend=":")
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
 
 
 def test_an_interruption_is_told_once_by_whichever_watch_sees_it(

@@ -21,6 +21,7 @@ from aws_limits import ACROSS, RULES, as_list, complaints
 from aws_requests import DATA, RESOURCES, Complaint, requests
 from botocore import xform_name
 from policy_sentry.querying.actions import get_action_data
+from small_package import with_small_package
 
 from train_cloud.rehearsal.aws import EmbeddedAws
 from train_cloud.rehearsal.terraform import PROVIDER, Terraform, find_mirror, worker_environment
@@ -55,7 +56,8 @@ class Plans:
 
     def __getitem__(self, name: str) -> dict[str, Any]:
         if name not in self._made:
-            self._made[name] = getattr(self, name)(Terraform(self._folder / name, self._aws, lifecycle_rule=True))
+            terraform = Terraform(self._folder / name, self._aws, lifecycle_rule=True)
+            self._made[name] = getattr(self, name)(with_small_package(self._folder / name, terraform))
         return self._made[name]
 
     def off(self, terraform: Terraform) -> dict[str, Any]:

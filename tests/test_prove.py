@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from paths import PYTHONPATH
 from ruamel.yaml import YAML
 from sessions import Rehearsed
 
@@ -31,7 +32,7 @@ def line(hidden: str = "", **changes: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([PYTHONPATH, os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setenv("TRAIN_CLOUD_THREADS", "1")
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
@@ -58,7 +59,7 @@ def test_a_clean_run_of_several_agents_is_equal_and_leaves_nothing(folder: Path)
             "algorithm": "sac_multiagent",
             "total_timesteps": 100_000,
             "save_frequency": 10_000,
-            "environment": {"id": "together:walkers"},
+            "environment": {"id": "several_agents:walkers"},
             "hyperparameters": {"learning_starts": 40, "batch_size": 16, "buffer_size": 1000,
                                 "policy_kwargs": {"net_arch": [8]}},
         },

@@ -12,6 +12,7 @@ import drawn
 import imageio_ffmpeg
 import numpy as np
 import pytest
+from paths import PYTHONPATH
 
 from train_cloud.config import parse_run_file
 from train_cloud.config.evaluation import Routes
@@ -86,7 +87,7 @@ def frames_with(settings: rendering.Settings, environment: str, module: str | No
 def no_drivers_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SDL_VIDEODRIVER", "MUJOCO_GL", "PYOPENGL_PLATFORM", "PYGLET_HEADLESS", "DISPLAY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
 
 
 @pytest.mark.slow

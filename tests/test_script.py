@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from paths import PYTHONPATH
 from sessions import Rehearsed
 
 from train_cloud.cli import main
@@ -202,7 +203,7 @@ def test_its_progress_bar_has_the_terminal(tmp_path: Path) -> None:
     )
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "train_cloud", "train", "run.yaml", "--store", "store"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "TERM": "xterm", "TRAIN_CLOUD_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "TERM": "xterm", "TRAIN_CLOUD_THREADS": "1"}
     with subprocess.Popen(
         command, cwd=tmp_path, env=environment, stdin=theirs, stdout=theirs, stderr=theirs
     ) as process:

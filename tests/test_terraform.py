@@ -26,6 +26,7 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
+from small_package import with_small_package
 
 from train_cloud import shipped
 from train_cloud.config.code import code_digests
@@ -166,6 +167,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         variables = {"run_file": str(run_file), "training_type": "sac", "save_frequency": 20_000, "prefix": "a/b"}
         with aws.permissions_enforced(OWNER_MAY):  # exactly what doctor asks for
             terraform = Terraform(folder / "work", aws, on_event=lambda address, done: events.append((address, done)))
+            with_small_package(folder / "work", terraform)
             outputs = terraform.apply(variables)
         yield Stack(aws, terraform, variables, run_file, outputs, events, aws.client("s3"), folder)
 
@@ -497,7 +499,7 @@ def test_the_role_may_do_this_and_no_more(stack: Stack) -> None:
 
 def test_a_bad_value_names_variable_value_and_fix_and_nothing_is_made(stack: Stack, tmp_path: Path) -> None:
     before = stack.aws.resources_left()
-    terraform = Terraform(tmp_path / "work", stack.aws)
+    terraform = with_small_package(tmp_path / "work", Terraform(tmp_path / "work", stack.aws))
     with pytest.raises(InputError, match=r"^save_frequency: 0: give a whole number of at least 1$"):
         terraform.apply({"run_file": stack.run_file, "project_name": "bad", "save_frequency": 0})
     with pytest.raises(

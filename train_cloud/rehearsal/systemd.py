@@ -6,6 +6,8 @@ sockets), or somebody asks (``systemctl``, or the methods here). Linux only.
 What it plays is systemd.service(5), with the traits that the worker's life depends on: ``OnFailure=`` fires at every
 failed attempt, also when another follows; a start of a unit that runs is no new start; a notify service that ends
 before READY has failed; during a power-off nothing is started any more.
+
+It is frozen: it plays what demos without root need. What it lacks is tried on a booted machine, with systemd itself.
 """
 
 from __future__ import annotations

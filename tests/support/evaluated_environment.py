@@ -81,4 +81,4 @@ def fast_enough(episode_return: float, length: int, info: dict[str, Any]) -> boo
     return None if length < LENGTH else episode_return > 0
 
 
-gymnasium.register("Circle-v0", entry_point="circling:Circle")
+gymnasium.register("Circle-v0", entry_point="evaluated_environment:Circle")

@@ -10,18 +10,19 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
+import warm_start
+from paths import PYTHONPATH
 from ruamel.yaml import YAML
 
 from train_cloud import hash_seed
 from train_cloud.artifacts import tensorboard
 from train_cloud.artifacts.tensorboard import read_scalars
 from train_cloud.checkpoint import read_manifest, restore
-from train_cloud.envs import fresh
 from train_cloud.run import layout
 from train_cloud.run.head import Head, read_head
 from train_cloud.runtime.heartbeat import read_timesteps
@@ -31,6 +32,7 @@ from train_cloud.store import open_store
 
 #: What a session imports sooner or later.
 WARM = [
+    "warm_start",
     "torch.utils.tensorboard",
     "tensorboard",
     "train_cloud.cli.train",
@@ -48,58 +50,14 @@ WARM = [
     "ale_py",
     "cv2",
 ]
-#: Processes for trials that a session has, two for each: a run file's environment; those that a script makes.
-TRIALS, TRIALS_OF_SCRIPTS = 2, 6
 
 
-class _Forked:
-    """In the place of a ``subprocess.Popen`` of ``train_cloud.envs.serve``: forked from this process while nothing of
-    the user's is in it yet, so that it need not import what is imported here. tests/test_trial.py starts real ones.
-
-    :ivar printed: what it writes as errors
-    """
-
-    def __init__(self, others: Sequence[_Forked]) -> None:
-        requests, replies = os.pipe(), os.pipe()
-        self.printed: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by whoever uses it
-        self.stdin: IO[bytes] = os.fdopen(requests[1], "wb")
-        self.stdout: IO[bytes] = os.fdopen(replies[0], "rb")
-        self.pid = os.fork()
-        if not self.pid:
-            with contextlib.suppress(BaseException):
-                os.setsid()
-                for number, descriptor in enumerate((requests[0], replies[1], self.printed.fileno())):
-                    os.dup2(descriptor, number)
-                # It ends when nobody can write to it any more.
-                for one in (*others, self):
-                    one.stdin.close()
-                    one.stdout.close()
-                sys.stdin, sys.stdout, sys.stderr = (os.fdopen(number, mode) for number, mode in enumerate("rww"))
-                sys.argv = ["serve"]
-                fresh.serve()
-            os._exit(0)
-        os.close(requests[0])
-        os.close(replies[1])
-
-    def wait(self) -> None:
-        os.waitpid(self.pid, 0)
-
-
-def _train(arguments: list[str], environment: dict[str, str], log: str, server: str, trials: int) -> None:
+def _train(arguments: list[str], environment: dict[str, str], log: str, server: str) -> None:
     """In a child of a warm process: exactly what the command does.
 
     :param server: address of the warm process: processes of environments are forked from it too
-    :param trials: processes for trials; if it needs more, these are started as the command starts them
     """
-    spare: list[_Forked] = []
-    while len(spare) < trials:
-        spare.append(_Forked(spare))
-    start = fresh._start
-
-    def take(command: Sequence[str], variables: Mapping[str, str]) -> tuple[Any, IO[bytes]]:
-        return (spare[-1], spare.pop().printed) if spare else start(command, variables)
-
-    fresh._start = take
+    warm_start.begin_below()
     forkserver: Any = multiprocessing.forkserver._forkserver
     forkserver._forkserver_address, forkserver.ensure_running = server, lambda: None
     multiprocessing.forkserver.ensure_running = forkserver.ensure_running
@@ -125,7 +83,7 @@ def forking(*more: str) -> Iterator[Any]:
             patch.delenv(name)
         pin_instructions()
         patch.setenv(hash_seed.VARIABLE, hash_seed.SEED)  # as the command sees to
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+        patch.setenv("PYTHONPATH", os.pathsep.join([PYTHONPATH, os.environ.get("PYTHONPATH", "")]))
         context = multiprocessing.get_context("forkserver")
         _begin_with([*WARM, *more])
         try:
@@ -158,7 +116,6 @@ class Rehearsed:
         self.run_file = folder / "run.yaml"
         # On a quiet machine each session would have one; test_evidence.py is about them.
         YAML().dump({"run_id": "a-run", "reproducibility": {"replay": "never"}, **run}, self.run_file)
-        self.scripted = "entry_point" in run
         self.root = root or str(folder / "store")
         self.store = open_store(layout.run_url(self.root, "a-run"))
 
@@ -173,8 +130,7 @@ class Rehearsed:
         multiprocessing.forkserver.ensure_running()
         server = multiprocessing.forkserver._forkserver._forkserver_address  # type: ignore[attr-defined]
         log = str(self.folder / "log.txt")
-        trials = TRIALS_OF_SCRIPTS if self.scripted else TRIALS
-        process = self.context.Process(target=_train, args=(arguments, environment, log, server, trials))
+        process = self.context.Process(target=_train, args=(arguments, environment, log, server))
         process.start()
         return process
 
@@ -196,13 +152,13 @@ class Rehearsed:
         (state / "timesteps").unlink(missing_ok=True)
         process = self.start(*options, env={"INTERRUPT": "" if outside else interrupt, **(env or {})})
         name, _, at = interrupt.partition("@")
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 270
         while outside and process.exitcode is None and time.monotonic() < deadline:
             if (state / "timesteps").exists() and read_timesteps(state) >= int(at):
                 os.kill(process.pid, getattr(signal, name))
                 break
             process.join(0.005)
-        process.join(120)
+        process.join(270)
         if process.exitcode is None:
             process.kill()
             process.join()

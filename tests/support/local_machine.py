@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import re
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
+
+from paths import PYTHONPATH
+from until import until
 
 from train_cloud.platforms.ec2.units import FINISH, TRAIN, UnitState, boot_id
 from train_cloud.rehearsal.metadata import MetadataService
@@ -20,10 +22,20 @@ from train_cloud.run.session import Session, local_session
 from train_cloud.runtime.heartbeat import read_timesteps
 
 WATCH = "train-cloud-watch.service"
-_UNITS = Path(__file__).parents[1] / "systemd"
+_UNITS = Path(__file__).parents[2] / "systemd"
 
 
-class Box:
+PROGRAM = """\
+#!{python}
+import sys
+if sys.argv[1] == "watch":
+    sys.argv[1:] = ["watch", "--interval", "0.2", "--linger", "{linger}"]
+from train_cloud.cli import main
+sys.exit(main())
+"""
+
+
+class LocalMachine:
     """One machine, running its watch and its trainer when this returns. A context manager.
 
     :param folder: its disk
@@ -54,11 +66,7 @@ class Box:
             made.mkdir(parents=True)
         for unit in _UNITS.glob("*.service"):
             (units / unit.name).write_text(re.sub("WatchdogSec=.*", f"WatchdogSec={watchdog}s", unit.read_text()))
-        real = f"exec {sys.executable} -m train_cloud"
-        (programs / "train-cloud").write_text(
-            f'#!/bin/sh\ncase "$1" in\nwatch) {real} watch --interval 0.2 --linger {linger} ;;\n'
-            f'*) {real} "$@" ;;\nesac\n'
-        )
+        (programs / "train-cloud").write_text(PROGRAM.format(python=sys.executable, linger=linger))
         (programs / "train-cloud").chmod(0o755)
         variables = {
             "TRAIN_CLOUD_STORE": store,
@@ -81,7 +89,7 @@ class Box:
             environment={
                 **{name: value for name, value in os.environ.items() if name.startswith(kept)},
                 "AWS_EC2_METADATA_SERVICE_ENDPOINT": self.metadata.endpoint,
-                "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *(path for path in sys.path if path)]),
+                "PYTHONPATH": os.pathsep.join(path for path in [PYTHONPATH, *sys.path] if path),
                 "TRAIN_CLOUD_THREADS": "1",
                 **(environment or {}),
             },
@@ -116,10 +124,7 @@ class Box:
 
     def until(self, condition: Callable[[], object], what: str, seconds: float = 400) -> None:
         """:raises AssertionError: with the journal, if it takes longer"""
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, f"waited {seconds} s for: {what}\n{self.said()[-6000:]}"
-            time.sleep(0.05)
+        until(condition, what, seconds, told=lambda: self.said()[-6000:])
 
     def until_over(self) -> None:
         """The trainer has ended for now, and finish has had its say."""
@@ -129,7 +134,7 @@ class Box:
         self.machine.close()
         self.metadata.close()
 
-    def __enter__(self) -> Box:
+    def __enter__(self) -> LocalMachine:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,0 +1,503 @@
+"""Python processes that begin with their imports done: forked from one that has imported everything, once.
+
+Half of what a short training, a trial of an environment or an evaluation costs is importing torch and
+Stable-Baselines3. Under :func:`warm_starts` the project's commands that a test begins with :class:`subprocess.Popen`,
+and those that these begin, are forked from such a process instead. They are the caller's own children all the same:
+their number, exit code, signals, pipes, sessions and variables are what they would be, and so is what they do from the
+first line of their main module on. What is no command of the project, or asks for what only a new interpreter can give
+(another hash seed, an interpreter's switches, ``preexec_fn``), is started as ever.
+
+What differs: modules that a command need not have are loaded. Tests about that start real processes.
+"""
+
+from __future__ import annotations
+
+import array
+import atexit
+import contextlib
+import ctypes
+import gc
+import importlib
+import io
+import os
+import pickle
+import runpy
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from train_cloud.child_process import restore_variables
+
+#: What a command of the project imports sooner or later.
+MODULES = (
+    "torch.utils.tensorboard",
+    "tensorboard",
+    "gymnasium.envs.classic_control",
+    "cloudpickle",
+    "train_cloud.cli.train",
+    "train_cloud.sb3.callback",
+    "train_cloud.sb3.check",
+    "train_cloud.sb3.export",
+    "train_cloud.sb3.scalars",
+    "train_cloud.evaluate",
+    "train_cloud.store.s3",
+    "train_cloud.runtime.train",
+)
+#: The same for the embedded AWS, which has its own; and what moto reads when it is imported.
+AWS = "train_cloud.rehearsal.moto_gaps"
+AWS_MODULES = (
+    "moto.backends",
+    "moto.moto_server.werkzeug_app",
+    *(
+        f"moto.{service}.{part}"
+        for service in ("autoscaling", "ec2", "iam", "logs", "s3", "sns", "ssm", "sts")
+        for part in ("models", "responses")
+    ),
+)
+AWS_VARIABLES = {"MOTO_IAM_LOAD_MANAGED_POLICIES": "true", "MOTO_ENABLE_AMI_VALIDATION": "true"}
+#: Commands of the project that start processes of it themselves.
+_STARTING = {"train", "prove", "validate", "finish", "rehearse", "seeds"}
+#: Variables that are looked at before the first line of a main module, or by torch when it is imported.
+_AT_START = ("PYTHON", "OMP_", "MKL_", "OPENBLAS_", "LD_", "ATEN_", "ONEDNN_", "CUDA_", "MALLOC_", "KMP_")
+#: Of these, what can be done for a forked process too, or does not matter to it.
+_LATER = {
+    "PYTHONPATH",
+    "PYTHONHASHSEED",
+    "PYTHONUNBUFFERED",
+    "PYTHONDONTWRITEBYTECODE",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+}
+_HASH_SEED = "PYTHONHASHSEED"
+_MARK = "INVOCATION_ID"  # of a process of a unit of systemd's
+_LENGTH = struct.Struct("<Q")
+#: prctl(2): PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, PR_SET_MM and of this PR_SET_MM_MAP.
+_SUBREAPER, _DEATH_SIGNAL, _MEMORY, _MAP = 36, 1, 35, 14
+_Popen = subprocess.Popen
+
+_BEGIN = (
+    "import sys; sys.path.insert(0, {folder!r}); import warm_start; del sys.path[0]; "
+    "warm_start.serve({descriptor}, {modules!r})"
+)
+
+
+class Job(NamedTuple):
+    """One process that is wanted."""
+
+    command: list[str]
+    environment: dict[str, str]
+    folder: str
+    new_session: bool
+    death_signal: int
+
+
+def _prctl(option: int, value: int, *more: int) -> bool:
+    words = [ctypes.c_ulong(word) for word in (value, *more, 0, 0, 0)[:4]]
+    return int(ctypes.CDLL(None).prctl(option, *words)) == 0
+
+
+def _show_in_proc(command: Sequence[str], environment: dict[str, str]) -> bool:
+    """In ``/proc/<pid>/cmdline`` and ``environ``, by which the rehearsal finds a unit's processes.
+
+    :return: whether this kernel can
+    """
+    lines = [f"{name}={value}" for name, value in environment.items()]
+    arguments, variables = (b"".join(os.fsencode(one) + b"\0" for one in given) for given in (command, lines))
+    memory = ctypes.create_string_buffer(arguments + variables, len(arguments) + len(variables))
+    begin, between, end = (ctypes.addressof(memory) + at for at in (0, len(arguments), len(memory)))
+    sbrk = ctypes.CDLL(None).sbrk
+    sbrk.restype = ctypes.c_size_t
+    # proc_pid_stat(5): fields 26, 27 and 45 to 47 are code, data and brk, 28 is the stack.
+    fields = ["", "", "", *Path("/proc/self/stat").read_text().rpartition(")")[2].split()]
+    layout = [int(fields[at]) for at in (26, 27, 45, 46, 47)] + [sbrk(0), int(fields[28])]
+    packed = struct.pack("<11QQII", *layout, begin, between, between, end, 0, 0, 0xFFFFFFFF)
+    map_of = ctypes.create_string_buffer(packed, len(packed))
+    _kept.append(memory)
+    return _prctl(_MEMORY, _MAP, ctypes.addressof(map_of), len(packed))
+
+
+_kept: list[Any] = []
+
+
+class _Source:
+    """The process that others are forked from, as seen by the one whose children these are."""
+
+    def __init__(self, connection: socket.socket, pid: int, given: dict[str, str], shows: bool) -> None:
+        self._connection, self._lock = connection, threading.Lock()
+        self.pid, self.given, self.shows, self._of = pid, given, shows, os.getpid()
+
+    def begin(self, job: Job, descriptors: Sequence[int]) -> int | None:
+        """
+        :return: number of the process, a child of this one; None if the source is gone
+        """
+        if os.getpid() != self._of:
+            return None
+        with self._lock:
+            # An orphan goes to the nearest ancestor that asks for orphans: this process, until it has this one.
+            _prctl(_SUBREAPER, 1)
+            try:
+                _send(self._connection, pickle.dumps(job), descriptors)
+                reply = _receive(self._connection)
+            except OSError:
+                return None
+            finally:
+                _prctl(_SUBREAPER, 0)
+            return int(reply[0].decode()) if reply is not None else None
+
+    def close(self) -> None:
+        self._connection.close()
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
+
+
+_source: Callable[[Job], _Source] | None = None
+#: In a warm process, its variables when it began.
+_given = dict(os.environ)
+
+
+class Popen(subprocess.Popen):  # type: ignore[type-arg]
+    """A process of the project's, forked from the warm one where that is the same."""
+
+    def __init__(self, args: Any, *more: Any, **options: Any) -> None:
+        self._job: Job | None = None
+        if _source is not None and not more and _plain(options):
+            self._job = job = _job(args, options)
+            if job is not None and not _can_begin(job, _source(job)):
+                self._job = None
+        super().__init__(args, *more, **options)
+
+    def _execute_child(self, *given: Any) -> None:
+        # As of Python 3.10 to 3.13: at 10 to 15 the ends of the pipes, the child's at 10, 13 and 15, or -1.
+        ends, pid = given[10:16], None
+        if self._job is not None and _source is not None:
+            descriptors = [mine if end == -1 else end for mine, end in enumerate((ends[0], ends[3], ends[5]))]
+            pid = _source(self._job).begin(self._job, descriptors)
+        if pid is None:
+            super()._execute_child(*given)  # type: ignore[misc]
+            return
+        self.pid, self._child_created = pid, True
+        self._close_pipe_fds(*ends)  # type: ignore[attr-defined]
+
+
+def _plain(options: dict[str, Any]) -> bool:
+    """Nothing is asked for that a forked process cannot have."""
+    simple = {
+        "stdin", "stdout", "stderr", "env", "cwd", "text", "encoding", "errors", "bufsize", "start_new_session",
+        "universal_newlines",
+    }  # fmt: skip
+    return {name for name, value in options.items() if value is not None} <= simple
+
+
+def _job(args: Any, options: dict[str, Any]) -> Job | None:
+    """None where it has to be started as ever."""
+    if isinstance(args, (str, bytes, os.PathLike)):
+        return None
+    command, death_signal = [os.fspath(word) for word in args], 0
+    if len(command) > 4 and Path(command[0]).name == "setpriv" and command[1] == "--pdeathsig" and command[3] == "--":
+        death_signal, command = getattr(signal, f"SIG{command[2]}"), command[4:]
+    if not command or not all(isinstance(word, str) for word in command):
+        return None
+    if command[0] != sys.executable:
+        script = Path(command[0])
+        if not script.is_absolute() or not _is_python(script):
+            return None
+        command = [sys.executable, *command]
+    if len(command) < 2 or not _is_ours(command):
+        return None
+    environment = dict(os.environ if options.get("env") is None else options["env"])
+    environment.setdefault(_HASH_SEED, "0")
+    try:
+        folder = os.fspath(options.get("cwd") or Path.cwd())
+    except OSError:
+        return None
+    return Job(command, environment, str(folder), bool(options.get("start_new_session")), death_signal)
+
+
+def _can_begin(job: Job, source: _Source) -> bool:
+    """Whether its variables are those of the warm process, as far as an interpreter or torch reads them at once."""
+    read = {name: value for name, value in job.environment.items() if name.startswith(_AT_START) and name not in _LATER}
+    same = job.environment[_HASH_SEED] == "0" and all(source.given.get(name) == value for name, value in read.items())
+    return same and (source.shows or _MARK not in job.environment)
+
+
+def _is_python(script: Path) -> bool:
+    try:
+        with script.open("rb") as file:
+            first = file.readline(4096).decode(errors="replace").rstrip()
+        named, ours = Path(first.removeprefix("#!")), Path(sys.executable)
+        return first.startswith("#!") and named.name.startswith("python") and named.parent.samefile(ours.parent)
+    except OSError:
+        return False
+
+
+def _is_ours(command: Sequence[str]) -> bool:
+    """``-m train_cloud…``, what ``train_cloud.child_process.command`` writes, or a script."""
+    if command[1] == "-m":
+        return len(command) > 2 and command[2].split(".")[0] == "train_cloud"
+    if command[1] == "-c":
+        return (
+            len(command) > 3 and "from runpy import run_module" in command[2] and command[3].startswith("train_cloud")
+        )
+    return command[1].endswith(".py") or _is_python(Path(command[1]))
+
+
+@contextlib.contextmanager
+def warm_starts() -> Iterator[None]:
+    """While this holds, the project's commands begin with their imports done. The warm processes begin when they are
+    wanted first.
+    """
+    sources: dict[str, _Source] = {}
+    lock = threading.Lock()
+
+    def get(job: Job) -> _Source:
+        kind = AWS if AWS in job.command else ""
+        with lock:
+            if kind not in sources:
+                sources[kind] = _begin(AWS_MODULES, AWS_VARIABLES) if kind else _begin(MODULES, {})
+            return sources[kind]
+
+    with _put(get):
+        yield
+    for source in sources.values():
+        source.close()
+
+
+def cold_starts() -> contextlib.AbstractContextManager[None]:
+    """While this holds, they do not."""
+    return _put(None)
+
+
+@contextlib.contextmanager
+def _put(get: Callable[[Job], _Source] | None) -> Iterator[None]:
+    global _source
+    before = _source
+    _source, subprocess.Popen = get, _Popen if get is None else Popen  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        _source, subprocess.Popen = before, _Popen if before is None else Popen  # type: ignore[misc]
+
+
+def _begin(modules: Sequence[str], variables: dict[str, str]) -> _Source:
+    from train_cloud.runtime.reproducibility import PINNED, pin_instructions
+
+    with contextlib.ExitStack() as stack:
+        for name in PINNED:
+            stack.callback(restore_variables, {name: os.environ.pop(name, None)})
+        pin_instructions()
+        given = {**os.environ, **variables, _HASH_SEED: "0"}
+    given.pop("PYTHONPATH", None)
+    ours, theirs = socket.socketpair()
+    text = _BEGIN.format(folder=str(Path(__file__).parent), descriptor=theirs.fileno(), modules=list(modules))
+    process = _Popen([sys.executable, "-c", text], env=given, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+    theirs.close()
+    process.returncode = 0  # waited for by _Source
+    said = _receive(ours)
+    if said is None:
+        raise RuntimeError("the warm process did not start")
+    return _Source(ours, process.pid, given, shows=said[0] == b"shows")
+
+
+def serve(descriptor: int, modules: Sequence[str]) -> NoReturn:
+    """The warm process, and each that is forked from it."""
+    _outlive()
+    for module in modules:
+        importlib.import_module(module)
+    connection = socket.socket(fileno=descriptor)
+    _send(connection, b"shows" if _show_in_proc(sys.orig_argv, dict(os.environ)) else b"ready")
+    gc.collect()
+    gc.freeze()  # so that the collector leaves these pages shared
+    _live(connection)
+
+
+def _outlive() -> None:
+    """It ends with the process that it was begun for; signals to their group are for that one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _live(connection: socket.socket) -> NoReturn:
+    job = _fork_for(connection)
+    if job is None:
+        os._exit(0)
+    code: Any = 1
+    try:
+        _run(job)
+        code = 0
+    except SystemExit as leaving:
+        code = leaving.code
+        if code is not None and not isinstance(code, int):
+            print(code, file=sys.stderr)
+            code = 1
+    except KeyboardInterrupt:
+        sys.excepthook(*sys.exc_info())
+        code = None
+        _finish()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    except BaseException:  # noqa: BLE001 - as the interpreter does
+        sys.excepthook(*sys.exc_info())
+    _finish()
+    os._exit(code or 0)
+
+
+def _finish() -> None:
+    """What the interpreter does at its end, but for the modules, one by one: with torch that takes half a second."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+
+
+def _fork_for(connection: socket.socket) -> Job | None:
+    """
+    :return: in a process that is forked, what it is for; None in this one when nobody needs it any more
+    """
+    while True:
+        try:
+            got = _receive_with_descriptors(connection)
+        except OSError:
+            return None
+        if got is None:
+            return None
+        body, descriptors = got
+        job: Job = pickle.loads(body)
+        told, tell = os.pipe()
+        go, give = os.pipe()
+        between = os.fork()
+        if not between:
+            if os.fork():
+                os._exit(0)
+            os.write(tell, str(os.getpid()).encode())
+            for end in (told, tell, give):
+                os.close(end)
+            connection.close()
+            os.read(go, 1)  # by then it is the caller's child
+            os.close(go)
+            _become(job, descriptors)
+            return job
+        os.waitpid(between, 0)
+        pid = os.read(told, 32)
+        os.close(give)
+        for end in (told, tell, go, *descriptors):
+            os.close(end)
+        try:
+            _send(connection, pid)
+        except OSError:
+            return None
+
+
+def _become(job: Job, descriptors: Sequence[int]) -> None:
+    """What the kernel and the interpreter do for a new process."""
+    if job.new_session:
+        os.setsid()
+    if job.death_signal:
+        _prctl(_DEATH_SIGNAL, job.death_signal)
+    for number, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, number)
+    for descriptor in descriptors:
+        if descriptor > 2:
+            os.close(descriptor)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.environ.clear()
+    os.environ.update(job.environment)
+    _show_in_proc(job.command, job.environment)
+    os.chdir(job.folder)
+    time.tzset()
+    tempfile.tempdir = None
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed()
+    if "torch" in sys.modules and (threads := os.environ.get("OMP_NUM_THREADS")):
+        sys.modules["torch"].set_num_threads(int(threads))
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stdout, sys.stderr = _output(1), _output(2)
+    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc]
+
+
+def _output(number: int) -> io.TextIOWrapper:
+    immediate = bool(os.environ.get("PYTHONUNBUFFERED"))
+    return io.TextIOWrapper(
+        io.BufferedWriter(io.FileIO(number, "wb", closefd=False)),
+        encoding="utf-8",
+        errors="strict" if number == 1 else "backslashreplace",
+        line_buffering=number == 2 or os.isatty(number),
+        write_through=immediate,
+    )
+
+
+def _run(job: Job) -> None:
+    words = job.command[1:]
+    sys.orig_argv[:] = job.command
+    elsewhere = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    base = sys.path[1:]
+    if any(word in _STARTING for word in words[:4]):
+        begin_below()
+    for name in ("sys", "warm_start"):  # of the warm process's main module
+        sys.modules["__main__"].__dict__.pop(name, None)
+    if words[0] == "-m":
+        sys.argv = ["-m", *words[2:]]
+        sys.path[:] = [job.folder, *elsewhere, *base]
+        runpy._run_module_as_main(words[1])  # type: ignore[attr-defined]
+    elif words[0] == "-c":
+        sys.argv = ["-c", *words[2:]]
+        sys.path[:] = ["", *elsewhere, *base]
+        exec(compile(words[1], "<string>", "exec"), sys.modules["__main__"].__dict__)
+    else:
+        sys.argv = words
+        sys.path[:] = [str(Path(words[0]).resolve().parent), *elsewhere, *base]
+        runpy.run_path(words[0], run_name="__main__")
+
+
+def begin_below() -> None:
+    """In a process that is forked: a warm one for those that it starts, forked while nothing of a user's is in it."""
+    global _source
+    ours, theirs = socket.socketpair()
+    pid = os.fork()
+    if not pid:
+        ours.close()
+        _outlive()
+        null = os.open(os.devnull, os.O_RDWR)
+        for number in range(3):
+            os.dup2(null, number)
+        os.close(null)
+        _live(theirs)
+    theirs.close()
+    # cv2 for one adds to LD_LIBRARY_PATH when it is imported.
+    source = _Source(ours, pid, {**_given, **os.environ}, _show_in_proc(sys.orig_argv, dict(os.environ)))
+    _source, subprocess.Popen = lambda _: source, Popen  # type: ignore[misc]
+
+
+def _send(connection: socket.socket, body: bytes, descriptors: Sequence[int] = ()) -> None:
+    more = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+    connection.sendmsg([_LENGTH.pack(len(body))], more)
+    connection.sendall(body)
+
+
+def _receive(connection: socket.socket) -> tuple[bytes] | None:
+    got = _receive_with_descriptors(connection)
+    return None if got is None else (got[0],)
+
+
+def _receive_with_descriptors(connection: socket.socket) -> tuple[bytes, list[int]] | None:
+    """None where the other end is gone."""
+    head, descriptors, _, _ = socket.recv_fds(connection, _LENGTH.size, 3)
+    if not head:
+        return None
+    (length,) = _LENGTH.unpack(head)
+    body = b""
+    while len(body) < length:
+        chunk = connection.recv(length - len(body))
+        if not chunk:
+            return None
+        body += chunk
+    return body, list(descriptors)
