@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from safetensors.numpy import load_file
 
 from train_cloud.checkpoint import Committer, Kept, find, merge, read_manifest, restore
-from train_cloud.checkpoint.format import Filled, drop_successors, join, pack, unpack
+from train_cloud.checkpoint.format import Filled, contents_of, drop_successors, join, pack, unpack
 from train_cloud.checkpoint.manifest import Manifest, Segment
 from train_cloud.checkpoint.preserve import preserved
 from train_cloud.config import Preservation
@@ -160,6 +162,58 @@ def test_a_part_comes_back_to_the_byte(arrays: dict[str, Array], blob: bytes) ->
         assert found.arrays[name].tobytes() == array.tobytes()
 
 
+@pytest.mark.parametrize("dtype", ["U5", "S3", ">f4", "c16", "g", "M8[s]"])
+def test_types_that_safetensors_has_not(dtype: str) -> None:
+    arrays = {"odd": np.zeros((2, 3), dtype), "plain": np.arange(3.0), "bytes": np.ones(5, np.uint8)}
+    found = unpack(pack(Part(arrays, b"state")), "key")
+    assert found.arrays["odd"].dtype == arrays["odd"].dtype and found.arrays["odd"].shape == (2, 3)
+    for name, array in arrays.items():
+        assert found.arrays[name].tobytes() == array.tobytes()
+    assert found.arrays["plain"].flags.aligned
+
+
+def test_any_reader_of_safetensors_opens_a_part(tmp_path: Path) -> None:
+    part = snapshot(10).parts["model"]
+    own = {name: array for name, array in part.arrays.items() if name not in part.contents}
+    there = {**own, "flags": np.array([True, False]), "half": np.ones(3, np.float16), "none": np.zeros((0, 2))}
+    (tmp_path / "part").write_bytes(pack(Part({**part.arrays, **there}, part.blob, part.contents)))
+    read = load_file(tmp_path / "part")
+    assert read.pop("::blob").tobytes() == part.blob
+    assert read.keys() == there.keys()
+    for name, array in there.items():
+        assert read[name].dtype == array.dtype and read[name].tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize("name", ["part-1.bin", "part-2.bin"])
+def test_parts_of_earlier_versions_are_read(name: str) -> None:
+    """As versions before 2026-11-28 wrote them: without contents, and with one."""
+    prices = np.arange(4, dtype=np.int64)
+    asked = []
+
+    def content(of: str) -> memoryview:
+        asked.append(of)
+        return memoryview(prices.tobytes())
+
+    body = memoryview((Path(__file__).parent / "old_checkpoint" / name).read_bytes())
+    part = unpack(body, "key", content)
+    assert part.blob == b"blob"
+    assert part.arrays["weights"].tolist() == [[0, 1, 2], [3, 4, 5]] and part.arrays["weights"].dtype == np.float32
+    assert part.arrays["flags"].tolist() == [True, False] and part.arrays["empty"].shape == (0, 3)
+    if name == "part-2.bin":
+        assert asked == ["abc123"] and contents_of(body, "key") == {"abc123"}
+        assert part.contents == {"prices": "abc123"} and part.arrays["prices"].tolist() == prices.tolist()
+        with pytest.raises(CorruptCheckpoint, match="names contents"):
+            unpack(body, "key")
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"short", bytes(64), b"\xff" * 64, b"\x02" + bytes(7) + b"{}", b"\x04" + bytes(7) + b"null"]
+)
+def test_what_is_no_part_is_refused(body: bytes) -> None:
+    with pytest.raises(CorruptCheckpoint, match="is not a train-cloud part"):
+        unpack(memoryview(body), "key")
+
+
 @given(st.integers(1, 6), st.integers(1, 3), st.data())
 def test_successors_come_back_to_the_byte(rows: int, environments: int, data: st.DataObject) -> None:
     values = st.sampled_from([0.0, -0.0, 1.0, float("nan"), float("inf")])
@@ -263,16 +317,6 @@ def test_a_content_that_comes_back_after_it_was_deleted(store: ObjectStore) -> N
         assert check(store) == timesteps
         seasons = [key for key in stored(store) if key.endswith("-1600")]
         assert len(seasons) == 1
-
-
-def test_an_earlier_versions_checkpoint_is_read(store: ObjectStore) -> None:
-    """Its parts have all arrays in them, and its segments still have."""
-    plain = pack(Part({"weight": np.ones(3)}, b"state"))
-    assert bytes(plain[:8]) == b"TRNCLD01"
-    assert bytes(pack(snapshot(10).parts["model"])[:8]) == b"TRNCLD02", "which earlier versions refuse by name"
-    assert unpack(plain, "key").contents == {}
-    with pytest.raises(CorruptCheckpoint, match="names contents"):
-        unpack(pack(snapshot(10).parts["model"]), "key")
 
 
 def test_the_outcome_travels_in_the_same_swap(store: ObjectStore) -> None:

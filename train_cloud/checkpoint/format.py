@@ -1,5 +1,7 @@
-"""Bytes of a part or segment: magic, length of the header, JSON header, raw arrays, blob. No compression. Of an
-array that is stored by its content, the header has the content's name in the place of an offset.
+"""Bytes of a part or segment: a file in safetensors' layout, so that any reader of that opens it
+(https://huggingface.co/docs/safetensors, "Format"): length of the header, JSON header, arrays without gaps. No
+compression. The pickle that belongs to a part is one more array of bytes in it. What safetensors has no word for is in
+the header's metadata: arrays of other types, and which arrays are objects of their own, named by their content.
 
 Everything that touches array data runs in numpy or native code that releases the interpreter lock: a background
 commit costs the training the time for which it holds that lock, so compression in a thread would cost more than it
@@ -11,7 +13,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from awscrt import checksums
@@ -19,12 +21,17 @@ from awscrt import checksums
 from train_cloud.errors import CorruptCheckpoint
 from train_cloud.snapshot import Array, Columns, Part
 
-_MAGIC = b"TRNCLD01"
-#: Of parts with arrays that are stored elsewhere, which earlier versions cannot read.
-_MAGIC_CONTENTS = b"TRNCLD02"
+#: Earlier versions' parts begin so, the second with arrays that are stored elsewhere; see :func:`_former_header`.
+_FORMER = (b"TRNCLD01", b"TRNCLD02")
 _LENGTH = struct.Struct("<Q")
 _ALIGN = 64
-_PADDING = bytes(_ALIGN)
+_BLOB = "::blob"
+_METADATA = "__metadata__"
+_TYPES = {
+    "|b1": "BOOL", "|u1": "U8", "|i1": "I8", "<u2": "U16", "<i2": "I16", "<f2": "F16", "<u4": "U32", "<i4": "I32",
+    "<f4": "F32", "<u8": "U64", "<i8": "I64", "<f8": "F64",
+}  # fmt: skip
+_NUMPY = {name: dtype for dtype, name in _TYPES.items()}
 _CHUNK = 64 << 20
 _EXCEPTIONS = "::exceptions"
 _INDEX = "::index"
@@ -44,23 +51,28 @@ def pack(part: Part) -> memoryview:
     """One contiguous buffer. Its bytes are copied once, outside the interpreter lock: ``bytes.join`` leaves it for
     anything large.
     """
-    layout: dict[str, Any] = {}
-    pieces: list[Any] = []
-    offset = 0
-    for name, array in part.arrays.items():
+    arrays = {name: array for name, array in part.arrays.items() if name not in part.contents}
+    header: dict[str, Any] = {}
+    contents = {name: (part.arrays[name].dtype.str, part.arrays[name].shape, of) for name, of in part.contents.items()}
+    others = {}
+    for name, array in arrays.items():
         if array.dtype.hasobject:
             raise TypeError(f"array {name!r} holds Python objects; only plain numbers can be stored as they are")
-        if name in part.contents:
-            layout[name] = [array.dtype.str, array.shape, part.contents[name]]
-            continue
-        layout[name] = [array.dtype.str, array.shape, offset]
-        end = offset + array.nbytes
-        offset = _aligned(end)
-        pieces += (array if array.flags.c_contiguous else np.ascontiguousarray(array), _PADDING[: offset - end])
-    header = {"arrays": layout, "blob": [offset, len(part.blob)]}
+        kind = _TYPES.get(array.dtype.str)
+        header[name] = {"dtype": kind or "U8", "shape": array.shape if kind else [array.nbytes]}
+        if kind is None:
+            others[name] = (array.dtype.str, array.shape)
+    at = 0
+    pieces: list[Any] = []
+    for name in sorted(arrays, key=lambda name: 0 if name in others else -arrays[name].itemsize):  # each begins aligned
+        array = arrays[name]
+        header[name]["data_offsets"] = [at, at := at + array.nbytes]
+        pieces.append(array if array.flags.c_contiguous else np.ascontiguousarray(array))
+    header[_BLOB] = {"dtype": "U8", "shape": [len(part.blob)], "data_offsets": [at, at + len(part.blob)]}
+    header[_METADATA] = {"format": "train-cloud", "numpy": json.dumps(others), "contents": json.dumps(contents)}
     text = json.dumps(header, separators=(",", ":")).encode()
-    front = (_MAGIC_CONTENTS if part.contents else _MAGIC) + _LENGTH.pack(len(text)) + text
-    return memoryview(b"".join((front, _PADDING[: _aligned(len(front)) - len(front)], *pieces, part.blob)))
+    text += b" " * (-(_LENGTH.size + len(text)) % _ALIGN)
+    return memoryview(b"".join((_LENGTH.pack(len(text)), text, *pieces, part.blob)))
 
 
 def unpack(body: memoryview, name: str, content: Callable[[str], memoryview] | None = None) -> Part:
@@ -72,34 +84,70 @@ def unpack(body: memoryview, name: str, content: Callable[[str], memoryview] | N
     """
     header, base = _header(body, name)
     data = np.frombuffer(body, np.uint8)
-    arrays: dict[str, Array] = {}
-    contents: dict[str, str] = {}
-    for key, (dtype, shape, offset) in header["arrays"].items():
-        if isinstance(offset, str):
-            if content is None:
-                raise CorruptCheckpoint(f"{name} names contents, which only a checkpoint's parts do")
-            contents[key] = offset
-            arrays[key] = np.frombuffer(content(offset), np.uint8).view(dtype).reshape(shape)
-            continue
-        size = int(np.dtype(dtype).itemsize * np.prod(shape, dtype=np.int64))
-        arrays[key] = data[base + offset : base + offset + size].view(dtype).reshape(shape)
-    at, size = header["blob"]
-    return Part(arrays, bytes(body[base + at : base + at + size]), contents)
+
+    def taken(dtype: str, shape: Sequence[int], begin: int, end: int) -> Array:
+        return data[base + begin : base + end].view(dtype).reshape(shape)
+
+    arrays = {key: taken(*stored) for key, stored in header.arrays.items()}
+    for key, (dtype, shape, of) in header.contents.items():
+        if content is None:
+            raise CorruptCheckpoint(f"{name} names contents, which only a checkpoint's parts do")
+        arrays[key] = np.frombuffer(content(of), np.uint8).view(dtype).reshape(shape)
+    begin, end = header.blob
+    contents = {key: of for key, (_, _, of) in header.contents.items()}
+    return Part(arrays, bytes(body[base + begin : base + end]), contents)
 
 
 def contents_of(body: memoryview, name: str) -> set[str]:
     """Names of the contents that :func:`unpack` will ask for."""
-    layout = _header(body, name)[0]["arrays"]
-    return {offset for _, _, offset in layout.values() if isinstance(offset, str)}
+    return {of for _, _, of in _header(body, name)[0].contents.values()}
 
 
-def _header(body: memoryview, name: str) -> tuple[dict[str, Any], int]:
-    """And where it ends."""
-    if bytes(body[: len(_MAGIC)]) not in (_MAGIC, _MAGIC_CONTENTS):
-        raise CorruptCheckpoint(f"{name} is not a train-cloud part (wrong first bytes)")
-    (length,) = _LENGTH.unpack(body[len(_MAGIC) : len(_MAGIC) + _LENGTH.size])
-    start = len(_MAGIC) + _LENGTH.size
-    return json.loads(bytes(body[start : start + length])), _aligned(start + length)
+class _Header(NamedTuple):
+    """What a part has, by name, in bytes from where its arrays begin.
+
+    :ivar arrays: NumPy's type, shape, first byte and the one after the last
+    :ivar contents: type, shape, and the content's name
+    """
+
+    arrays: dict[str, tuple[str, Sequence[int], int, int]]
+    contents: dict[str, tuple[str, Sequence[int], str]]
+    blob: tuple[int, int]
+
+
+def _header(body: memoryview, name: str) -> tuple[_Header, int]:
+    """And where the arrays begin."""
+    if bytes(body[:8]) in _FORMER:
+        return _former_header(body)
+    try:
+        (length,) = _LENGTH.unpack(body[: _LENGTH.size])
+        found: Any = json.loads(bytes(body[_LENGTH.size : _LENGTH.size + length])) if length <= len(body) else None
+        metadata = found.pop(_METADATA)
+        others, contents = json.loads(metadata["numpy"]), json.loads(metadata["contents"])
+        blob = tuple(found.pop(_BLOB)["data_offsets"])
+        arrays = {
+            key: (*others.get(key, (_NUMPY[stored["dtype"]], stored["shape"])), *stored["data_offsets"])
+            for key, stored in found.items()
+        }
+    except (struct.error, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise CorruptCheckpoint(f"{name} is not a train-cloud part ({type(error).__name__} in its header)") from error
+    return _Header(arrays, contents, blob), _LENGTH.size + length
+
+
+def _former_header(body: memoryview) -> tuple[_Header, int]:
+    """Of versions before 2026-11-28: magic, length, JSON, then arrays at multiples of 64 bytes and the blob."""
+    (length,) = _LENGTH.unpack(body[8 : 8 + _LENGTH.size])
+    start = 8 + _LENGTH.size
+    header = json.loads(bytes(body[start : start + length]))
+    at, size = header["blob"]
+    found = _Header({}, {}, (at, at + size))
+    for key, (dtype, shape, where) in header["arrays"].items():
+        if isinstance(where, str):
+            found.contents[key] = dtype, shape, where
+        else:
+            end = where + int(np.dtype(dtype).itemsize * np.prod(shape, dtype=np.int64))
+            found.arrays[key] = dtype, shape, where, end
+    return found, -(-(start + length) // _ALIGN) * _ALIGN
 
 
 def drop_successors(columns: Mapping[str, Array], successors: Mapping[str, str]) -> dict[str, Array]:
@@ -201,7 +249,3 @@ def _as_words(array: Array) -> Array:
     size = flat.shape[2] * flat.itemsize
     width = next(width for width in (8, 4, 2, 1) if size % width == 0)
     return flat.view(np.uint8).view(f"u{width}")
-
-
-def _aligned(offset: int) -> int:
-    return -(-offset // _ALIGN) * _ALIGN
