@@ -12,6 +12,7 @@ import hmac
 import os
 
 from train_cloud.errors import CorruptCheckpoint, InputError
+from train_cloud.run import layout
 from train_cloud.run.head import Reference
 from train_cloud.store import ObjectStore
 
@@ -38,7 +39,7 @@ def signature(store: ObjectStore, key: str, body: memoryview) -> str | None:
     secret = _key()
     if secret is None:
         return None
-    run_id = store.url.rstrip("/").rsplit("/", 1)[-1]
+    run_id = layout.run_id_of(store.url)
     made = hmac.new(secret, f"train-cloud checkpoint 1\0{run_id}\0{key}\0".encode(), hashlib.sha256)
     made.update(body)
     return made.hexdigest()

@@ -139,7 +139,7 @@ def committed(store: ObjectStore, run_id: str) -> tuple[Head, Reference]:
     head = read[0] if read else None
     refuse(store, head)
     if head is None or head.manifest is None:
-        root = store.url.removesuffix(f"/runs/{run_id}")
+        root = layout.root_of(store.url)
         fix = f"it has no checkpoint under {root}: check the id, or wait for the first commit"
         raise InputError("run", run_id, fix)
     return head, head.manifest
@@ -147,7 +147,7 @@ def committed(store: ObjectStore, run_id: str) -> tuple[Head, Reference]:
 
 def cure(store: ObjectStore, newest: Reference) -> str:
     """What a person can do about a newest checkpoint that is damaged, in words."""
-    run_id = store.url.rsplit("/", 1)[-1]
+    run_id = layout.run_id_of(store.url)
     try:
         kept = [each for each in read_manifest(store, newest).kept if each.rows]
         sizes = {info.key: info.size for prefix in _PREFIXES for info in store.list(prefix)}

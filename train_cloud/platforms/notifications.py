@@ -104,7 +104,7 @@ def _tell(store: ObjectStore, channel: Channel, news: News, session: int, lines:
             return False
     except StoreError as error:  # rather twice than never
         _log.warning("whether %s was told already cannot be read: %s", news, error)
-    run_id = store.url.rstrip("/").rsplit("/", 1)[1]
+    run_id = layout.run_id_of(store.url)
     told = [clean(masked(line)) for line in lines if line]
     message = "\n".join([f"{run_id}: {news}", *told, "", f"train-cloud status {store.url}"])
     sent = channel.publish(f"train-cloud: {run_id} {news}", message, {"run_id": run_id, "news": news})

@@ -168,7 +168,7 @@ def lost(store: ObjectStore, left: str) -> str:
 
     :param left: what there is of it, in words
     """
-    run_id = store.url.rsplit("/", 1)[-1]
+    run_id = layout.run_id_of(store.url)
     return (
         f"{store.url}/{layout.HEAD} is missing, though the run has left {left}: nothing is begun anew on top of it; "
         f"train-cloud repair {run_id} writes it again from the newest whole checkpoint, train-cloud delete {run_id} "

@@ -47,6 +47,16 @@ def run_url(root: str, run_id: str) -> str:
     return f"{root.rstrip('/')}/runs/{run_id}"
 
 
+def run_id_of(url: str) -> str:
+    """Id of the run whose folder has this URL: its last part."""
+    return url.rstrip("/").rsplit("/", 1)[-1]
+
+
+def root_of(url: str) -> str:
+    """The store root that a run's folder lies under, as :func:`run_url` was given it; a URL of another form stays."""
+    return url.rstrip("/").removesuffix(f"/runs/{run_id_of(url)}")
+
+
 def token_text(token: tuple[int, int]) -> str:
     """A fencing token as it stands in keys: sorts as text the way it sorts as numbers."""
     return f"{token[0]:06d}.{token[1]:04d}"

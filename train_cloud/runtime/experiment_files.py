@@ -9,6 +9,7 @@ from typing import Any
 from train_cloud.artifacts.experiment import enter_config, enter_result
 from train_cloud.checkpoint import read_manifest
 from train_cloud.errors import StoreError
+from train_cloud.run import layout
 from train_cloud.run.head import Head, Outcome
 from train_cloud.runtime.inputs import Inputs
 
@@ -22,7 +23,7 @@ def enter_begin(inputs: Inputs) -> None:
         return
     values = inputs.config.model_dump(mode="json", exclude={"secrets"})
     try:
-        enter_config(_root(inputs), experiment, inputs.config.run_id, values)
+        enter_config(layout.root_of(inputs.store.url), experiment, inputs.config.run_id, values)
     except StoreError as error:
         _warn(experiment, error)
 
@@ -45,13 +46,9 @@ def enter_end(inputs: Inputs, head: Head, outcome: Outcome, evaluated: Mapping[s
             "episode_return": manifest.episode_return if manifest is not None else None,
             **evaluated,
         }
-        enter_result(_root(inputs), experiment, inputs.config.run_id, result)
+        enter_result(layout.root_of(inputs.store.url), experiment, inputs.config.run_id, result)
     except StoreError as error:
         _warn(experiment, error)
-
-
-def _root(inputs: Inputs) -> str:
-    return inputs.store.url.removesuffix(f"/runs/{inputs.config.run_id}")
 
 
 def _warn(experiment: str, error: StoreError) -> None:

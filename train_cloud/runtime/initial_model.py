@@ -46,7 +46,7 @@ def begin_with(model: BaseAlgorithm, wanted: InitialModel, run_url: str) -> dict
     """
     from train_cloud.sb3.initial import begin_with as put
 
-    found = read_initial(wanted, run_url.rsplit("/runs/", 1)[0])
+    found = read_initial(wanted, layout.root_of(run_url))
     put(model, found.initial, buffer=wanted.buffer)
     log.info("begins with %s%s", wanted.source, ", replay buffer and all" if wanted.buffer else "")
     return {"source": found.initial.named, "digest": found.digest, "buffer": wanted.buffer}

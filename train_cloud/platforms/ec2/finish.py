@@ -33,6 +33,7 @@ from train_cloud.platforms.ec2.metadata import Metadata
 from train_cloud.platforms.ec2.notices import Notice, local_notice
 from train_cloud.platforms.ec2.units import TRAIN, UnitState, boot_id, unit_state
 from train_cloud.platforms.notifications import Channel, announce_end
+from train_cloud.run import layout
 from train_cloud.run.exit_record import note_kill
 from train_cloud.run.head import Head, conclude, read_head
 from train_cloud.run.session import Session, local_session
@@ -193,7 +194,7 @@ def send_artifacts(store: ObjectStore, state_dir: Path, session: Session, *, exp
                 stdin=subprocess.DEVNULL,
                 env=child_process.environment(),
             )
-        name = store.url.rsplit("/", 1)[-1]
+        name = layout.run_id_of(store.url)
         if not run_sync(store, state_dir, name, (session.number, session.restart)).everything(until=until):
             _log.error("not all artifacts could be sent")
     except (StoreError, CorruptCheckpoint, Fenced, OSError, subprocess.SubprocessError) as error:
