@@ -460,7 +460,7 @@ def test_a_server_that_stumbles(s3_root: str, proxy: Proxy, verb: str) -> None:
 
 
 def test_a_body_that_breaks_off(s3_root: str, proxy: Proxy) -> None:
-    store = open_store(s3_root, patience=2)
+    store = open_store(s3_root, patience=60)
     body = random.Random(1).randbytes(40 * MIB)
     store.put("part", body)
     broken: list[Request] = []

@@ -144,7 +144,7 @@ class _Source:
             # An orphan goes to the nearest ancestor that asks for orphans: this process, until it has this one.
             _prctl(_SUBREAPER, 1)
             try:
-                _send(self._connection, pickle.dumps(job), descriptors)
+                _send(self._connection, pickle.dumps(tuple(job)), descriptors)
                 reply = _receive(self._connection)
             except OSError:
                 return None
@@ -185,6 +185,10 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
             return
         self.pid, self._child_created = pid, True
         self._close_pipe_fds(*ends)  # type: ignore[attr-defined]
+
+
+# A program that holds one holds what it would hold otherwise.
+Popen.__module__, Popen.__qualname__ = _Popen.__module__, _Popen.__qualname__
 
 
 def _plain(options: dict[str, Any]) -> bool:
@@ -370,7 +374,7 @@ def _fork_for(connection: socket.socket) -> Job | None:
         if got is None:
             return None
         body, descriptors = got
-        job: Job = pickle.loads(body)
+        job = Job(*pickle.loads(body))
         told, tell = os.pipe()
         go, give = os.pipe()
         between = os.fork()
@@ -444,6 +448,7 @@ def _run(job: Job) -> None:
         begin_below()
     for name in ("sys", "warm_start"):  # of the warm process's main module
         sys.modules["__main__"].__dict__.pop(name, None)
+    _hide()
     if words[0] == "-m":
         sys.argv = ["-m", *words[2:]]
         sys.path[:] = [job.folder, *elsewhere, *base]
@@ -456,6 +461,11 @@ def _run(job: Job) -> None:
         sys.argv = words
         sys.path[:] = [str(Path(words[0]).resolve().parent), *elsewhere, *base]
         runpy.run_path(words[0], run_name="__main__")
+
+
+def _hide() -> None:
+    """This module is none that a training's state could be in."""
+    sys.modules.pop(__name__, None)
 
 
 def begin_below() -> None:
@@ -475,6 +485,7 @@ def begin_below() -> None:
     # cv2 for one adds to LD_LIBRARY_PATH when it is imported.
     source = _Source(ours, pid, {**_given, **os.environ}, _show_in_proc(sys.orig_argv, dict(os.environ)))
     _source, subprocess.Popen = lambda _: source, Popen  # type: ignore[misc]
+    _hide()
 
 
 def _send(connection: socket.socket, body: bytes, descriptors: Sequence[int] = ()) -> None:
