@@ -437,7 +437,7 @@ def test_a_trainer_that_was_started_between_two_looks_is_stopped_too(
     assert systemd.asked == [STOP, STOP], "it is stopping"
 
 
-def test_a_bell_that_finish_did_not_hear_is_rung_again_and_ever_more_seldom(
+def test_finish_is_started_again_where_it_missed_an_ending_and_ever_more_seldom(
     watcher: Watch, systemd: Systemd, service: MetadataService
 ) -> None:
     """The trainer ended for good while finish was still leaving, which systemd does not start then."""

@@ -2,7 +2,7 @@
 
 Everything here is checked without torch, without the environment's module and without a network; what only
 Stable-Baselines3 or Gymnasium can tell (does the environment import, does the algorithm take this argument) is
-``learn.check``'s part. Nobody downstream checks shapes again.
+``sb3.check``'s part. Nobody downstream checks shapes again.
 """
 
 from __future__ import annotations

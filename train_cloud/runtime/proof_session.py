@@ -52,7 +52,7 @@ class Trial:
 
 
 def graphs_beside(digests: Path) -> Path:
-    """Where a session writes what can be reached in it (``learn.accounting``).
+    """Where a session writes what can be reached in it (``sb3.accounting``).
 
     :param digests: its file of checksums
     """

@@ -1,6 +1,6 @@
 """Accounts for every attribute of a running training: what an interruption brings back, and what it does not.
 
-The capture (``learn.capture``) says what it keeps. This module does not ask it. It walks from the algorithm, the
+The capture (``sb3.capture``) says what it keeps. This module does not ask it. It walks from the algorithm, the
 callbacks, the environments, the generators and the modules of the user's own code through all that Python and its
 garbage collector can reach, and writes down what is there: once where a checkpoint is taken, and once where a fresh
 process has restored it. The two are compared path by path (:func:`account`). An attribute is then one of these:
@@ -510,7 +510,7 @@ _OURS = str(Path(__file__).parent.parent)
 
 @functools.cache
 def is_of_the_user(module: str) -> bool:
-    """Whether a module is neither Python's nor installed nor ours. Not what ``learn.kinds`` says of it, which decides
+    """Whether a module is neither Python's nor installed nor ours. Not what ``sb3.kinds`` says of it, which decides
     what is saved: that is to be accounted for here.
     """
     path = getattr(sys.modules.get(module), "__file__", None)

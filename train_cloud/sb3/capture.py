@@ -7,7 +7,7 @@ with everything set up. What is captured was found by leaving each item out and 
 
 Everything small goes into *one* pickle, because objects are shared: ``model.action_space`` may be environment 0's
 object, with a generator that both draw from. What callbacks, algorithm, policy and buffers hold besides is in
-``learn.objects``. Where a model consists of several learners (``learn.multiagent``), each
+``sb3.objects``. Where a model consists of several learners (``sb3.multiagent``), each
 has parts and replay rows of its own, ``<learner>/model`` and ``<learner>/replay``, and that one pickle has the rest of
 all.
 """

@@ -167,7 +167,7 @@ def arguments_of(run_file: RunFile, algorithm: type[BaseAlgorithm], action_space
 
 
 def _check_together(run_file: RunFile, arguments: Mapping[str, Any]) -> None:
-    """What one argument alone does not show. ``learn.check`` tries a rollout and a batch of another size.
+    """What one argument alone does not show. ``sb3.check`` tries a rollout and a batch of another size.
 
     :param arguments: with the algorithm's defaults
     :raises InputError: naming the one to change
