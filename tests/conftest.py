@@ -105,7 +105,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 #: them is forked from a warm process.
 COLD = {
     "test_child_process",
-    "test_examples",
     "test_hash_seed",
     "test_imports",
     "test_machine",
