@@ -237,7 +237,7 @@ def test_a_run_file_that_cannot_be_read_ends_the_run(run: Run) -> None:
 class Watchdog:
     """The half of systemd's watchdog that listens: whoever was silent for too long has its process aborted.
 
-    ``WatchdogSec=`` in systemd.service(5); the trainer's own patience is what is really asked about.
+    ``WatchdogSec=`` in systemd.service(5); the trainer's own limit is what is really asked about.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -341,7 +341,7 @@ def boot(aws: EmbeddedAws, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 def hurried(boot: Boot) -> None:
-    """The code on the machine, with two seconds of patience in the place of minutes."""
+    """The code on the machine, with a retry timeout of two seconds in the place of minutes."""
     boot.installed()
     code = boot.root / "opt/train-cloud/code"
     for script in (code / "package/bootstrap").glob("*.sh"):

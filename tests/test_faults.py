@@ -47,7 +47,7 @@ from train_cloud.runtime.heartbeat import read_timesteps
 from train_cloud.sb3.compare import differences
 from train_cloud.store import ObjectStore, open_store
 
-PATIENCE = 4.0
+RETRY_TIMEOUT = 4.0
 """Seconds: half of it for one attempt, which a loaded machine must answer in."""
 
 WRITES = ["put model", "put segment", "put manifest", "swap head"]
@@ -83,7 +83,7 @@ def faulty(
     """The same store, through the proxy."""
     with monkeypatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
-        return open_store(layout.run_url(s3_root, "a-run"), patience=getattr(request, "param", PATIENCE))
+        return open_store(layout.run_url(s3_root, "a-run"), retry_timeout=getattr(request, "param", RETRY_TIMEOUT))
 
 
 def head_of(store: ObjectStore) -> Head:
@@ -150,10 +150,10 @@ def test_a_reset_while_a_run_is_taken_costs_nothing(
 
 
 #: An outage lasts longer than the client bears by itself: the committer has to try again.
-IMPATIENCE, LASTS = 2.5, 4.0
+SHORT_TIMEOUT, LASTS = 2.5, 4.0
 
 
-@pytest.mark.parametrize("faulty", [IMPATIENCE], indirect=True)
+@pytest.mark.parametrize("faulty", [SHORT_TIMEOUT], indirect=True)
 @pytest.mark.parametrize(
     ("kind", "fault"),
     [
@@ -183,7 +183,7 @@ def test_an_outage_only_delays_a_commit(
     assert head_of(direct).seq in ((5, 6) if kind == "(swap|get) head" else (5,))
 
 
-@pytest.mark.parametrize("faulty", [IMPATIENCE], indirect=True)
+@pytest.mark.parametrize("faulty", [SHORT_TIMEOUT], indirect=True)
 @pytest.mark.parametrize("fault", [refuse(503, "SlowDown"), lose_reply], ids=["nothing happens", "all happens"])
 def test_an_outage_beyond_the_deadline_is_an_error(
     proxy: FaultProxy, direct: ObjectStore, faulty: ObjectStore, fault: Fault

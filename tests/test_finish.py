@@ -176,7 +176,7 @@ class Worker:
     def finish(self, *, boot: bool = False, store: ObjectStore | None = None) -> str:
         metadata = Metadata(self.metadata.endpoint)
         try:
-            group = Group(self.group, patience_s=None)
+            group = Group(self.group, retry_timeout_s=None)
             return finish(store or self.store, self.state_dir, metadata, group, boot=boot).verb
         finally:
             metadata.close()
@@ -335,7 +335,7 @@ def test_an_outage_of_the_store_is_waited_for(worker: Worker) -> None:
 
 
 def test_a_refusal_that_lasts_stops_the_money_all_the_same(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "REFUSAL_PATIENCE_S", 0.5)
+    monkeypatch.setattr(module, "REFUSAL_RETRY_TIMEOUT_S", 0.5)
     worker.begin()
     worker.train("exit 1")
     assert worker.finish(store=Away(worker.store, StoreForbidden("no"), 10**6)) == "close"

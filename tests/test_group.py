@@ -147,15 +147,15 @@ def test_errors_have_types(aws: AutoScaling, status: int, code: str, error: type
 
 def test_tries_again_until_it_holds(aws: AutoScaling) -> None:
     aws.script = [(400, "ScalingActivityInProgress", IN_PROGRESS), (403, "AccessDenied", "not yet propagated")]
-    assert Group("g", patience_s=20).set_capacity(0)
+    assert Group("g", retry_timeout_s=20).set_capacity(0)
     assert len(aws.calls) == 3
 
 
-def test_patience_ends(aws: AutoScaling) -> None:
+def test_the_retry_timeout_ends(aws: AutoScaling) -> None:
     aws.script = [(403, "AccessDenied", "never")] * 9
     began = time.monotonic()
     with pytest.raises(CloudForbidden):
-        Group("g", patience_s=2).set_capacity(0)
+        Group("g", retry_timeout_s=2).set_capacity(0)
     assert 0.9 < time.monotonic() - began < 4
     assert len(aws.calls) == 2
 
@@ -163,7 +163,7 @@ def test_patience_ends(aws: AutoScaling) -> None:
 def test_what_no_retry_can_mend_is_not_retried(aws: AutoScaling) -> None:
     aws.script = [(400, "ValidationError", BELOW_MIN)]
     with pytest.raises(CloudError, match="below min value 1"):
-        Group("g", patience_s=None).set_capacity(0)
+        Group("g", retry_timeout_s=None).set_capacity(0)
     assert len(aws.calls) == 1
 
 
@@ -196,7 +196,9 @@ def test_waits_double_up_to_a_limit() -> None:
             raise StoreUnavailable("not now")
         return "held"
 
-    held = until_it_holds(act, patience_s=None, retry_on=(StoreUnavailable,), first_wait_s=0.05, longest_wait_s=0.2)
+    held = until_it_holds(
+        act, retry_timeout_s=None, retry_on=(StoreUnavailable,), first_wait_s=0.05, longest_wait_s=0.2
+    )
     assert held == "held"
     waits = [after - before for before, after in itertools.pairwise(times)]
     assert all(wait >= least for wait, least in zip(waits, [0.05, 0.1, 0.2, 0.2, 0.2], strict=True)), waits

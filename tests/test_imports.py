@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "train_cloud"
 BASE = {
     *("child_process", "errors", "extras", "former_names", "generators", "hash_seed", "installed", "safe_text"),
-    *("shipped", "snapshot", "whole_file"),
+    *("retry", "shipped", "snapshot", "whole_file"),
 }
 STORED = BASE | {"config", "store", "run", "checkpoint"}
 JOINED = STORED | {"artifacts", "envs", "evaluate", "platforms", "report", "sb3", "trainer"}
@@ -28,6 +28,7 @@ ALLOWED = {
     "former_names": set(),
     "hash_seed": set(),
     "installed": set(),
+    "retry": set(),
     "whole_file": set(),
     "extras": {"errors", "installed"},
     "shipped": set(),

@@ -157,5 +157,5 @@ def test_what_was_gathered_is_sent_before_a_stop(journal: Path, group: str, tmp_
 def test_a_group_that_is_not_there_is_an_error(aws_endpoint: str, journal: Path, tmp_path: Path) -> None:
     (journal / "journal").write_text(line(1, "lost?") + "\n")
     with pytest.raises(CloudError, match="create_log_stream"):
-        follow(Streams("/nowhere", "i-1", patience_s=0), tmp_path, interval_s=0.1)
+        follow(Streams("/nowhere", "i-1", retry_timeout_s=0), tmp_path, interval_s=0.1)
     assert not (tmp_path / "journal.cursor").exists()

@@ -92,7 +92,7 @@ MUTATIONS = {
     ),
     "nothing is collected": Mutation(COMMIT, "garbage = self._written - needed", "garbage = set[str]()"),
     "another try writes other bytes": Mutation(
-        COMMIT, "self._commit(snapshot, created,", "self._commit(snapshot, created + str(pause),"
+        COMMIT, "self._commit(snapshot, created,", "self._commit(snapshot, created + str(retry.pause_s),"
     ),
     "another try asks anew what is held": Mutation(
         COMMIT,

@@ -269,7 +269,7 @@ def test_a_webhook_gets_what_the_topic_gets(store: ObjectStore, hook: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("statuses", "patience", "error"),
+    ("statuses", "timeout_s", "error"),
     [
         ([503, 200], 60.0, None),
         ([429, 200], 60.0, None),
@@ -279,10 +279,10 @@ def test_a_webhook_gets_what_the_topic_gets(store: ObjectStore, hook: str) -> No
     ],
 )
 def test_what_a_webhook_may_answer(
-    hook: str, statuses: list[int], patience: float, error: type[CloudError] | None, caplog: pytest.LogCaptureFixture
+    hook: str, statuses: list[int], timeout_s: float, error: type[CloudError] | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     Hook.statuses += statuses
-    webhook = Webhook(lambda: hook, patience_s=patience)
+    webhook = Webhook(lambda: hook, retry_timeout_s=timeout_s)
     if error is None:
         webhook.publish("subject", "message", {})
         assert len(Hook.arrived) == 1
@@ -310,13 +310,13 @@ def test_the_url_is_read_from_the_runs_secrets(aws_endpoint: str, hook: str, tmp
     run = {"run_id": "a", "algorithm": "sac", "environment": {"id": "Pendulum-v1"}, "total_timesteps": 10}
     run |= {"save_frequency": 5, "secrets": {"HOOK": name}, "webhook": "HOOK"}
     run_file.write_text(json.dumps(run))
-    (webhook,) = _channels(None, run_file, patience_s=0)
+    (webhook,) = _channels(None, run_file, retry_timeout_s=0)
     assert webhook.publish("subject", "message", {}) == "HTTP 204"
     assert Hook.arrived[0]["text"] == "message"
     run_file.write_text(json.dumps({**run, "secrets": {}}))
-    assert _channels(None, run_file, patience_s=0) == []
+    assert _channels(None, run_file, retry_timeout_s=0) == []
     boto3.client("ssm").delete_parameter(Name=name)
     run_file.write_text(json.dumps(run))
-    (webhook,) = _channels(None, run_file, patience_s=0)
+    (webhook,) = _channels(None, run_file, retry_timeout_s=0)
     with pytest.raises(CloudError, match="no such SSM parameter"):
         webhook.publish("subject", "message", {})

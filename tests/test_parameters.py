@@ -27,4 +27,4 @@ def test_one_that_is_not_there_is_named(aws_endpoint: str) -> None:
 def test_a_service_that_does_not_answer(aws_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(CloudUnavailable):
-        read_secrets({"A_NAME": "/absent"}, patience_s=0)
+        read_secrets({"A_NAME": "/absent"}, retry_timeout_s=0)

@@ -165,7 +165,7 @@ def test_nothing_whole_is_nothing_to_go_back_to(folder_root: str, tmp_path: Path
 )
 def test_what_shows_that_there_was_a_head(folder_root: str, tmp_path: Path, left: str, refused: bool) -> None:
     store = Worker(folder_root, tmp_path, run_id="b-run").store  # only for its kind
-    store = type(store)(store.root.parent / "a-run", patience=5.0)  # type: ignore[attr-defined, call-arg]
+    store = type(store)(store.root.parent / "a-run", retry_timeout=5.0)  # type: ignore[attr-defined, call-arg]
     store.put(left, b"{}")
     assert (trace(store) == left) is refused
     if refused:

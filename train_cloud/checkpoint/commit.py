@@ -30,6 +30,7 @@ from train_cloud.checkpoint.manifest import Kept, Manifest, Segment, Stream, rea
 from train_cloud.checkpoint.preserve import preserved
 from train_cloud.config import Preservation
 from train_cloud.errors import CorruptCheckpoint, StoreForbidden, StoreUnavailable, TrainCloudError
+from train_cloud.retry import Retry
 from train_cloud.run import layout
 from train_cloud.run.head import Head, Lease, Outcome, Reference, Token
 from train_cloud.run.session import now
@@ -159,7 +160,7 @@ class Committer:
 
     def _run(self, snapshot: Snapshot, outcome: Outcome | None, reason: str | None) -> None:
         began, created, held = time.monotonic(), now(), frozenset(self._hold())
-        pause = 1.0
+        retry = Retry()
         try:
             facts = self._facts(snapshot)
             snapshot = replace(snapshot, parts={**snapshot.parts, **self._along()}, facts=facts)
@@ -170,11 +171,12 @@ class Committer:
                 except StoreUnavailable as error:
                     # An outage delays the commit and nothing else: every write below may be done again, with the same
                     # bytes, because a swap whose reply was lost may have made them the run's checkpoint.
-                    if time.monotonic() + pause > self._deadline:
+                    if not retry.has_time(self._deadline):
                         raise
-                    log.warning("commit at %d delayed, next try in %.0f s: %s", snapshot.timesteps, pause, error)
-                    time.sleep(pause)
-                    pause = min(30.0, 2 * pause)
+                    log.warning(
+                        "commit at %d delayed, next try in %.0f s: %s", snapshot.timesteps, retry.pause_s, error
+                    )
+                    retry.pause()
             self._on_commit(Committed(self._lease.head, time.monotonic() - began, sent))
             try:
                 self._collect()

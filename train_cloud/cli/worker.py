@@ -102,7 +102,7 @@ def watch(
         group=Group(group) if group else None,
         interval_s=interval,
         linger=timedelta(seconds=linger),
-        channels=_channels(topic, run_file, patience_s=0),
+        channels=_channels(topic, run_file, retry_timeout_s=0),
     )
 
 
@@ -137,22 +137,22 @@ def finish(
         open_store(run_url(store, run_id)),
         state_dir,
         Metadata(),
-        Group(group, patience_s=None),
+        Group(group, retry_timeout_s=None),
         boot=boot,
-        # Its patience is shorter than the hook's two minutes: the capacity is at 0 by then.
-        channels=_channels(topic, run_file, patience_s=90),
+        # Its retry timeout is shorter than the hook's two minutes: the capacity is at 0 by then.
+        channels=_channels(topic, run_file, retry_timeout_s=90),
     )
     if boot and decision.verb != "nothing":
         raise typer.Exit(Fenced.exit_code)
 
 
-def _channels(topic: str | None, run_file: Path | None, *, patience_s: float) -> list[Channel]:
+def _channels(topic: str | None, run_file: Path | None, *, retry_timeout_s: float) -> list[Channel]:
     """Where news of the run go. A run file that cannot be read is the trainer's to report, and no reason to stay."""
     from train_cloud.config import load_run_file
     from train_cloud.platforms.ec2.notify import Topic, Webhook
     from train_cloud.platforms.ec2.parameters import read_secrets
 
-    found: list[Channel] = [Topic(topic, patience_s=patience_s)] if topic else []
+    found: list[Channel] = [Topic(topic, retry_timeout_s=retry_timeout_s)] if topic else []
     if run_file is not None:
         try:
             config = load_run_file(run_file)
@@ -161,8 +161,8 @@ def _channels(topic: str | None, run_file: Path | None, *, patience_s: float) ->
         else:
             if config.webhook is not None:
                 secret = {config.webhook: config.secrets[config.webhook]}
-                read = functools.partial(read_secrets, secret, patience_s=patience_s)
-                found.append(Webhook(lambda: next(iter(read().values())), patience_s=patience_s))
+                read = functools.partial(read_secrets, secret, retry_timeout_s=retry_timeout_s)
+                found.append(Webhook(lambda: next(iter(read().values())), retry_timeout_s=retry_timeout_s))
     return found
 
 

@@ -379,19 +379,19 @@ def _allowed(env: Env, space: gymnasium.Space[Any]) -> Any:
 
 def _play(env: Env, space: gymnasium.Space[Any], steps: int, into: First, *, beyond_end: bool = False) -> First:
     """Random actions until an episode ends, and reset it; ``beyond_end`` resets by force and goes on for a while."""
-    for _ in _patiently(steps):
+    for _ in _in_time(steps):
         if _go(env, (_allowed(env, space),), into):
             into.ended = True
             break
     if into.ended or beyond_end:
         _go(env, None, into)
-    for _ in _patiently(_AFTER_END if beyond_end else 0):
+    for _ in _in_time(_AFTER_END if beyond_end else 0):
         if _go(env, (_allowed(env, space),), into):
             _go(env, None, into)
     return into
 
 
-def _patiently(steps: int) -> Iterator[int]:
+def _in_time(steps: int) -> Iterator[int]:
     deadline = time.monotonic() + _TRIAL_SECONDS
     for step in range(steps):
         if step >= _LEAST_STEPS and time.monotonic() > deadline:

@@ -369,7 +369,7 @@ def _state(
     if last is None:
         return ("starting", booted) if booted and at - booted < SETTING_UP else ("waiting", launched)
     newest = max(heard, default=None)
-    if not _over(last) and newest is not None and at - newest < SILENCE + _patience(last) and not is_gone(last):
+    if not _over(last) and newest is not None and at - newest < SILENCE + _longest_silence(last) and not is_gone(last):
         return "running", min(heard)
     if booted and newest and booted > newest and at - booted < SETTING_UP:
         return "starting", booted
@@ -399,7 +399,7 @@ def _closed(store: ObjectStore, head: Head | None, at: datetime) -> str | None:
     return (deadline + OUTER_STOP).isoformat(timespec="seconds")
 
 
-def _patience(record: SessionRecord) -> timedelta:
+def _longest_silence(record: SessionRecord) -> timedelta:
     """Two intervals of commits, at the speed that was reported where they are counted in timesteps."""
     run_file = record.start.get("run_file") or {}
     if run_file.get("max_seconds_at_risk"):

@@ -26,6 +26,7 @@ from train_cloud.artifacts.uploads import read_uploads
 from train_cloud.artifacts.wandb import Wandb
 from train_cloud.config import RunFile
 from train_cloud.errors import CorruptCheckpoint, Fenced, StoreError, StoreUnavailable
+from train_cloud.retry import Retry
 from train_cloud.run import layout
 from train_cloud.run.head import Reference, Token
 from train_cloud.runtime.evaluations import RESULTS
@@ -49,7 +50,6 @@ _SAMPLE_SECONDS = 15.0
 _NEEDED = re.compile(r"tensorboard/.*|wandb/.*|[^/]*\.(csv|json)")
 """What a session on a new disk goes on with. All else lies in the store and stays as it is."""
 _VIDEO = re.compile(r"videos/([a-z0-9_-]+)/\1_\d{3}_(success|failure|episode)\.mp4")
-_PAUSES = (1.0, 2.0, 5.0, 10.0, 30.0)
 _WANDB_SECONDS = 60.0
 
 log = logging.getLogger(__name__)
@@ -222,7 +222,7 @@ class Artifacts:
             return True
         if self._outputs is not None:
             self._outputs[0].writer.flush()
-        pauses = iter(_PAUSES)
+        retry = Retry()
         while True:
             alive()
             limit = until()
@@ -237,13 +237,13 @@ class Artifacts:
                     log.error("not sent: %s", ", ".join(self._sync.failed))
                     return True  # no later attempt reads them either
             except StoreUnavailable as error:
-                pause, limit = next(pauses, _PAUSES[-1]), until()
-                late = limit is not None and time.monotonic() + pause > limit
+                limit = until()
+                late = limit is not None and not retry.has_time(limit)
                 if late or (yielding and self._hurry()):
                     log.warning("not all artifacts are sent: %s", error)
                     return False
-                log.warning("artifacts delayed, next try in %.0f s: %s", pause, error)
-                time.sleep(pause)
+                log.warning("artifacts delayed, next try in %.0f s: %s", retry.pause_s, error)
+                retry.pause()
 
     def final(self, folder: Path) -> None:
         """Take over the exported final model, a folder as ``export`` writes it."""

@@ -26,7 +26,14 @@ from train_cloud.errors import InputError
 log = logging.getLogger(__name__)
 
 #: Seconds of silence per phase, after which the watchdog is no longer fed.
-PATIENCE = {"start": 900.0, "restore": 600.0, "steps": 600.0, "update": 3600.0, "store": 3600.0, "evaluate": 600.0}
+LONGEST_SILENCE = {
+    "start": 900.0,
+    "restore": 600.0,
+    "steps": 600.0,
+    "update": 3600.0,
+    "store": 3600.0,
+    "evaluate": 600.0,
+}
 _DOING = {
     "start": "starting",
     "restore": "restoring",
@@ -57,17 +64,19 @@ def last_alive(state_dir: Path) -> datetime | None:
     return datetime.fromtimestamp(seen, timezone.utc)
 
 
-def patience() -> dict[str, float]:
-    """:data:`PATIENCE`, with what ``TRAIN_CLOUD_PATIENCE`` ("steps=30 update=60", seconds) says otherwise."""
-    name, said = "TRAIN_CLOUD_PATIENCE", dict(PATIENCE)
+def longest_silence() -> dict[str, float]:
+    """:data:`LONGEST_SILENCE`, with what ``TRAIN_CLOUD_PATIENCE`` ("steps=30 update=60", seconds) says otherwise."""
+    name, said = "TRAIN_CLOUD_PATIENCE", dict(LONGEST_SILENCE)
     for pair in os.environ.get(name, "").split():
         phase, _, seconds = pair.partition("=")
         try:
             said[phase] = float(seconds)
         except ValueError:
             said.pop(phase, None)
-    if said.keys() != PATIENCE.keys():
-        raise InputError(name, os.environ[name], f"write phase=seconds, of {', '.join(PATIENCE)}: steps=30 update=60")
+    if said.keys() != LONGEST_SILENCE.keys():
+        raise InputError(
+            name, os.environ[name], f"write phase=seconds, of {', '.join(LONGEST_SILENCE)}: steps=30 update=60"
+        )
     return said
 
 
@@ -92,7 +101,7 @@ class Heartbeat:
         self._on_silence = on_silence
         self._silent_since: float | None = None
         self._owner = threading.get_ident()
-        self._patience = patience()
+        self._longest_silence = longest_silence()
         self._phase = "start"
         self._alive = time.monotonic()
         self.timesteps = 0
@@ -160,7 +169,7 @@ class Heartbeat:
             with contextlib.suppress(OSError):  # somebody has removed it
                 os.utime(self._steps_file)
             self._every_second()
-            if now - self._alive < self._patience[self._phase]:
+            if now - self._alive < self._longest_silence[self._phase]:
                 self._notify("WATCHDOG=1")
             elif self._silent_since != self._alive:
                 self._silent_since = self._alive

@@ -28,7 +28,7 @@ from train_cloud.runtime.heartbeat import last_alive
 from train_cloud.runtime.inputs import Inputs
 from train_cloud.runtime.masking import hide_variables
 from train_cloud.runtime.session import TrainingSession
-from train_cloud.store import PATIENCE, open_store
+from train_cloud.store import RETRY_TIMEOUT, open_store
 from train_cloud.trainer import Deadline
 
 log = logging.getLogger(__name__)
@@ -75,8 +75,8 @@ def train(
     mark_as_cache(state_dir)
     deadline = Deadline()
     signals = StopSignals(deadline, lambda: platform.goes_at(state_dir))
-    patience = variables.number(variables.STORE_PATIENCE, PATIENCE)
-    run_store = open_store(layout.run_url(store, config.run_id), patience=patience)
+    retry_timeout = variables.number(variables.STORE_RETRY_TIMEOUT, RETRY_TIMEOUT)
+    run_store = open_store(layout.run_url(store, config.run_id), retry_timeout=retry_timeout)
     with _alone(state_dir):
         alive = last_alive(state_dir)  # before this session shows signs of life
         inputs = Inputs(

@@ -11,19 +11,19 @@ from .protocol import Body, FileStore, ObjectInfo, ObjectStore, StoredObject, ch
 
 __all__ = ["Body", "FileStore", "ObjectInfo", "ObjectStore", "StoredObject", "check_exists", "open_store"]
 
-PATIENCE = 60.0
+RETRY_TIMEOUT = 60.0
 """Seconds. Well below the two minutes of a spot interruption notice: an outage is known while there is time."""
 
 
-def open_store(url: str, *, patience: float = PATIENCE) -> ObjectStore:
+def open_store(url: str, *, retry_timeout: float = RETRY_TIMEOUT) -> ObjectStore:
     """The store at ``url``; neither looks nor creates, so a missing bucket shows at the first verb.
 
     :param url: ``s3://bucket[/prefix]``, a local path (``~`` is the home folder) or ``file:///path``
-    :param patience: seconds that a verb goes on trying while the store does not answer, until ``StoreUnavailable``
+    :param retry_timeout: seconds that a verb goes on trying while the store does not answer, until ``StoreUnavailable``
     :raises InputError: neither of these
     """
-    if not patience > 0:
-        raise InputError("patience", patience, "give a number of seconds above 0")
+    if not retry_timeout > 0:
+        raise InputError("retry_timeout", retry_timeout, "give a number of seconds above 0")
     scheme, separator, rest = url.partition("://")
     if separator and scheme == "s3":
         from .s3 import BucketStore  # boto3 and obstore take half a second that a local run need not spend
@@ -34,7 +34,7 @@ def open_store(url: str, *, patience: float = PATIENCE) -> ObjectStore:
         prefix = prefix.removesuffix("/")
         if "?" in prefix or "#" in prefix:
             raise InputError("store", url, "give s3://bucket/prefix without '?' and '#'")
-        return BucketStore(bucket, check_key(prefix, "store") if prefix else "", patience=patience)
+        return BucketStore(bucket, check_key(prefix, "store") if prefix else "", retry_timeout=retry_timeout)
 
     from .folder import FolderStore
 
@@ -53,7 +53,7 @@ def open_store(url: str, *, patience: float = PATIENCE) -> ObjectStore:
             raise InputError("store", url, "there is no such user: give a path without '~'") from None
     if "\0" in str(folder):
         raise InputError("store", url, "give a path without NUL")
-    return FolderStore(folder, patience=patience)
+    return FolderStore(folder, retry_timeout=retry_timeout)
 
 
 def check_exists(url: str, field: str = "--store") -> None:

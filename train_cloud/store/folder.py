@@ -45,11 +45,11 @@ class FolderStore:
     and a folder cannot share a name.
     """
 
-    def __init__(self, root: Path, *, patience: float) -> None:
+    def __init__(self, root: Path, *, retry_timeout: float) -> None:
         self.root = root.absolute()
         self._private = _private_of(self.root)
-        self._lock = FileLock(self._private / "lock", timeout=patience)
-        self._patience = patience
+        self._lock = FileLock(self._private / "lock", timeout=retry_timeout)
+        self._retry_timeout = retry_timeout
         self._swept = False
 
     @property
@@ -116,7 +116,7 @@ class FolderStore:
         yield from sorted(found, key=lambda info: info.key)
 
     def within(self, folder: str) -> FolderStore:
-        return FolderStore(self.root / check_key(folder), patience=self._patience)
+        return FolderStore(self.root / check_key(folder), retry_timeout=self._retry_timeout)
 
     def folders(self, prefix: str = "") -> builtins.list[str]:
         check_prefix(prefix)
@@ -227,11 +227,13 @@ class FolderStore:
         return digest.hexdigest()
 
     def _locked(self) -> contextlib.AbstractContextManager[object]:
-        if self._patience > _SAY_AFTER:
+        if self._retry_timeout > _SAY_AFTER:
             with contextlib.suppress(Timeout):
                 return self._lock.acquire(timeout=_SAY_AFTER, poll_interval=0.005)
             log.warning(
-                "waiting for another process to release %s, for %.0f s in all", self._lock.lock_file, self._patience
+                "waiting for another process to release %s, for %.0f s in all",
+                self._lock.lock_file,
+                self._retry_timeout,
             )
         return self._lock.acquire(poll_interval=0.005)
 

@@ -39,7 +39,7 @@ class ObjectStore(Protocol):
 
     - ``StoreForbidden``: the credentials may not do this, or there are none
     - ``BucketMissing``: there is nothing at ``url`` that could hold objects
-    - ``StoreUnavailable``: no answer within the store's patience; whether a write happened is then unknown
+    - ``StoreUnavailable``: no answer within the store's retry timeout; whether a write happened is then unknown
     - ``InputError``: the key is not one: empty, absolute, or with an empty, ``.`` or ``..`` segment
     """
 

@@ -14,7 +14,6 @@ import logging
 import os
 import re
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -29,6 +28,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 from obstore.auth.boto3 import Boto3CredentialProvider
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
+
+from train_cloud.retry import Retry
 
 from ..errors import (
     BucketMissing,
@@ -59,8 +60,8 @@ _CHECKSUM = "CRC64NVME"
 """Of all that is written. S3 refuses a part whose checksum is of another algorithm than its upload was begun with
 (Amazon S3 API Reference, "UploadPart"), and boto3 would choose CRC32 for the one and nothing for the other."""
 _PARALLEL = 4
-"""With ``_PART``, what a line must move within half the patience: 18 Mbit/s by default. Each connection on EC2 has more
-than ten times that."""
+"""With ``_PART``, what a line must move within half the retry timeout: 18 Mbit/s by default. Each connection on EC2 has
+more than ten times that."""
 _KEYS_LIVE = timedelta(minutes=10)
 """obstore keeps credentials until 5 minutes before this has passed (its ``TokenCache``); boto3 renews an instance's at
 the latest 10 minutes before they expire. So none has expired when it signs, as it may with obstore's 30 minutes."""
@@ -83,13 +84,16 @@ _UNREACHABLE = re.compile(r"Connect|Timeout|Metadata|iam-role|container-role", r
 _ERRORS = (BaseError, FileNotFoundError)
 
 
+_PAUSES = {"first_s": 0.1, "longest_s": 5.0}
+
+
 class BucketStore:
     """Objects under ``prefix`` in ``bucket``. Needs ListBucket, GetObject, PutObject and DeleteObject there."""
 
-    def __init__(self, bucket: str, prefix: str, *, patience: float) -> None:
+    def __init__(self, bucket: str, prefix: str, *, retry_timeout: float) -> None:
         self.bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""
-        self._patience = patience
+        self._retry_timeout = retry_timeout
         self._endpoint = _endpoint()
         self._opening = threading.Lock()
         self._opened: S3Store | None = None
@@ -104,7 +108,7 @@ class BucketStore:
         path = self._path(key)
         for _ in range(2):
             try:
-                return self._patiently(lambda: self._read(path))
+                return self._retried(lambda: self._read(path))
             except _ERRORS as error:
                 if _status(error) not in (403, 404) or _code(error) == "NoSuchBucket":
                     self._raise(key, error)
@@ -119,7 +123,7 @@ class BucketStore:
         path = self._path(key)
         view = memoryview(body).cast("B")
         try:
-            reply = self._patiently(
+            reply = self._retried(
                 lambda: self._client.put(
                     path, view, use_multipart=len(view) > _PART, chunk_size=_PART, max_concurrency=_PARALLEL
                 )
@@ -130,31 +134,30 @@ class BucketStore:
 
     def create(self, key: str, body: Body) -> str:
         path, view = self._path(key), memoryview(body).cast("B")
-        deadline, pause = time.monotonic() + self._patience, 0.1
+        retry = Retry(self._retry_timeout, **_PAUSES)
         while True:
             try:
-                return _etag(self._patiently(lambda: self._client.put(path, view, mode="create")))
+                return _etag(self._retried(lambda: self._client.put(path, view, mode="create")))
             except _ERRORS as error:
                 if _status(error) not in (409, 412):
                     self._raise(key, error)
                 if _status(error) == 412 or self._exists(key):
                     raise ConditionFailed(f"{self.url}/{key} exists already") from error
-                if time.monotonic() + pause > deadline:
+                if not retry.has_time():
                     raise StoreUnavailable(f"{self.url}/{key}: conflicting writes, and none comes through") from error
-            time.sleep(pause)
-            pause = min(2 * pause, 5.0)
+            retry.pause()
 
     def swap(self, key: str, body: Body, etag: str) -> str:
         path, view = self._path(key), memoryview(body).cast("B")
         try:
-            return _etag(self._patiently(lambda: self._client.put(path, view, mode={"e_tag": etag})))
+            return _etag(self._retried(lambda: self._client.put(path, view, mode={"e_tag": etag})))
         except _ERRORS as error:
             status = _status(error)
             changed = (
                 status == 412
                 or (status == 404 and _code(error) != "NoSuchBucket")
                 or (status == 403 and not self._exists(key))
-                or (status == 409 and self._changed(key, etag))  # obstore has sent it again until its patience ended
+                or (status == 409 and self._changed(key, etag))  # obstore sent it again until its time was over
             )
             if changed:
                 raise ConditionFailed(f"{self.url}/{key} has changed since it was read, or is gone") from error
@@ -184,7 +187,7 @@ class BucketStore:
         # obstore lists whole folders only. Keys come in order, so that the wanted ones are asked for and left by name.
         folder, slash, start = (self._prefix + check_prefix(prefix)).rpartition("/")
         offset = folder + slash + start[:-1] if start[:-1] not in ("", ".", "..") else None
-        patience = _Patience(self._patience)
+        retry = Retry(self._retry_timeout, **_PAUSES)
         while True:
             try:
                 pages = self._client.list(folder or None, offset=offset)
@@ -202,7 +205,7 @@ class BucketStore:
             except _ERRORS as error:
                 if _NO_PATH in str(error):
                     break
-                if not patience.again(error):
+                if not _again(error, retry):
                     self._raise(prefix, error)
         # obstore ends at a key that it has no form for: boto3 shows what comes after the last one that it had.
         for found in self._raw(self._prefix + prefix, after=offset):
@@ -220,14 +223,14 @@ class BucketStore:
             self._raise_boto(prefix.removeprefix(self._prefix), error)
 
     def within(self, folder: str) -> BucketStore:
-        there = BucketStore(self.bucket, self._prefix + check_key(folder), patience=self._patience)
+        there = BucketStore(self.bucket, self._prefix + check_key(folder), retry_timeout=self._retry_timeout)
         there._opened, there._answered = self._client, self._answered
         return there
 
     def folders(self, prefix: str = "") -> builtins.list[str]:
         folder = (self._prefix + check_prefix(prefix)).rstrip("/")
         try:
-            found = self._patiently(lambda: self._client.list_with_delimiter(folder or None)["common_prefixes"])
+            found = self._retried(lambda: self._client.list_with_delimiter(folder or None)["common_prefixes"])
             names = [name.rstrip("/").rsplit("/", 1)[-1] for name in found]
         except _ERRORS as error:
             if _NO_PATH not in str(error):
@@ -267,7 +270,7 @@ class BucketStore:
         if not paths:
             return
         try:
-            self._patiently(lambda: self._client.delete(paths))
+            self._retried(lambda: self._client.delete(paths))
         except _ERRORS as error:
             self._raise(paths[0].removeprefix(self._prefix), error)
 
@@ -368,7 +371,7 @@ class BucketStore:
                 session = boto3.Session(region_name=self._region())
                 config = Config(
                     connect_timeout=5,
-                    read_timeout=self._patience / 2,
+                    read_timeout=self._retry_timeout / 2,
                     retries={"total_max_attempts": 1},  # who calls has tries of its own
                     s3={"addressing_style": "path"} if self._endpoint is not None or "." in self.bucket else {},
                 )
@@ -400,26 +403,26 @@ class BucketStore:
         def fetch(start: int) -> None:
             end = min(start + _PART, size)
             options: GetOptions = {"range": (start, end), "if_match": etag}
-            view[start:end] = self._patiently(lambda: self._client.get(path, options=options).bytes())
+            view[start:end] = self._retried(lambda: self._client.get(path, options=options).bytes())
 
         with ThreadPoolExecutor(_PARALLEL) as threads:
             for _ in threads.map(fetch, range(0, size, _PART)):
                 pass
         return StoredObject(body, etag)
 
-    def _patiently(self, act: Callable[[], T]) -> T:
+    def _retried(self, act: Callable[[], T]) -> T:
         """``act``, again where its connection broke."""
-        patience = _Patience(self._patience)
+        retry = Retry(self._retry_timeout, **_PAUSES)
         while True:
             try:
                 return self._answer(act)
             except _ERRORS as error:
-                if not patience.again(error):
+                if not _again(error, retry):
                     raise
 
     def _answer(self, act: Callable[[], T]) -> T:
         """``act``; until anything has been answered, it is said who is waited for."""
-        if self._answered or self._patience <= _SAY_AFTER:
+        if self._answered or self._retry_timeout <= _SAY_AFTER:
             return act()
         timer = threading.Timer(_SAY_AFTER, self._say_waiting)
         timer.daemon = True
@@ -439,7 +442,7 @@ class BucketStore:
             said, self._said_waiting = self._said_waiting, True
         if not said:
             endpoint = self._endpoint or f"S3 in {self._region()}"
-            log.warning("waiting for an answer of %s (%s), for %.0f s in all", endpoint, self.url, self._patience)
+            log.warning("waiting for an answer of %s (%s), for %.0f s in all", endpoint, self.url, self._retry_timeout)
 
     def _exists(self, key: str, *, empty: bool = True) -> bool:
         """:param empty: whether an object without a byte counts, which may be the marker of a folder of that name"""
@@ -494,17 +497,17 @@ class BucketStore:
             config=config,
             client_options={
                 "allow_http": self._endpoint is not None and self._endpoint.startswith("http:"),
-                "connect_timeout": timedelta(seconds=min(5.0, self._patience)),
+                "connect_timeout": timedelta(seconds=min(5.0, self._retry_timeout)),
                 # For each attempt, so that a connection that hangs gets a second one.
-                "timeout": timedelta(seconds=self._patience / 2),
+                "timeout": timedelta(seconds=self._retry_timeout / 2),
             },
             retry_config={
                 "max_retries": 1000,  # time ends them
-                "retry_timeout": timedelta(seconds=self._patience),
+                "retry_timeout": timedelta(seconds=self._retry_timeout),
                 "backoff": {
                     # Below the longest: object_store panics where the two are equal.
-                    "init_backoff": timedelta(seconds=min(0.1, self._patience / 16)),
-                    "max_backoff": timedelta(seconds=min(5.0, self._patience / 8)),
+                    "init_backoff": timedelta(seconds=min(0.1, self._retry_timeout / 16)),
+                    "max_backoff": timedelta(seconds=min(5.0, self._retry_timeout / 8)),
                     "base": 2,
                 },
             },
@@ -552,22 +555,17 @@ class BucketStore:
         raise StoreUnavailable(f"{where}: S3{at} does not answer: {why}") from error
 
 
-class _Patience:
-    """Tries beyond obstore's own, which sends nothing again that has a condition or that it has begun to read. A
+def _again(error: Exception, retry: Retry) -> bool:
+    """Whether the connection broke and there is time for another try, before which it has paused then.
+
+    These are tries beyond obstore's own, which sends nothing again that has a condition or that it has begun to read. A
     condition that our first request has met already shows as one that is not met: see ``ObjectStore.create``.
     """
-
-    def __init__(self, seconds: float) -> None:
-        self._deadline, self._pause = time.monotonic() + seconds, 0.1
-
-    def again(self, error: Exception) -> bool:
-        """Whether the connection broke and there is time for another try, for which it has waited then."""
-        broken = _status(error) is None and "HTTP error: " in str(error)
-        if not broken or time.monotonic() + self._pause > self._deadline:
-            return False
-        time.sleep(self._pause)
-        self._pause = min(2 * self._pause, 5.0)
-        return True
+    broken = _status(error) is None and "HTTP error: " in str(error)
+    if not broken or not retry.has_time():
+        return False
+    retry.pause()
+    return True
 
 
 def _joined(chunks: Iterator[bytes], size: int) -> Iterator[bytes]:

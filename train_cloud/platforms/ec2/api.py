@@ -1,10 +1,9 @@
-"""Calls of AWS's API with short time-outs and typed refusals, and patience for what waiting may mend."""
+"""Calls of AWS's API with short time-outs and typed refusals, and tried again where waiting may help."""
 
 from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -15,6 +14,7 @@ from botocore.parsers import ResponseParserError
 
 from train_cloud.errors import CloudError, CloudForbidden, CloudUnavailable, TrainCloudError
 from train_cloud.generators import leave_to_training
+from train_cloud.retry import Retry
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -54,28 +54,27 @@ _TEMPORARY = {
 def until_it_holds(
     act: Callable[[], _T],
     *,
-    patience_s: float | None,
+    retry_timeout_s: float | None,
     retry_on: tuple[type[TrainCloudError], ...] = (CloudUnavailable, CloudForbidden),
     first_wait_s: float = 1.0,
     longest_wait_s: float = 30.0,
 ) -> _T:
     """Call ``act`` until it returns, waiting twice as long after each failure.
 
-    :param patience_s: stop waiting after so many seconds; 0: one attempt; None: never
+    :param retry_timeout_s: stop waiting after so many seconds; 0: one attempt; None: never
     :param retry_on: worth another try. A refusal is among them because IAM takes seconds, sometimes minutes, to tell
         all of its servers about a new role.
-    :raises TrainCloudError: the last failure, once patience is over; any other failure at once
+    :raises TrainCloudError: the last failure, once the retry timeout is over; any other failure at once
     """
-    began, wait = time.monotonic(), first_wait_s
+    retry = Retry(retry_timeout_s, first_s=first_wait_s, longest_s=longest_wait_s)
     while True:
         try:
             return act()
         except retry_on as error:
-            if patience_s is not None and time.monotonic() - began + wait > patience_s:
+            if not retry.has_time():
                 raise
-            _log.warning("%s; next attempt in %.0f s", error, wait)
-        time.sleep(wait)
-        wait = min(2 * wait, longest_wait_s)
+            _log.warning("%s; next attempt in %.0f s", error, retry.pause_s)
+        retry.pause()
 
 
 def client(service: str, region: str | None = None) -> Any:

@@ -39,9 +39,9 @@ from train_cloud.run.head import Head, conclude, read_head
 from train_cloud.run.session import Session, local_session
 from train_cloud.store import ObjectStore
 
-ARTIFACTS_PATIENCE_S = 120.0
+ARTIFACTS_RETRY_TIMEOUT_S = 120.0
 """For so long the end of a run waits for what is not yet in the store."""
-REFUSAL_PATIENCE_S = 120.0
+REFUSAL_RETRY_TIMEOUT_S = 120.0
 """IAM tells all of its servers about a new role within seconds, seldom minutes; a refusal that lasts longer is one."""
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -114,7 +114,7 @@ def act(
         session = facts.session if facts.session is not None else facts.head.session if facts.head else 0
         owner = platform.node()
         try:
-            head = _patiently(lambda: conclude(store, "failed", decision.why, session=session, owner=owner))
+            head = _answered(lambda: conclude(store, "failed", decision.why, session=session, owner=owner))
             decision = Decision("close", f"the run is over: {head.outcome} ({head.reason})")
         except Fenced as error:
             decision = Decision("replace", str(error))
@@ -128,7 +128,7 @@ def act(
         with contextlib.suppress(CloudError):
             Group(group.name).terminate(instance_id(), decrement=False)
     elif decision.verb == "replace":
-        group.terminate(until_it_holds(instance_id, patience_s=None), decrement=False)
+        group.terminate(until_it_holds(instance_id, retry_timeout_s=None), decrement=False)
     return decision
 
 
@@ -144,7 +144,7 @@ def finish(
     """Look, decide and act. Safe to be run any number of times, in any state.
 
     :param store: of the run
-    :param group: the worker's; its patience is for how long the money may wait
+    :param group: the worker's; its retry timeout is for how long the money may wait
     :param boot: before anything is started, at each boot
     :param channels: are told how the run ended, once the capacity is 0
     """
@@ -157,7 +157,7 @@ def finish(
         session=session.number if session else None,
         notice=local_notice(state_dir, this_boot),
         # Last, so that it is still true when we leave: systemd does not start a unit that still runs.
-        train=until_it_holds(lambda: unit_state(TRAIN), patience_s=None),
+        train=until_it_holds(lambda: unit_state(TRAIN), retry_timeout_s=None),
         boot=boot,
     )
     with contextlib.suppress(OSError):
@@ -183,14 +183,14 @@ def send_artifacts(store: ObjectStore, state_dir: Path, session: Session, *, exp
     folder = state_dir / FOLDER
     if not folder.is_dir():
         return
-    until = time.monotonic() + ARTIFACTS_PATIENCE_S
+    until = time.monotonic() + ARTIFACTS_RETRY_TIMEOUT_S
     try:
         if export:
             command = child_process.command("train_cloud.runtime.kept_models", "--final", store.url, str(folder))
             subprocess.run(
                 command,
                 check=False,
-                timeout=ARTIFACTS_PATIENCE_S / 2,
+                timeout=ARTIFACTS_RETRY_TIMEOUT_S / 2,
                 stdin=subprocess.DEVNULL,
                 env=child_process.environment(),
             )
@@ -204,16 +204,16 @@ def send_artifacts(store: ObjectStore, state_dir: Path, session: Session, *, exp
 def _read(store: ObjectStore) -> tuple[Head | None, str | None]:
     """The head, or why it cannot be read whatever we do."""
     try:
-        read = _patiently(lambda: read_head(store))
+        read = _answered(lambda: read_head(store))
     except (CorruptCheckpoint, StoreForbidden, BucketMissing) as error:
         return None, str(error)
     return (read[0] if read else None), None
 
 
-def _patiently(ask: Callable[[], _T]) -> _T:
+def _answered(ask: Callable[[], _T]) -> _T:
     """Wait for the store through an outage of any length, and through a refusal for two minutes."""
     return until_it_holds(
-        lambda: until_it_holds(ask, patience_s=None, retry_on=(StoreUnavailable,)),
-        patience_s=REFUSAL_PATIENCE_S,
+        lambda: until_it_holds(ask, retry_timeout_s=None, retry_on=(StoreUnavailable,)),
+        retry_timeout_s=REFUSAL_RETRY_TIMEOUT_S,
         retry_on=(StoreForbidden, BucketMissing),
     )

@@ -26,14 +26,14 @@ class Group:
 
     :param name: its name
     :param region: default: the SDK's own (``AWS_REGION``)
-    :param patience_s: how long each method keeps trying where another try may help; None: without end
-    :raises CloudForbidden, CloudUnavailable: once patience is over
+    :param retry_timeout_s: how long each method keeps trying where another try may help; None: without end
+    :raises CloudForbidden, CloudUnavailable: once the retry timeout is over
     :raises CloudError: Auto Scaling refuses, and would refuse again
     """
 
-    def __init__(self, name: str, *, region: str | None = None, patience_s: float | None = 0) -> None:
+    def __init__(self, name: str, *, region: str | None = None, retry_timeout_s: float | None = 0) -> None:
         self.name = name
-        self._patience_s = patience_s
+        self._retry_timeout_s = retry_timeout_s
         self._client = client("autoscaling", region)
 
     def capacity(self) -> int | None:
@@ -105,7 +105,7 @@ class Group:
     def _call(self, operation: str, *, group: bool = True, **arguments: Any) -> Mapping[str, Any] | None:
         if group:
             arguments["AutoScalingGroupName"] = self.name
-        return until_it_holds(lambda: call(self._client, operation, **arguments), patience_s=self._patience_s)
+        return until_it_holds(lambda: call(self._client, operation, **arguments), retry_timeout_s=self._retry_timeout_s)
 
 
 def find_groups(tag: str, value: str, *, region: str | None = None) -> list[str]:

@@ -89,11 +89,11 @@ def batches(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
 class Streams:
     """The streams of one machine in a log group.
 
-    :param patience_s: how long a call is tried where another try may help; None: without end
+    :param retry_timeout_s: how long a call is tried where another try may help; None: without end
     """
 
-    def __init__(self, group: str, machine: str, *, patience_s: float | None = None) -> None:
-        self._group, self._machine, self._patience_s = group, machine, patience_s
+    def __init__(self, group: str, machine: str, *, retry_timeout_s: float | None = None) -> None:
+        self._group, self._machine, self._retry_timeout_s = group, machine, retry_timeout_s
         self._client = client("logs")
         self._known: set[str] = set()
 
@@ -120,7 +120,7 @@ class Streams:
 
     def _call(self, operation: str, **arguments: Any) -> Mapping[str, Any] | None:
         arguments["logGroupName"] = self._group
-        return until_it_holds(lambda: call(self._client, operation, **arguments), patience_s=self._patience_s)
+        return until_it_holds(lambda: call(self._client, operation, **arguments), retry_timeout_s=self._retry_timeout_s)
 
 
 def follow(streams: Streams, state_dir: Path, *, interval_s: float = 2.0) -> None:
@@ -174,7 +174,7 @@ def _gathered(journal: subprocess.Popen[bytes], interval_s: float) -> Iterator[l
 
 def main(group: str, state_dir: Path) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    machine = until_it_holds(Metadata().instance_id, patience_s=None)
+    machine = until_it_holds(Metadata().instance_id, retry_timeout_s=None)
     _log.info("sending the journal to %s", group)
     follow(Streams(group, machine), state_dir)
 

@@ -23,14 +23,14 @@ class Topic:
     """One topic.
 
     :param arn: its ARN, which names its region too
-    :param patience_s: how long :meth:`publish` keeps trying where another try may help; None: without end
+    :param retry_timeout_s: how long :meth:`publish` keeps trying where another try may help; None: without end
     """
 
     name = "topic"
 
-    def __init__(self, arn: str, *, patience_s: float | None = 0) -> None:
+    def __init__(self, arn: str, *, retry_timeout_s: float | None = 0) -> None:
         self.arn = arn
-        self._patience_s = patience_s
+        self._retry_timeout_s = retry_timeout_s
         self._client = client("sns", arn.split(":")[3] if arn.count(":") >= 5 else None)
 
     def publish(self, subject: str, message: str, attributes: Mapping[str, str]) -> str:
@@ -39,13 +39,13 @@ class Topic:
         :param subject: of an e-mail; shortened and stripped of what SNS refuses
         :param attributes: what a subscription's filter policy may look at
         :return: the message's id
-        :raises CloudForbidden, CloudUnavailable: once patience is over
+        :raises CloudForbidden, CloudUnavailable: once the retry timeout is over
         :raises CloudError: there is no such topic, or it refuses for good
         """
         plain = re.sub(r"[^ -~]+", " ", subject)[:SUBJECT_LENGTH]
         typed = {name: {"DataType": "String", "StringValue": value} for name, value in attributes.items()}
         given = {"TopicArn": self.arn, "Subject": plain, "Message": message, "MessageAttributes": typed}
-        answer = until_it_holds(lambda: call(self._client, "publish", **given), patience_s=self._patience_s)
+        answer = until_it_holds(lambda: call(self._client, "publish", **given), retry_timeout_s=self._retry_timeout_s)
         return str((answer or {}).get("MessageId", ""))
 
 
@@ -53,25 +53,25 @@ class Webhook:
     """A URL that takes JSON. It is a secret, and so stands in no message of ours.
 
     :param url: read when it is needed first
-    :param patience_s: as a topic's
+    :param retry_timeout_s: as a topic's
     """
 
     name = "webhook"
 
-    def __init__(self, url: Callable[[], str], *, patience_s: float | None = 0) -> None:
+    def __init__(self, url: Callable[[], str], *, retry_timeout_s: float | None = 0) -> None:
         self._read = url
         self._url: str | None = None
-        self._patience_s = patience_s
+        self._retry_timeout_s = retry_timeout_s
 
     def publish(self, subject: str, message: str, attributes: Mapping[str, str]) -> str:
         """POST ``{text, content, subject, …attributes}``.
 
         :return: the HTTP status
-        :raises CloudUnavailable: no answer, 429 or 5xx, once patience is over
+        :raises CloudUnavailable: no answer, 429 or 5xx, once the retry timeout is over
         :raises CloudError: the URL is none, or it refuses for good
         """
         body = {"text": message, "content": message, "subject": subject, **attributes}
-        return until_it_holds(lambda: self._post(body), patience_s=self._patience_s)
+        return until_it_holds(lambda: self._post(body), retry_timeout_s=self._retry_timeout_s)
 
     def _post(self, body: Mapping[str, str]) -> str:
         try:
