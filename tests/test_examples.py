@@ -20,8 +20,8 @@ from train_cloud.config import RunFile, load_run_file
 from train_cloud.platforms.ec2.units import TRAIN
 from train_cloud.rehearsal.aws import EmbeddedAws
 from train_cloud.rehearsal.instance import Instance
-from train_cloud.rehearsal.life import Life
 from train_cloud.rehearsal.rehearse import as_launched
+from train_cloud.rehearsal.scenario import Scenario
 from train_cloud.rehearsal.terraform import Terraform
 from train_cloud.rehearsal.timeline import Timeline
 from train_cloud.run import layout
@@ -75,22 +75,22 @@ class Rehearsed(NamedTuple):
     """What was there after the destroy."""
 
 
-def live(life: Life) -> None:
+def live(scenario: Scenario) -> None:
     """A notice in mid-run, and the end."""
-    first = life.boot()
-    life.reach(first, life.config.total_timesteps // 3)
+    first = scenario.boot()
+    scenario.reach(first, scenario.config.total_timesteps // 3)
     assert isinstance(first, Instance)
     trainer = first.machine.pid(TRAIN)
     assert trainer is not None, "over before the notice: give it more timesteps"
     # It stands still while the notice is on its way, which takes seconds: so the examples can be this short.
     os.kill(trainer, signal.SIGSTOP)
     try:
-        life.announce(first)
-        life.until(first, "the trainer is told to stop", lambda: first.state(TRAIN).active == "deactivating")
+        scenario.announce(first)
+        scenario.until(first, "the trainer is told to stop", lambda: first.state(TRAIN).active == "deactivating")
     finally:
         os.kill(trainer, signal.SIGCONT)
-    life.interrupt(first)
-    life.complete(life.boot())
+    scenario.interrupt(first)
+    scenario.complete(scenario.boot())
 
 
 def shortened(path: Path, code: Path | None, folder: Path) -> tuple[Path, RunFile]:
@@ -135,23 +135,23 @@ def rehearsed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         lives = {}
         for run_file, config in runs:
             group, timeline = outputs["runs"][config.run_id]["autoscaling_group_name"], Timeline(config.run_id)
-            lives[config.run_id] = Life(aws, group, config, run_file.parent, timeline, limit=300)
+            lives[config.run_id] = Scenario(aws, group, config, run_file.parent, timeline, limit=300)
             machines.callback(lives[config.run_id].close)
         with aws.permissions_enforced(), ThreadPoolExecutor(2) as pool:
-            ends = {run_id: pool.submit(live, life) for run_id, life in lives.items()}
+            ends = {run_id: pool.submit(live, scenario) for run_id, scenario in lives.items()}
         lived = {}
         with pytest.MonkeyPatch.context() as patch:
             for name, value in aws.environment().items():
                 patch.setenv(name, value)
-            for run_id, life in lives.items():
+            for run_id, scenario in lives.items():
                 store = open_store(layout.run_url(outputs["s3_bucket_url"], run_id))
                 read = read_head(store)
                 lived[run_id] = Lived(
                     ends[run_id].exception(),
-                    list(life.reached.values()),
+                    list(scenario.reached.values()),
                     read[0] if read else None,
                     read_sessions(store),
-                    life.desired_capacity(),
+                    scenario.desired_capacity(),
                     [info.key for info in store.list("artifacts/final/") if info.key.endswith("model.zip")],
                 )
         machines.close()

@@ -1,7 +1,7 @@
 """One instance of the rehearsal: what EC2, user-data and the bootstrap do on a machine, done with local processes.
 
 It reads the same launch template, fetches the same objects by the same digest, and runs the units' own command lines,
-with their environment and credentials from a metadata service over real HTTP. The real machine is another vehicle.
+with their environment and credentials from a metadata service over real HTTP. The real machine is another driver.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from train_cloud.runtime.heartbeat import read_timesteps
 _WATCH = "train-cloud-watch.service"
 
 
-class Vehicle(Protocol):
+class InstanceDriver(Protocol):
     """A running instance of the Auto Scaling group, whatever plays it."""
 
     instance_id: str

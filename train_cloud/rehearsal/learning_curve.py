@@ -1,4 +1,4 @@
-"""The learning curve of a rehearsal as a picture: each session's stretch, the interruptions, the twin beneath."""
+"""The learning curve of a rehearsal as a picture: sessions, interruptions, and the control run beneath."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import Any
 Points = Sequence[tuple[int, float]]
 
 
-def draw(path: Path, title: str, curve: Points, twin: Points, sessions: Sequence[dict[str, Any]], label: str) -> None:
+def draw(
+    path: Path, title: str, curve: Points, control: Points, sessions: Sequence[dict[str, Any]], label: str
+) -> None:
     """Write a PNG.
 
     :param curve: (timesteps, value) of the interrupted run
-    :param twin: the same of the uninterrupted one
+    :param control: the same of the uninterrupted one
     :param sessions: with ``first_timestep``, ``last_timestep``, ``ended_by``, as in the report
     :param label: what the values are
     """
@@ -23,7 +25,7 @@ def draw(path: Path, title: str, curve: Points, twin: Points, sessions: Sequence
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(9, 5), dpi=120, layout="constrained")
-    axes.plot(*_columns(twin), color="0.75", linewidth=7, solid_capstyle="round", label="uninterrupted twin")
+    axes.plot(*_columns(control), color="0.75", linewidth=7, solid_capstyle="round", label="uninterrupted control run")
     for number, session in enumerate(sessions):
         first, last = session["first_timestep"], session["last_timestep"]
         stretch = [point for point in curve if first < point[0] <= last]

@@ -29,9 +29,9 @@ from train_cloud.config import RunFile, load_run_file
 from train_cloud.errors import InputError, TrainCloudError
 from train_cloud.operations.requirements import packages
 from train_cloud.rehearsal.aws import EmbeddedAws
-from train_cloud.rehearsal.instance import Instance, Vehicle
+from train_cloud.rehearsal.instance import Instance, InstanceDriver
 from train_cloud.rehearsal.learning_curve import draw
-from train_cloud.rehearsal.life import LIMIT, Life, threads
+from train_cloud.rehearsal.scenario import LIMIT, Scenario, threads
 from train_cloud.rehearsal.terraform import Terraform
 from train_cloud.rehearsal.timeline import Timeline
 from train_cloud.report.status import exactness_in_words, run_status
@@ -62,7 +62,7 @@ def rehearse(
         raise InputError("seeds", list(config.seeds), "several runs: train-cloud expand writes a run file for each")
     _interval(config)
     timeline = Timeline()
-    vehicle = _machines(config, timeline) if machine else Instance
+    driver = _machines(config, timeline) if machine else Instance
     folder = (output / config.run_id).absolute()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -71,27 +71,27 @@ def rehearse(
     with (
         _ended_as_by_ctrl_c(),
         EmbeddedAws(log=folder / "aws.log") as aws,
-        _Twin(launched, folder / "twin", timeline) as twin,
+        _ControlRun(launched, folder / "control", timeline) as control,
     ):
         tally = _Tally(timeline)
         terraform = Terraform(folder / "stack", aws, on_event=tally)
         outputs = terraform.apply({"run_file": launched, "project_name": _PROJECT, "delete_artifacts_on_destroy": True})
         tally.tell("created")
-        life = Life(aws, outputs["autoscaling_group_name"], config, folder, timeline, vehicle)
+        scenario = Scenario(aws, outputs["autoscaling_group_name"], config, folder, timeline, driver)
         try:
             with aws.permissions_enforced():  # the worker may do what its role says, and nothing else
-                _live(life, config, timeline)
-            report = _Report(life, twin, config, folder, timeline)
+                _live(scenario, config, timeline)
+            report = _Report(scenario, control, config, folder, timeline)
             report.collect()
         finally:
-            life.close()
+            scenario.close()
         timeline.title("Cleaning up")
         terraform.destroy()
         tally.tell("destroyed")
         return report.write(aws.resources_left())
 
 
-def _machines(config: RunFile, timeline: Timeline) -> Callable[..., Vehicle]:
+def _machines(config: RunFile, timeline: Timeline) -> Callable[..., InstanceDriver]:
     """What makes a real machine for each instance, from an image that is here once this returns."""
     from train_cloud.rehearsal.machine import MachineInstance, prepare
 
@@ -129,7 +129,7 @@ class _Tally:
         self._objects = 0
 
 
-class _Twin:
+class _ControlRun:
     """The same run file, trained without an interruption at the same time, as anybody would on a laptop."""
 
     def __init__(self, run_file: Path, folder: Path, timeline: Timeline) -> None:
@@ -137,7 +137,7 @@ class _Twin:
         self._process: subprocess.Popen[bytes] | None = None
         self.root = str(folder / "store")
 
-    def __enter__(self) -> _Twin:
+    def __enter__(self) -> _ControlRun:
         self._folder.mkdir()
         variables = child_process.environment()
         environment = {name: value for name, value in variables.items() if not name.startswith("TRAIN_CLOUD_")}
@@ -153,7 +153,7 @@ class _Twin:
                 stderr=subprocess.STDOUT,
                 env={**environment, **threads()},
             )
-        self._timeline.add("twin", "starts: the same run file, never interrupted")
+        self._timeline.add("control", "starts: the same run file, never interrupted")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -167,33 +167,35 @@ class _Twin:
         assert self._process is not None
         if self._process.wait(LIMIT) != 0:
             log = (self._folder / "log.txt").read_text()[-2000:]
-            raise TrainCloudError(f"the uninterrupted twin ended with {self._process.returncode}: {log}")
+            raise TrainCloudError(f"the control run ended with {self._process.returncode}: {log}")
 
 
-def _live(life: Life, config: RunFile, timeline: Timeline) -> None:
+def _live(scenario: Scenario, config: RunFile, timeline: Timeline) -> None:
     """A notice, a kill, and the end."""
     save = _interval(config)
     notice, kill = (
         int(share * config.total_timesteps) // save * save + int(_BEYOND * save) for share in (_NOTICE_AT, _KILL_AT)
     )
     timeline.title("The first machine")
-    first = life.boot()
-    life.reach(first, notice)
-    life.announce(first)
-    life.interrupt(first)
+    first = scenario.boot()
+    scenario.reach(first, notice)
+    scenario.announce(first)
+    scenario.interrupt(first)
     timeline.title("The second machine")
-    second = life.boot()
-    life.reach(second, kill)
-    life.kill(second)
+    second = scenario.boot()
+    scenario.reach(second, kill)
+    scenario.kill(second)
     timeline.title("The third machine")
-    life.complete(life.boot())
+    scenario.complete(scenario.boot())
 
 
 class _Report:
-    """Compares what came of the run with its twin, and writes it down."""
+    """Compares what came of the run with the control run, and writes it down."""
 
-    def __init__(self, life: Life, twin: _Twin, config: RunFile, folder: Path, timeline: Timeline) -> None:
-        self._life, self._twin, self._config = life, twin, config
+    def __init__(
+        self, scenario: Scenario, control: _ControlRun, config: RunFile, folder: Path, timeline: Timeline
+    ) -> None:
+        self._scenario, self._control, self._config = scenario, control, config
         self._folder, self._timeline = folder, timeline
         self._content: dict[str, Any] = {}
 
@@ -203,16 +205,16 @@ class _Report:
         from train_cloud.operations.html_report import write_page
         from train_cloud.sb3.compare import differences
 
-        self._timeline.title("Comparing with the uninterrupted twin")
-        self._twin.wait()
+        self._timeline.title("Comparing with the control run")
+        self._control.wait()
         run_id = self._config.run_id
-        bucket = next(b["Name"] for b in self._life.aws.client("s3").list_buckets()["Buckets"])
-        with _environment(self._life.aws.environment()):
+        bucket = next(b["Name"] for b in self._scenario.aws.client("s3").list_buckets()["Buckets"])
+        with _environment(self._scenario.aws.environment()):
             root = f"s3://{bucket}"
-            store, twin = (open_store(layout.run_url(base, run_id)) for base in (root, self._twin.root))
+            store, control = (open_store(layout.run_url(base, run_id)) for base in (root, self._control.root))
             head = _head(store)
-            scalars = self._scalars(store, "tensorboard"), self._scalars(twin, "twin/tensorboard")
-            found = differences(_snapshot(store, head), _snapshot(twin, _head(twin)))
+            scalars = self._scalars(store, "tensorboard"), self._scalars(control, "control/tensorboard")
+            found = differences(_snapshot(store, head), _snapshot(control, _head(control)))
             own = ("time/", "system/", *(["eval/"] if self._config.evaluation is not None else []))
             found += [
                 f"scalar {tag}"
@@ -241,8 +243,8 @@ class _Report:
             "exact": status.exact,
             "exact_evidence": status.exact_evidence,
             "exact_because": status.because,
-            "final_desired_capacity": self._life.desired_capacity(),
-            "shown_by_tensorboard": self._life.shown_scalars,
+            "final_desired_capacity": self._scenario.desired_capacity(),
+            "shown_by_tensorboard": self._scenario.shown_scalars,
         }
         self._tags = set(scalars[0])
         tag = next((tag for tag in _CURVES if tag in scalars[0]), None)
@@ -309,11 +311,11 @@ class _Report:
                     "instance_id": instance,
                     "instance_type": record.start.get("instance_type"),
                     "first_timestep": known["first_timestep"],
-                    "last_timestep": self._life.reached[instance],
+                    "last_timestep": self._scenario.reached[instance],
                     "committed_timesteps": known["committed_timesteps"],
-                    "ended_by": self._life.ended_by[instance],
+                    "ended_by": self._scenario.ended_by[instance],
                     "notices": record.notices,
-                    **self._life.seconds[instance],
+                    **self._scenario.seconds[instance],
                     "notice_to_commit_seconds": self._notice_to_commit(record),
                 }
             )
@@ -321,7 +323,7 @@ class _Report:
 
     def _notice_to_commit(self, record: SessionRecord) -> float | None:
         """From the announcement to the session's last word, which comes after its last commit."""
-        noticed = self._life.noticed.get(record.start["instance_id"])
+        noticed = self._scenario.noticed.get(record.start["instance_id"])
         if noticed is None or record.end is None:
             return None
         return round((datetime.fromisoformat(record.end["ended"]) - noticed).total_seconds(), 1)

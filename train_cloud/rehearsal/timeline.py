@@ -16,7 +16,7 @@ _COLOURS = {
     "train": "green",
     "watch": "cyan",
     "finish": "bright_blue",
-    "twin": "white",
+    "control": "white",
     "result": "bold",
 }
 

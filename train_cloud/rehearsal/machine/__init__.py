@@ -1,4 +1,4 @@
-"""The rehearsal's other vehicle: each instance is a real Linux with systemd, cloud-init and a network of its own.
+"""The rehearsal's other driver: each instance is a real Linux with systemd, cloud-init and a network of its own.
 
 Nothing in here plays the worker: the user-data that Terraform rendered runs as EC2 would run it, and everything that
 follows is what it starts.

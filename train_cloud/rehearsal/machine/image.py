@@ -163,7 +163,7 @@ def _base(say: Callable[[str], None]) -> Path:
 
 
 def _wheelhouse(requirements: Path | None, packages: Sequence[str], say: Callable[[str], None]) -> Path:
-    """Wheels of the package's dependencies in the versions of this very environment, so that a twin computes alike."""
+    """Wheels of the package's dependencies in this very environment's versions: the control run computes alike."""
     wanted = [*_wanted(), *packages]
     pins = _installed(wanted)
     pins["torch"] = f"{pins['torch'].partition('+')[0]}+cpu"  # PyPI's build brings gigabytes of CUDA

@@ -1,4 +1,4 @@
-"""The life of one run's machines: each that the group launches is booted, interrupted, killed, or lives to the end."""
+"""One run's machines: each that the group launches is booted, interrupted, killed, or lives to the end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from train_cloud.config import RunFile
 from train_cloud.errors import TrainCloudError
 from train_cloud.platforms.ec2.units import FINISH, TRAIN, UnitState
 from train_cloud.rehearsal.aws import EmbeddedAws
-from train_cloud.rehearsal.instance import Instance, Vehicle
+from train_cloud.rehearsal.instance import Instance, InstanceDriver
 from train_cloud.rehearsal.systemd import Line
 from train_cloud.rehearsal.timeline import Timeline
 
@@ -22,7 +22,7 @@ from train_cloud.rehearsal.timeline import Timeline
 LIMIT = 1200.0
 
 
-class Life:
+class Scenario:
     """Plays EC2 and Auto Scaling for one run's group: an instance for each that it wants, and what befalls it. Several
     may share one AWS and be lived in threads of their own.
 
@@ -37,14 +37,14 @@ class Life:
         config: RunFile,
         folder: Path,
         timeline: Timeline,
-        vehicle: Callable[..., Vehicle] = Instance,
+        driver: Callable[..., InstanceDriver] = Instance,
         *,
         limit: float = LIMIT,
     ) -> None:
         self.aws, self.group, self.config = aws, group, config
-        self._folder, self._timeline, self._vehicle = folder, timeline, vehicle
+        self._folder, self._timeline, self._driver = folder, timeline, driver
         self._limit = limit
-        self._instance: Vehicle | None = None
+        self._instance: InstanceDriver | None = None
         self.reached: dict[str, int] = {}
         """Instance id → the last step that its process took."""
         self.ended_by: dict[str, str] = {}
@@ -55,7 +55,7 @@ class Life:
         self.seconds: dict[str, dict[str, float]] = {}
         """Instance id → how long things took on it."""
 
-    def boot(self) -> Vehicle:
+    def boot(self) -> InstanceDriver:
         """Wait for the group to launch an instance that is not there yet, and boot it until its trainer is started."""
         instance_id = ""
 
@@ -70,7 +70,7 @@ class Life:
         self.until(None, "an instance", launched)
         self._timeline.add("group", f"launched {instance_id}")
         self._launched = time.monotonic()
-        self._instance = self._vehicle(
+        self._instance = self._driver(
             self.aws,
             self.group,
             instance_id,
@@ -84,7 +84,7 @@ class Life:
         self._timeline.add("aws", f"{instance_id}: run file and code fetched and verified, trainer started, {took} s")
         return self._instance
 
-    def reach(self, instance: Vehicle, timesteps: int) -> None:
+    def reach(self, instance: InstanceDriver, timesteps: int) -> None:
         """Let it train until it has taken so many steps.
 
         :raises TrainCloudError: the training ended before
@@ -100,22 +100,22 @@ class Life:
 
         self.until(instance, f"{timesteps:,} timesteps", there)
 
-    def announce(self, instance: Vehicle) -> None:
+    def announce(self, instance: InstanceDriver) -> None:
         """Post a spot interruption notice."""
         self.noticed[instance.instance_id] = datetime.now(timezone.utc)
         instance.metadata.interrupt(seconds=120)
         self._timeline.add("aws", f"spot interruption notice for {instance.instance_id}: two minutes left")
 
-    def interrupt(self, instance: Vehicle) -> None:
+    def interrupt(self, instance: InstanceDriver) -> None:
         """Wait until it has done what follows an announced interruption; then its time has come."""
         self.until(instance, "the trainer has left", lambda: all(instance.state(u).over for u in (TRAIN, FINISH)))
         self._gone(instance, "notice", lambda: instance.power_off(30), "the announced time has come; powered off")
 
-    def kill(self, instance: Vehicle) -> None:
+    def kill(self, instance: InstanceDriver) -> None:
         """Without a word."""
         self._gone(instance, "kill", instance.plug_pulled, "gone without a notice")
 
-    def complete(self, instance: Vehicle) -> None:
+    def complete(self, instance: InstanceDriver) -> None:
         """Let it train to the end of the run, lower the group's capacity to 0 and go."""
         self.until(instance, "capacity 0", lambda: self.desired_capacity() == 0)
         self._timeline.add("group", "desired capacity is 0")
@@ -125,7 +125,7 @@ class Life:
         self.shown_scalars = instance.shown_scalars()
         self._gone(instance, "completed", lambda: instance.power_off(30), "terminated, powered off")
 
-    def until(self, instance: Vehicle | None, what: str, condition: Callable[[], bool]) -> None:
+    def until(self, instance: InstanceDriver | None, what: str, condition: Callable[[], bool]) -> None:
         """
         :param instance: what is trained on meanwhile; its progress is told
         :raises TrainCloudError: the training failed, or it took too long
@@ -157,14 +157,14 @@ class Life:
     def desired_capacity(self) -> int:
         return int(self._group()["DesiredCapacity"])
 
-    def _gone(self, instance: Vehicle, ended_by: str, end: Callable[[], None], what: str) -> None:
+    def _gone(self, instance: InstanceDriver, ended_by: str, end: Callable[[], None], what: str) -> None:
         end()
         self.reached[instance.instance_id] = instance.timesteps
         self.ended_by[instance.instance_id] = ended_by
         self._timeline.add("aws", f"{instance.instance_id} at {instance.timesteps:,} timesteps: {what}")
         self.aws.client("ec2").terminate_instances(InstanceIds=[instance.instance_id])
 
-    def _time(self, instance: Vehicle, train: UnitState) -> None:
+    def _time(self, instance: InstanceDriver, train: UnitState) -> None:
         """How long a boot took, and from there to the first new step. Both as seen from here, by looking often."""
         seconds, since_launch = self.seconds[instance.instance_id], time.monotonic() - self._launched
         if train.active != "inactive":
@@ -172,7 +172,7 @@ class Life:
         if instance.timesteps > 0 and "boot_seconds" in seconds:
             seconds.setdefault("resume_seconds", round(since_launch - seconds["boot_seconds"], 1))
 
-    def _last_words(self, instance: Vehicle) -> str:
+    def _last_words(self, instance: InstanceDriver) -> str:
         return " / ".join(line.text for line in instance.journal(TRAIN)[-15:])
 
     def _group(self) -> dict[str, Any]:
@@ -182,7 +182,7 @@ class Life:
         ][0]
         return group
 
-    def _state(self, instance: Vehicle) -> str:
+    def _state(self, instance: InstanceDriver) -> str:
         found = self.aws.client("ec2").describe_instances(InstanceIds=[instance.instance_id])
         return str(found["Reservations"][0]["Instances"][0]["State"]["Name"])
 
