@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors.numpy import load_file
 
-from train_cloud.checkpoint import Committer, Kept, find, merge, read_manifest, restore
+from train_cloud.checkpoint import Committer, Kept, compaction, find, read_manifest, restore
 from train_cloud.checkpoint.format import Filled, contents_of, drop_successors, join, pack, unpack
 from train_cloud.checkpoint.manifest import Manifest, Segment
 from train_cloud.checkpoint.preserve import preserved
@@ -141,8 +141,8 @@ def stored(store: ObjectStore) -> set[str]:
 @pytest.fixture
 def merging(monkeypatch: pytest.MonkeyPatch) -> None:
     """Merges begin at a few segments."""
-    monkeypatch.setattr(merge, "MANY", 3)
-    monkeypatch.setattr(merge, "FAN_IN", 4)
+    monkeypatch.setattr(compaction, "MANY", 3)
+    monkeypatch.setattr(compaction, "FAN_IN", 4)
 
 
 # ---------------------------------------------------------------------------------------------------------- the format
@@ -154,6 +154,7 @@ ARRAYS = hnp.arrays(
 
 
 @given(st.dictionaries(st.text(max_size=8), ARRAYS, max_size=4), st.binary(max_size=100))
+@example({name: np.ones(2) for name in ("::blob", "__metadata__", "::", "::::blob", "")}, b"state")
 def test_a_part_comes_back_to_the_byte(arrays: dict[str, Array], blob: bytes) -> None:
     found = unpack(pack(Part(arrays, blob)), "key")
     assert found.blob == blob and list(found.arrays) == list(arrays)
@@ -474,11 +475,11 @@ def test_a_million_rows_saved_by_the_thousand_are_few_objects() -> None:
         live = [s for s in live if s.last > first + 1000 - 1_000_000]
         live.append(Segment(key="k", size=110_000, crc64nvme=0, first=first, last=first + 1000))
         sent += 110_000
-        assert len(live) <= merge.MANY + 1
-        chosen = merge.due(live)
+        assert len(live) <= compaction.MANY + 1
+        chosen = compaction.due(live)
         if chosen:
             size = sum(s.size for s in chosen)
-            assert 1 < len(chosen) <= merge.FAN_IN and size <= merge.MERGED_BYTES
+            assert 1 < len(chosen) <= compaction.FAN_IN and size <= compaction.MERGED_BYTES
             at = live.index(chosen[0])
             assert live[at : at + len(chosen)] == list(chosen)
             both = Segment(
@@ -491,15 +492,17 @@ def test_a_million_rows_saved_by_the_thousand_are_few_objects() -> None:
             )
             live[at : at + len(chosen)] = [both]
             again += size
-    assert sum(s.last - s.first for s in live) <= 1_000_000 + merge.MERGED_BYTES / 110
+    assert sum(s.last - s.first for s in live) <= 1_000_000 + compaction.MERGED_BYTES / 110
     assert again <= 2 * sent
 
 
-@pytest.mark.parametrize(("size", "amount"), [(merge.MERGED_BYTES // 2, 0), (merge.MERGED_BYTES // 2 - 1, 2), (1, 32)])
+@pytest.mark.parametrize(
+    ("size", "amount"), [(compaction.MERGED_BYTES // 2, 0), (compaction.MERGED_BYTES // 2 - 1, 2), (1, 32)]
+)
 def test_large_segments_are_left_alone(size: int, amount: int) -> None:
-    live = [Segment(key="k", size=size, crc64nvme=0, first=n, last=n + 1) for n in range(merge.MANY + 1)]
-    assert len(merge.due(live)) == amount
-    assert merge.due(live[: merge.MANY]) == ()
+    live = [Segment(key="k", size=size, crc64nvme=0, first=n, last=n + 1) for n in range(compaction.MANY + 1)]
+    assert len(compaction.due(live)) == amount
+    assert compaction.due(live[: compaction.MANY]) == ()
 
 
 @pytest.mark.usefixtures("merging")
@@ -514,7 +517,7 @@ def test_merged_segments_hold_the_same_rows_and_what_they_replace_goes(store: Ob
         assert len(segments) <= 14, "of 26 without merging"
     assert [check(store, at) for at in (288, 292)] == [288, 292]
     assert {0, 1} <= levels and committer.merged_bytes > 0
-    merge.MANY = 1000  # put back by the fixture
+    compaction.MANY = 1000  # put back by the fixture
     commit(begin(store, 2), 300, 296)
     assert stored(store) == named(store), "what a merge has left unnamed is swept by the next session"
 
@@ -522,7 +525,7 @@ def test_merged_segments_hold_the_same_rows_and_what_they_replace_goes(store: Ob
 @pytest.mark.usefixtures("merging")
 def test_nothing_is_merged_while_somebody_waits(folder: ObjectStore) -> None:
     waiting = True
-    committer = begin(folder, hurry=lambda: waiting)
+    committer = begin(folder, urgent=lambda: waiting)
     for timesteps in range(4, 40, 4):
         commit(committer, timesteps, timesteps - 4)
     assert committer.merged_bytes == 0
@@ -605,11 +608,11 @@ def test_death_at_every_write_leaves_a_whole_checkpoint(
     folder: ObjectStore, when: str, many: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Dies before or after each single write of a session in turn; the next session always goes on from a whole one."""
-    monkeypatch.setattr(merge, "FAN_IN", 2)
+    monkeypatch.setattr(compaction, "FAN_IN", 2)
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
     session, deaths = 0, 0
     for fatal in range(1, 26):
-        monkeypatch.setattr(merge, "MANY", many)
+        monkeypatch.setattr(compaction, "MANY", many)
         for info in list(folder.list("")):
             folder.delete([info.key])
         session = 1
@@ -635,7 +638,7 @@ def test_death_at_every_write_leaves_a_whole_checkpoint(
         if reached:
             assert check(folder) == reached
         assert list(work(folder, session + 1, 50))[-1] == 50 and check(folder) == 50
-        monkeypatch.setattr(merge, "MANY", 1000)
+        monkeypatch.setattr(compaction, "MANY", 1000)
         commit(begin(folder, session + 2), 60, 50)
         assert stored(folder) == named(folder), "nothing is lost and nothing is left over"
     assert deaths > 20

@@ -467,7 +467,7 @@ class Whole:
                 "PLAN": str(folder / "plan.py"),
                 "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
             },
-            hurry=10,
+            restart_speedup=10,
         )
         self.machine.start(TRAIN)
 

@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from simulation import FAULTS, WRITES, Died, Objects, Worker
 
-from train_cloud.checkpoint import Committer, commit, copy, find, merge, read_manifest, restore
+from train_cloud.checkpoint import Committer, commit, compaction, copy, find, read_manifest, restore
 from train_cloud.checkpoint.commit import Committed
 from train_cloud.checkpoint.format import crc64nvme
 from train_cloud.config import Preservation
@@ -71,8 +71,8 @@ def one_after_the_other() -> Iterator[None]:
         own_number = SimpleNamespace(randbelow=lambda end: int(threading.current_thread().name[-1]) % end)
         patch.setattr(sys.modules[copy.__module__], "secrets", own_number)
         patch.setattr(rollback, "open_store", lambda url: stores[url.partition("/")[0]])
-        patch.setattr(merge, "MANY", 2)
-        patch.setattr(merge, "FAN_IN", 2)
+        patch.setattr(compaction, "MANY", 2)
+        patch.setattr(compaction, "FAN_IN", 2)
         for module in (commit, run_head):
             patch.setattr(module, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: None))
         for module, hook in ((threading, "excepthook"), (sys, "unraisablehook")):

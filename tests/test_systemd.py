@@ -57,7 +57,7 @@ def boot(tmp_path: Path) -> Iterator[Boot]:
     (tmp_path / "family.py").write_text(FAMILY)
     programs = {name: f"{sys.executable} -IS {tmp_path}/{name.lower()}.py" for name in ("SAY", "FAMILY")}
 
-    def start(hurry: float = 50, environment: dict[str, str] | None = None, **units: str) -> Machine:
+    def start(restart_speedup: float = 50, environment: dict[str, str] | None = None, **units: str) -> Machine:
         folder = tmp_path / f"units-{len(machines)}"
         folder.mkdir()
         for name, text in units.items():
@@ -67,7 +67,9 @@ def boot(tmp_path: Path) -> Iterator[Boot]:
             for program, path in programs.items():
                 lines = lines.replace(f"={program} ", f"={path} ")
             (folder / f"{name}.service").write_text(f"[Service]\n{lines}\n")
-        machine = Machine(folder, tmp_path / f"machine-{len(machines)}", hurry=hurry, environment=environment)
+        machine = Machine(
+            folder, tmp_path / f"machine-{len(machines)}", restart_speedup=restart_speedup, environment=environment
+        )
         machines.append(machine)
         return machine
 
@@ -206,7 +208,7 @@ def test_how_a_service_ends(
 
 def test_a_failing_service_is_tried_again_and_rings_at_every_attempt(boot: Boot, tmp_path: Path) -> None:
     machine = boot(
-        hurry=2,
+        restart_speedup=2,
         a=f"""
         ExecStart=/bin/sh -c 'echo x >> {tmp_path}/tries; [ $(wc -l < {tmp_path}/tries) -ge 3 ] && exit 75; exit 3'
         Restart=on-failure
@@ -435,7 +437,7 @@ def test_a_start_during_a_stop_follows_it(boot: Boot) -> None:
 
 
 def test_a_stop_ends_the_wait_for_the_next_attempt(boot: Boot) -> None:
-    machine = boot(hurry=1, a="ExecStart=/bin/false | Restart=always | RestartSec=30s")
+    machine = boot(restart_speedup=1, a="ExecStart=/bin/false | Restart=always | RestartSec=30s")
     machine.start("a")
     assert machine.wait("a", lambda state: state.sub == "auto-restart", 10)
     assert run(machine, "stop", "a")[0] == 0

@@ -17,11 +17,11 @@ import sys
 import threading
 from typing import Any
 
-from train_cloud.checkpoint import merge
+from train_cloud.checkpoint import compaction
 from train_cloud.run import layout
 from train_cloud.store import open_store
 
-merge.MANY, merge.FAN_IN = 6, 3
+compaction.MANY, compaction.FAN_IN = 6, 3
 os.fsync = lambda fd: None  # a killed process, unlike a power cut, loses nothing that it has written
 
 if ":" in multiprocessing.current_process().name:

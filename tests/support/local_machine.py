@@ -93,7 +93,7 @@ class LocalMachine:
                 "TRAIN_CLOUD_THREADS": "1",
                 **(environment or {}),
             },
-            hurry=10,
+            restart_speedup=10,
         )
         if begin:
             self.start()

@@ -6,7 +6,7 @@ States of one commit, and what a kill at that instant leaves:
 2. writing the manifest, beside them where somebody waits — the same: nobody knows of it
 3. swapping the head — either the checkpoint before or this one, each whole
 4. deleting what expired — this checkpoint; some objects that nothing refers to, swept by the next session
-5. merging segments for the next commit — this checkpoint; at most one object that nothing refers to
+5. compacting segments for the next commit — this checkpoint; at most one object that nothing refers to
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from train_cloud.checkpoint import merge
+from train_cloud.checkpoint import compaction
 from train_cloud.checkpoint.format import crc64nvme, drop_successors, join, pack, unpack
 from train_cloud.checkpoint.manifest import Kept, Manifest, Segment, Stream, read_manifest, read_verified, refer
 from train_cloud.checkpoint.preserve import preserved
@@ -76,11 +76,11 @@ class Committer:
     :param manifest: the run's newest checkpoint, which the first commit builds on
     :param policy: which of the earlier checkpoints are preserved
     :param hold: timesteps of checkpoints that stay besides, as long as they are named
-    :param along: called in the thread at a commit's beginning: parts that come from beside the training
+    :param extra_parts: called in the thread at a commit's beginning: parts that come from beside the training
     :param facts: the same: the checkpoint's facts, where they are more than the snapshot's own
     :param before_head: called in the thread when all is written, right before the head is swapped
     :param on_commit: called in the thread after the swap
-    :param hurry: whether somebody waits for the store: all is written at once then, and nothing is merged
+    :param urgent: whether somebody waits for the store: all is written at once then, and nothing is compacted
     """
 
     def __init__(
@@ -91,11 +91,11 @@ class Committer:
         *,
         policy: Preservation | None = None,
         hold: Callable[[], Collection[int]] = tuple,
-        along: Callable[[], Mapping[str, Part]] = dict,
+        extra_parts: Callable[[], Mapping[str, Part]] = dict,
         facts: Callable[[Snapshot], Mapping[str, Any]] = lambda snapshot: snapshot.facts,
         before_head: Callable[[], None] = lambda: None,
         on_commit: Callable[[Committed], None] = lambda committed: None,
-        hurry: Callable[[], bool] = lambda: False,
+        urgent: Callable[[], bool] = lambda: False,
     ) -> None:
         self._store = store
         self._lease = lease
@@ -103,11 +103,11 @@ class Committer:
         self._keys = frozenset(manifest.keys() if manifest else ())
         self._policy = policy or Preservation()
         self._hold = hold
-        self._along = along
+        self._extra_parts = extra_parts
         self._facts = facts
         self._before_head = before_head
         self._on_commit = on_commit
-        self._hurry = hurry
+        self._urgent = urgent
         self._over = threading.Event()
         self._over.set()
         self._error: BaseException | None = None
@@ -163,7 +163,7 @@ class Committer:
         retry = Retry()
         try:
             facts = self._facts(snapshot)
-            snapshot = replace(snapshot, parts={**snapshot.parts, **self._along()}, facts=facts)
+            snapshot = replace(snapshot, parts={**snapshot.parts, **self._extra_parts()}, facts=facts)
             while True:
                 try:
                     sent = self._commit(snapshot, created, held, outcome, reason)
@@ -181,7 +181,7 @@ class Committer:
             try:
                 self._collect()
                 if outcome is None:
-                    self._merge()
+                    self._compact()
             except (StoreUnavailable, StoreForbidden) as error:
                 log.warning("superseded objects stay until the next commit: %s", error)
         except (TrainCloudError, OSError) as error:
@@ -199,7 +199,7 @@ class Committer:
         token, seq = self._lease.head.token, self._lease.head.seq + 1
         folder = layout.checkpoint_prefix(snapshot.timesteps, token, seq)
         before = self._newest
-        with _Writes(self._store, self._hurry) as writes:
+        with _Writes(self._store, self._urgent) as writes:
             references = self.write(snapshot, writes)
             earlier = () if before is None else self._earlier(before)
             manifest = self._manifest(snapshot, references, created)
@@ -301,7 +301,7 @@ class Committer:
         for kept in self._newest.kept:
             if kept in self._needs:
                 continue
-            if self._in_a_hurry():
+            if self._is_urgent():
                 return  # there may be hundreds
             try:
                 earlier = read_manifest(self._store, kept.manifest)
@@ -332,10 +332,10 @@ class Committer:
             self._store.delete(sorted(garbage))
         self._written, self._swept = needed, True
 
-    def _in_a_hurry(self) -> bool:
-        return self._hurry() or self._deadline < float("inf")
+    def _is_urgent(self) -> bool:
+        return self._urgent() or self._deadline < float("inf")
 
-    def _merge(self) -> None:
+    def _compact(self) -> None:
         """Send a few small neighbours once more, as one segment; the next commit names it in their place.
 
         They are read back rather than remembered: GETs cost a thousandth of what they replace, a restarted worker needs
@@ -343,12 +343,12 @@ class Committer:
         """
         assert self._newest is not None
         for name, stream in self._newest.streams.items():
-            segments = merge.due(stream.segments)
+            segments = compaction.due(stream.segments)
             if not segments:
                 continue
             columns = []
             for segment in segments:
-                if self._in_a_hurry():
+                if self._is_urgent():
                     return
                 try:
                     columns.append(unpack(read_verified(self._store, segment), segment.key).arrays)

@@ -25,7 +25,9 @@ from train_cloud.snapshot import Array, Columns, Part
 _FORMER = (b"TRNCLD01", b"TRNCLD02")
 _LENGTH = struct.Struct("<Q")
 _ALIGN = 64
-_BLOB = "::blob"
+#: Before names that would be taken for one of the next two.
+_ESCAPE = "::"
+_BLOB = _ESCAPE + "blob"
 _METADATA = "__metadata__"
 _TYPES = {
     "|b1": "BOOL", "|u1": "U8", "|i1": "I8", "<u2": "U16", "<i2": "I16", "<f2": "F16", "<u4": "U32", "<i4": "I32",
@@ -59,20 +61,24 @@ def pack(part: Part) -> memoryview:
         if array.dtype.hasobject:
             raise TypeError(f"array {name!r} holds Python objects; only plain numbers can be stored as they are")
         kind = _TYPES.get(array.dtype.str)
-        header[name] = {"dtype": kind or "U8", "shape": array.shape if kind else [array.nbytes]}
+        header[_escaped(name)] = {"dtype": kind or "U8", "shape": array.shape if kind else [array.nbytes]}
         if kind is None:
             others[name] = (array.dtype.str, array.shape)
     at = 0
     pieces: list[Any] = []
     for name in sorted(arrays, key=lambda name: 0 if name in others else -arrays[name].itemsize):  # each begins aligned
         array = arrays[name]
-        header[name]["data_offsets"] = [at, at := at + array.nbytes]
+        header[_escaped(name)]["data_offsets"] = [at, at := at + array.nbytes]
         pieces.append(array if array.flags.c_contiguous else np.ascontiguousarray(array))
     header[_BLOB] = {"dtype": "U8", "shape": [len(part.blob)], "data_offsets": [at, at + len(part.blob)]}
     header[_METADATA] = {"format": "train-cloud", "numpy": json.dumps(others), "contents": json.dumps(contents)}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(_LENGTH.size + len(text)) % _ALIGN)
     return memoryview(b"".join((_LENGTH.pack(len(text)), text, *pieces, part.blob)))
+
+
+def _escaped(name: str) -> str:
+    return _ESCAPE + name if name.startswith(_ESCAPE) or name == _METADATA else name
 
 
 def unpack(body: memoryview, name: str, content: Callable[[str], memoryview] | None = None) -> Part:
@@ -125,10 +131,10 @@ def _header(body: memoryview, name: str) -> tuple[_Header, int]:
         metadata = found.pop(_METADATA)
         others, contents = json.loads(metadata["numpy"]), json.loads(metadata["contents"])
         blob = tuple(found.pop(_BLOB)["data_offsets"])
-        arrays = {
-            key: (*others.get(key, (_NUMPY[stored["dtype"]], stored["shape"])), *stored["data_offsets"])
-            for key, stored in found.items()
-        }
+        arrays = {}
+        for escaped, stored in found.items():
+            key = escaped.removeprefix(_ESCAPE)
+            arrays[key] = *others.get(key, (_NUMPY[stored["dtype"]], stored["shape"])), *stored["data_offsets"]
     except (struct.error, ValueError, LookupError, TypeError, AttributeError) as error:
         raise CorruptCheckpoint(f"{name} is not a train-cloud part ({type(error).__name__} in its header)") from error
     return _Header(arrays, contents, blob), _LENGTH.size + length

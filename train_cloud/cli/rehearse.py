@@ -30,9 +30,9 @@ def rehearse(
 ) -> None:
     """Live the whole life of a run on this machine, without an AWS account.
 
-    Real Terraform on a local AWS, a spot notice in mid-run, a sudden death, the end, destroy; beside it an
-    control run to compare with. Needs Linux and Terraform. Leaves a report, a learning curve, TensorBoard logs
-    and the final model in `rehearsal/RUN_ID`.
+    Real Terraform on a local AWS, a spot notice in mid-run, a sudden death, the end, destroy; beside it a control run
+    without interruptions to compare with. Needs Linux and Terraform. Leaves a report, a learning curve, TensorBoard
+    logs and the final model in `rehearsal/RUN_ID`.
 
     With `--machine` each instance is a real Linux: docs/machine.md.
 

@@ -108,7 +108,7 @@ class Machine:
     :param paths: what stands on this computer in the place of the units' paths, for example
         ``{"/opt/train-cloud/venv/bin": sys.prefix + "/bin", "/etc/train-cloud": ...}``
     :param environment: what every process gets; ``bin`` is put first on its PATH
-    :param hurry: divides ``RestartSec=``
+    :param restart_speedup: divides ``RestartSec=``
     :param on_line: called for each line of the journal, from the machine's thread: it must return at once
     :raises InputError: a unit file that the rehearsal cannot play
     """
@@ -120,14 +120,14 @@ class Machine:
         *,
         paths: Mapping[str, str] | None = None,
         environment: Mapping[str, str] | None = None,
-        hurry: float = 1.0,
+        restart_speedup: float = 1.0,
         on_line: Callable[[Line], None] | None = None,
     ) -> None:
         read = [read_unit(path, paths or {}) for path in sorted(units.glob("*.service"))]
         if not read:
             raise InputError("units", str(units), "there is no .service file in this folder")
         self._services = {unit.name: _Service(unit) for unit in read}
-        self._environment, self._hurry, self._on_line = dict(environment or {}), hurry, on_line
+        self._environment, self._restart_speedup, self._on_line = dict(environment or {}), restart_speedup, on_line
         self._journal: list[Line] = []
         self._off = False
         """No unit is started any more."""
@@ -576,7 +576,7 @@ class Machine:
         service.restarts += 1
         self._say(service, f"Scheduled restart, restart counter is at {service.restarts}.")
         self._set(service, "activating", "auto-restart")
-        service.deadlines["restart"] = time.monotonic() + unit.restart_s / self._hurry
+        service.deadlines["restart"] = time.monotonic() + unit.restart_s / self._restart_speedup
 
     def _restart_over(self, service: _Service) -> None:
         if not self._off:

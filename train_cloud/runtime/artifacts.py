@@ -1,6 +1,6 @@
 """The artifacts of a session: made beside the training, sent within ``sync_seconds``, right again after any end.
 
-All of it goes in a thread of its own, which gives way to a commit in a hurry. What it has not sent yet of scalars and
+All of it goes in a thread of its own, which gives way to an urgent commit. What it has not sent yet of scalars and
 tables goes with each commit, so that no head stands without them. Models of kept checkpoints are exported by a process
 of their own, from what is committed: nothing here touches the model that trains.
 """
@@ -57,7 +57,7 @@ log = logging.getLogger(__name__)
 
 class Artifacts:
     """:param store: of the run
-    :param hurry: whether a commit needs the line: somebody has asked to stop
+    :param urgent: whether a commit needs the line: somebody has asked to stop
     """
 
     def __init__(
@@ -65,13 +65,13 @@ class Artifacts:
         config: RunFile,
         store: ObjectStore,
         state_dir: Path,
-        hurry: Callable[[], bool],
+        urgent: Callable[[], bool],
         timesteps: Callable[[], int],
     ) -> None:
         self.folder = state_dir / FOLDER
         self.events = self.folder / EVENTS
         self._config, self._store, self._state_dir = config, store, state_dir
-        self._hurry, self._timesteps = hurry, timesteps
+        self._urgent, self._timesteps = urgent, timesteps
         self._sync: Sync | None = None
         self._logged: Logged | None = None
         self._log: Tee | None = None
@@ -79,7 +79,7 @@ class Artifacts:
         self._episodes: Episodes | None = None
         self._resumed_at = 0
         self._number = 0
-        self._exports = ModelExports(store, state_dir, self.folder, hurry, self.note)
+        self._exports = ModelExports(store, state_dir, self.folder, urgent, self.note)
         self._wandb: Wandb | None = None
         self._sampled: dict[str, list[float]] = {}
         self._pace = (0.0, 0)
@@ -111,7 +111,7 @@ class Artifacts:
         _clear_unless_ours(self.folder, self._state_dir, self._store)
         self.events.mkdir(parents=True, exist_ok=True)
         self._sync = run_sync(
-            self._store, self._state_dir, self._config.run_id, (token.session, token.restart), yields=self._hurry
+            self._store, self._state_dir, self._config.run_id, (token.session, token.restart), yields=self._urgent
         )
         self._sync.begin()
         self._sync.restore(lambda name: _NEEDED.fullmatch(name) is not None)
@@ -214,7 +214,7 @@ class Artifacts:
 
         :param until: on ``time.monotonic()``, asked again and again: what is not sent by then waits for the next
             session; None waits for a store that does not answer, as a commit does
-        :param yielding: end as soon as a commit is in a hurry
+        :param yielding: end as soon as a commit is urgent
         :return: whether all is sent
         :raises StoreError: it refuses
         """
@@ -230,7 +230,7 @@ class Artifacts:
                 if self._sync.everything(urgent=not yielding, until=float("inf") if limit is None else limit):
                     _forget_videos(self.folder, self._sync)
                     return not self._sync.check() or self._sync.everything(urgent=not yielding)
-                if limit is not None or (yielding and self._hurry()):
+                if limit is not None or (yielding and self._urgent()):
                     log.warning("not all artifacts are sent: the next session goes on with that")
                     return False
                 if self._sync.failed:
@@ -239,7 +239,7 @@ class Artifacts:
             except StoreUnavailable as error:
                 limit = until()
                 late = limit is not None and not retry.has_time(limit)
-                if late or (yielding and self._hurry()):
+                if late or (yielding and self._urgent()):
                     log.warning("not all artifacts are sent: %s", error)
                     return False
                 log.warning("artifacts delayed, next try in %.0f s: %s", retry.pause_s, error)
@@ -272,7 +272,7 @@ class Artifacts:
         due = time.monotonic() + every
         while not self._over.wait(min(_SAMPLE_SECONDS, max(0.05, due - time.monotonic()))):
             self._sample(machine)
-            if time.monotonic() < due or self._hurry():
+            if time.monotonic() < due or self._urgent():
                 continue
             try:
                 self._exports.look_after(self._sync)
@@ -286,7 +286,7 @@ class Artifacts:
             due = time.monotonic() + every
 
     def _sample(self, machine: Machine) -> None:
-        if self._outputs is None or self._hurry():
+        if self._outputs is None or self._urgent():
             return
         now, timesteps = time.monotonic(), self._timesteps()
         began, before = self._pace

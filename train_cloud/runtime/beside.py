@@ -44,7 +44,7 @@ class Beside:
             config,
             inputs.store,
             inputs.state_dir,
-            hurry=lambda: inputs.deadline.urgent,
+            urgent=lambda: inputs.deadline.urgent,
             timesteps=lambda: self.heartbeat.timesteps,
         )
         self.replay = Replay(config, inputs.store.url, inputs.state_dir, lambda: inputs.lock, self._replayed)

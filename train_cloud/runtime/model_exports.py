@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 class ModelExports:
     """:param folder: artifact folder
-    :param hurry: whether somebody waits for this machine
+    :param urgent: whether somebody waits for this machine
     :param note: writes into the session's log only
     :ivar newest: manifest of the newest checkpoint, which names those before it
     :ivar not_exported: ``timesteps`` of kept checkpoints without a model, and ``because``; None while nothing is known
@@ -49,11 +49,11 @@ class ModelExports:
         store: ObjectStore,
         state_dir: Path,
         folder: Path,
-        hurry: Callable[[], bool],
+        urgent: Callable[[], bool],
         note: Callable[[str], None],
     ) -> None:
         self._store, self._state_dir, self._folder = store, state_dir, folder
-        self._hurry, self._note = hurry, note
+        self._urgent, self._note = urgent, note
         self._lock = threading.Lock()
         """Held by the thread that looks after the process, or exports itself."""
         self._process: subprocess.Popen[bytes] | None = None
@@ -133,7 +133,7 @@ class ModelExports:
     def _wait(self) -> None:
         if self._process is None:
             return
-        limit = time.monotonic() + (_EXPORT_SECONDS / 2 if self._hurry() else _PROCESS_SECONDS)
+        limit = time.monotonic() + (_EXPORT_SECONDS / 2 if self._urgent() else _PROCESS_SECONDS)
         while self._process.poll() is None and time.monotonic() < limit:
             time.sleep(0.05)
         self.close()

@@ -46,11 +46,11 @@ class Saving:
             acquired.manifest,
             policy=inputs.config.preservation,
             hold=self._held,
-            along=self._extra_parts,
+            extra_parts=self._extra_parts,
             facts=self._facts,
             before_head=self._before_head,
             on_commit=self._on_commit,
-            hurry=lambda: inputs.deadline.pending,
+            urgent=lambda: inputs.deadline.pending,
         )
 
     # ------------------------------------------------------------------------------------------- in the training thread
