@@ -9,7 +9,9 @@ import functools
 import io
 import operator
 import random
+import re
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -259,8 +261,10 @@ def variables_of(function: types.FunctionType) -> list[Any]:
 _CODE: tuple[type, ...] = (
     types.ModuleType, types.BuiltinFunctionType, property, staticmethod, classmethod, types.GetSetDescriptorType,
     types.MemberDescriptorType, functools.cached_property, functools._lru_cache_wrapper,
-    type(vars(collections.namedtuple("_Pair", "first"))["first"]),
+    type(vars(collections.namedtuple("_Pair", "first"))["first"]), np.ufunc, type(np.median), struct.Struct, re.Pattern,
 )  # fmt: skip
+#: Nothing in an object of these ever changes.
+CONSTANT = ATOMIC | {np.ufunc, type(np.median), struct.Struct, re.Pattern}
 
 
 #: Modules whose objects are declarations: a type, or what ``from __future__ import annotations`` leaves.

@@ -31,6 +31,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from train_cloud.envs.make import FAILURES
 from train_cloud.sb3.contents import Contents
 from train_cloud.sb3.kinds import (
+    CONSTANT,
     HANDLES,
     LIST_KINDS,
     LISTS,
@@ -321,7 +322,7 @@ class Objects:
 
     def _stays(self, one: Any) -> bool:
         """Whether there is nothing in it that may change, or it has a state of its own."""
-        if type(one) in ATOMIC or one is LEFT or id(one) in self._references:
+        if type(one) in CONSTANT or one is LEFT or id(one) in self._references:
             return True
         if type(one) is tuple:
             return all(map(self._stays, one))
