@@ -51,7 +51,7 @@ class Line(gymnasium.Env[Any, Any]):
         push = float(np.asarray(action).reshape(-1)[0])
         self.place = np.clip(self.place + push * self.np_random.uniform(-0.5, 0.5, 2), -9, 9).astype(np.float32)
         # Only where a run is trained: the trial of its state, in processes of its own, would find this at once.
-        if self.hidden == "process" and "train_cloud.runtime.train" in sys.modules:
+        if self.hidden == "process" and "train_cloud.envs.serve" not in sys.orig_argv:
             self.place[0] += 1e-4 * (os.getpid() % 997)
         if self.noise is not None:
             self.place[0] += 1e-6 * os.urandom(1)[0]
