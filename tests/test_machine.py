@@ -538,7 +538,7 @@ import sys, time
 from pathlib import Path
 from train_cloud.rehearsal.machine.container import Container
 from train_cloud.rehearsal.machine.image import prepare
-with Container(prepare(say=print), Path(sys.argv[1])) as machine:
+with Container(prepare(say=lambda line: print(line, file=sys.stderr)), Path(sys.argv[1])) as machine:
     machine.boot()
     while machine.state("systemd-journald.service").active != "active":
         time.sleep(0.1)
@@ -562,7 +562,7 @@ def test_nothing_of_a_machine_outlives_its_owner(image: Image, tmp_path: Path, e
     )
     assert owner.stdin is not None and owner.stdout is not None and owner.stderr is not None
     try:
-        assert owner.stdout.readline() == "up\n", owner.stderr.read()
+        assert owner.stdout.readline() == "up\n"
         alive = Traces.of(owner.pid)
         assert {"systemd", "dnsmasq", "systemd-nspawn"} <= alive.names
         assert len(alive.namespaces) >= 6, "a machine's and its cloud's"
@@ -576,6 +576,7 @@ def test_nothing_of_a_machine_outlives_its_owner(image: Image, tmp_path: Path, e
     finally:
         owner.kill()
         complaint = owner.communicate()[1]
+        print(complaint)  # pytest shows it where the test fails
     assert ("a failed assertion" in complaint) == (end == "assertion")
     assert alive.gone()
     assert (network(), mounts()) == before
