@@ -475,7 +475,7 @@ NAMED = {
 }
 #: What is called by commands that run elsewhere, with their user's permissions; nothing of the worker may import it.
 ELSEWHERE = {
-    **dict.fromkeys(("account.py", "permissions.py", "routes.py")),
+    **dict.fromkeys(("account.py", "fit.py", "permissions.py", "routes.py")),
     "group.py": {"capacity", "closing_time", "find_groups", "resume", "suspended"},
 }
 #: What the agent of Session Manager asks for, and AWS's services in the worker's name.

@@ -9,10 +9,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.abc import InspectLoader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import CodeType, ModuleType
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from importlib.abc import InspectLoader, MetaPathFinder
+else:
+    # The package imports this before `python -m train_cloud` has taken the working directory from its path, and those
+    # import a dozen modules more, which a user's folder may have files of the same names for.
+    InspectLoader = MetaPathFinder = object
 
 #: Former name → today's, without ``train_cloud.``; of a package all modules in it.
 FORMER = {
@@ -91,12 +98,13 @@ class _FormerName(InspectLoader):
     def get_code(self, fullname: str) -> CodeType | None:
         """For ``python -m``."""
         spec = find_spec(self._today)
-        assert spec is not None and isinstance(spec.loader, InspectLoader)
-        return spec.loader.get_code(self._today)
+        assert spec is not None
+        return cast("InspectLoader", spec.loader).get_code(self._today)
 
     def get_source(self, fullname: str) -> str | None:
         spec = find_spec(self._today)
-        return spec.loader.get_source(self._today) if spec and isinstance(spec.loader, InspectLoader) else None
+        assert spec is not None
+        return cast("InspectLoader", spec.loader).get_source(self._today)
 
 
 class FormerNames(MetaPathFinder):
