@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from train_cloud.errors import InputError
-from train_cloud.platforms.ec2.fit import check_gpus, check_store, look_up
+from train_cloud.platforms.ec2.fit import DEFAULT_TYPES, check_gpus, check_store, look_up
 
 #: GiB, from the tables of "Amazon EC2 Instance Types".
 NOMINAL = {
@@ -59,6 +59,11 @@ def test_aws_is_asked_where_it_can_be(aws_endpoint: str) -> None:
     with pytest.raises(InputError, match="describe-instance-type-offerings") as caught:
         look_up(["g5.xlarge", "g99.xlarge"])
     assert caught.value.value == "g99.xlarge"
+
+
+def test_terraforms_own_are_not_asked_about(aws_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train_cloud.platforms.ec2.fit.client", lambda service: pytest.fail("asked"))
+    assert list(look_up(None)) == list(DEFAULT_TYPES)
 
 
 def test_the_table_answers_where_aws_does_not(monkeypatch: pytest.MonkeyPatch) -> None:

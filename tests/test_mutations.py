@@ -66,11 +66,12 @@ MUTATIONS = {
     ),
     "the head is swapped before the manifest is written": Mutation(
         COMMIT,
-        'reference = writes.put(folder + "manifest.json", memoryview(manifest.model_dump_json().encode()))\n'
+        'reference = writes.put(references.folder + "manifest.json", memoryview(manifest.model_dump_json().encode()))\n'
         "        self._before_head()\n"
         "        self._lease.commit(reference, snapshot.timesteps, outcome=outcome, reason=reason)\n",
         "late = memoryview(manifest.model_dump_json().encode())\n"
-        '        reference = Reference(key=folder + "manifest.json", size=len(late), crc64nvme=crc64nvme(late))\n'
+        '        key = references.folder + "manifest.json"\n'
+        "        reference = Reference(key=key, size=len(late), crc64nvme=crc64nvme(late))\n"
         "        self._before_head()\n"
         "        self._lease.commit(reference, snapshot.timesteps, outcome=outcome, reason=reason)\n"
         "        self._store.put(reference.key, late)\n",

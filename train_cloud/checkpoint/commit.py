@@ -61,10 +61,12 @@ class Committed:
 class References:
     """What was written of a checkpoint.
 
+    :ivar folder: that its parts lie in, and its manifest will
     :ivar parts: by name
     :ivar segments: new ones, by stream
     """
 
+    folder: str
     parts: dict[str, Reference]
     segments: dict[str, list[Segment]]
 
@@ -196,16 +198,14 @@ class Committer:
     def _commit(
         self, snapshot: Snapshot, created: str, held: frozenset[int], outcome: Outcome | None, reason: str | None
     ) -> int:
-        token, seq = self._lease.head.token, self._lease.head.seq + 1
-        folder = layout.checkpoint_prefix(snapshot.timesteps, token, seq)
         before = self._newest
         with _Writes(self._store, self._urgent) as writes:
-            references = self.write(snapshot, writes)
+            references = self._write(snapshot, writes)
             earlier = () if before is None else self._earlier(before)
             manifest = self._manifest(snapshot, references, created)
             kept = preserved(self._policy, manifest.episode_return, earlier, held)
             manifest = manifest.model_copy(update={"kept": kept})
-            reference = writes.put(folder + "manifest.json", memoryview(manifest.model_dump_json().encode()))
+            reference = writes.put(references.folder + "manifest.json", memoryview(manifest.model_dump_json().encode()))
         self._before_head()
         self._lease.commit(reference, snapshot.timesteps, outcome=outcome, reason=reason)
         if before is not None:
@@ -216,7 +216,7 @@ class Committer:
         self._written |= self._keys | {reference.key}
         return writes.bytes
 
-    def write(self, snapshot: Snapshot, writes: _Writes) -> References:
+    def _write(self, snapshot: Snapshot, writes: _Writes) -> References:
         """Begin to write a snapshot's parts and rows; nothing refers to them until a manifest does, which the head
         names. What the checkpoint before has, and is the same, is referred to.
         """
@@ -240,7 +240,7 @@ class Committer:
             body = pack(Part(drop_successors(columns, successors)))
             written = writes.put(layout.segment_key(name, first, last, token, seq), body)
             new[name].append(Segment(first=first, last=last, **written.model_dump()))
-        return References(parts, new)
+        return References(folder, parts, new)
 
     def _manifest(self, snapshot: Snapshot, references: References, created: str) -> Manifest:
         token = self._lease.head.token

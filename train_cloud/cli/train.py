@@ -44,9 +44,9 @@ def validate(
     from train_cloud.runtime.masking import hide_variables
 
     checked = load_run_file(run_file, overrides or ())
-    types = instance_types or fit.DEFAULT_TYPES
-    found_types = fit.look_up(types)
-    fit.check_gpus(found_types if instance_types else {}, checked.device)
+    types = fit.look_up(instance_types)
+    if instance_types:
+        fit.check_gpus(types, checked.device)
     if store is not None:
         from train_cloud.report.preflight import check_standing
 
@@ -74,12 +74,12 @@ def validate(
         initial = read_initial(model, store or "").initial
     found = check(checked, initial, begun)
     if checked.evaluation is not None:
+        from train_cloud.child_process import code_on_path
         from train_cloud.evaluate.play import check as check_evaluation
-        from train_cloud.runtime.train import import_path
 
-        with import_path(checked):
+        with code_on_path(checked.code.folder):
             check_evaluation(checked)
-    for name, there in found_types.items() if found.buffer_bytes else ():
+    for name, there in types.items() if found.buffer_bytes else ():
         check_memory(checked, found.buffer_bytes, there.memory_bytes, name, beside=found.beside_bytes)
     stored = found.stored_bytes(checked)
     if store is not None:

@@ -21,13 +21,23 @@ def acquire(store: ObjectStore, what: str) -> tuple[Session, Lease]:
 
     :raises Fenced: a newer one has begun since
     """
-    owner = f"{what} on {platform.node()}"
-    earlier = read_sessions(store)
-    budget = earlier[-1].start.get("run_file") or {} if earlier else {}
     try:
         read = read_head(store)
     except CorruptCheckpoint:
         read = None
+    session, owner = begin(store, what, above=read[0].session if read is not None else 0)
+    return session, Lease.take(store, session.token, owner)
+
+
+def begin(store: ObjectStore, what: str, *, above: int) -> tuple[Session, str]:
+    """A session of its own for what a person does.
+
+    :param above: its number is larger
+    :return: and who owns it
+    """
+    owner = f"{what} on {platform.node()}"
+    earlier = read_sessions(store)
+    budget = earlier[-1].start.get("run_file") or {} if earlier else {}
     with tempfile.TemporaryDirectory() as folder:
         session = begin_session(
             store,
@@ -36,6 +46,6 @@ def acquire(store: ObjectStore, what: str) -> tuple[Session, Lease]:
             boot_id=f"process-{os.getpid()}",
             details={"host": platform.node(), "run_file": budget},
             persist=False,
-            above=read[0].session if read is not None else 0,
+            above=above,
         )
-    return session, Lease.take(store, session.token, owner)
+    return session, owner

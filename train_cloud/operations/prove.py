@@ -157,11 +157,10 @@ class _Kind:
         import gymnasium
 
         from train_cloud.config.run_file import MULTIAGENT
-        from train_cloud.runtime.train import import_path
         from train_cloud.sb3.algorithms import load_algorithm
 
         assert config.environment is not None
-        with import_path(config):
+        with child_process.code_on_path(config.code.folder):
             algorithm = load_algorithm(config)
         known = inspect.signature(algorithm.__init__).parameters
         given = {name: parameter.default for name, parameter in known.items()} | dict(config.hyperparameters)

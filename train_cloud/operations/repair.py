@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 from train_cloud.checkpoint.manifest import refer
 from train_cloud.checkpoint.survey import Standing, Survey, damage, survey
 from train_cloud.errors import ConditionFailed, CorruptCheckpoint, Fenced, HeadMissing, InputError, ObjectMissing
+from train_cloud.operations.acquire import begin
 from train_cloud.run import layout
 from train_cloud.run.head import Head, read_head, rebuild, refuse_lost
-from train_cloud.run.session import begin_session, end_session, now, read_sessions
+from train_cloud.run.session import end_session, now
 from train_cloud.store import ObjectStore, open_store
 
 
@@ -78,21 +75,7 @@ def repair(planned: Repair) -> Head:
     :raises Fenced: somebody else has written a head meanwhile
     """
     store, chosen = planned.store, planned.chosen
-    earlier = read_sessions(store)
-    owner = f"repair on {platform.node()}"
-    with tempfile.TemporaryDirectory() as folder:
-        session = begin_session(
-            store,
-            Path(folder),
-            instance_id=owner,
-            boot_id=f"process-{os.getpid()}",
-            details={
-                "host": platform.node(),
-                "run_file": earlier[-1].start.get("run_file") or {} if earlier else {},
-            },
-            persist=False,
-            above=max(planned.found.highest.session, planned.session),
-        )
+    session, owner = begin(store, "repair", above=max(planned.found.highest.session, planned.session))
     manifest = chosen.manifest.model_copy(
         update={
             "session": session.number,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from train_cloud import child_process, hash_seed
+from train_cloud import hash_seed
 from train_cloud.config import RunFile, load_run_file, variables
 from train_cloud.config.code import mark_as_cache
 from train_cloud.errors import EXIT_COMPLETED, HeadMissing, InputError
@@ -45,17 +45,9 @@ def train(
 ) -> int:
     """Train ``run_file`` from where the store's head is until it ends or is stopped.
 
-    While it trains, SIGINT and SIGTERM stop it after a commit; so call it from the main thread. What environments
-    draw from sets of names is the same in each session only where ``PYTHONHASHSEED`` is set; the command sets it.
+    As :func:`train_cloud.operations.train.train`, which says what the others mean.
 
-    :param store: root of the store, ``s3://bucket/prefix`` or a local folder
-    :param state_dir: the session's local files; ``.train-cloud/<run_id>`` below the working directory by default
-    :param go_on: train on where a callback had ended the run before its total
     :param several: trains a run file with several seeds; such a file is refused without it, and on a worker
-    :return: 0; the outcome is in the head
-    :raises InputError: refused before anything was written
-    :raises Interrupted: stopped by a signal; all is committed
-    :raises Fenced: a newer worker has the run
     """
     run_file = Path(run_file)
     platform = here()
@@ -154,8 +146,3 @@ def _alone(state_dir: Path) -> Iterator[None]:
         raise InputError(
             "state-dir", str(state_dir), "another train-cloud trains here: stop it, or give another --state-dir"
         ) from None
-
-
-def import_path(config: RunFile) -> contextlib.AbstractContextManager[None]:
-    """The user's code folder first on the module path, also in environments' processes."""
-    return child_process.code_on_path(config.code.folder)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from train_cloud.errors import CloudError, CloudForbidden
 from train_cloud.platforms.ec2.api import call, client, region_name
-from train_cloud.platforms.ec2.fit import DEFAULT_TYPES
+from train_cloud.platforms.ec2.fit import DEFAULT_TYPES, describe
 from train_cloud.platforms.ec2.permissions import missing, needs, principal_of
 from train_cloud.platforms.ec2.routes import ways_out
 
@@ -120,10 +120,10 @@ def _types(ec2: Any, types: Sequence[str], region: str, vcpus: dict[str, int], e
     zones: dict[str, list[str]] = {}
     for offer in answer["InstanceTypeOfferings"]:
         zones.setdefault(offer["InstanceType"], []).append(offer["Location"])
-    known = _ask("types", lambda: call(ec2, "describe_instance_types", **named))
+    known = _ask("types", lambda: describe(ec2, types))
     if not isinstance(known, Finding):
-        vcpus.update({found["InstanceType"]: found["VCpuInfo"]["DefaultVCpus"] for found in known["InstanceTypes"]})
-        eligible |= {found["InstanceType"] for found in known["InstanceTypes"] if found.get("FreeTierEligible")}
+        vcpus.update({name: found["VCpuInfo"]["DefaultVCpus"] for name, found in known.items()})
+        eligible |= {name for name, found in known.items() if found.get("FreeTierEligible")}
     for wanted in types:
         where = ", ".join(sorted(zones.get(wanted, [])))
         if where:

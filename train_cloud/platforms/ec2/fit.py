@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from train_cloud.errors import CloudError, CloudUnavailable, InputError
+from train_cloud.errors import CloudError, InputError
+from train_cloud.platforms.ec2.api import call, client, region_name
 
 log = logging.getLogger(__name__)
 
@@ -50,14 +51,15 @@ class InstanceType:
     gpus: int
 
 
-def look_up(names: Sequence[str]) -> dict[str, InstanceType]:
+def look_up(names: Sequence[str] | None) -> dict[str, InstanceType]:
     """What instance types have, by name.
 
+    :param names: None: Terraform's, which are in the table; a region may lack some of them
     :raises InputError: the region has no such type, or AWS cannot be asked and the table does not know it
     """
-    described = _ask(names)
+    described = _ask(names) if names else None
     found = {}
-    for name in names:
+    for name in names or DEFAULT_TYPES:
         if described is None:
             found[name] = _from_table(name)
             continue
@@ -72,17 +74,30 @@ def look_up(names: Sequence[str]) -> dict[str, InstanceType]:
 
 def _ask(names: Sequence[str]) -> Mapping[str, Any] | None:
     """None where AWS cannot be asked: no region, no credentials or no right to, no network."""
-    from train_cloud.platforms.ec2.api import call, client, region_name
-
     if region_name() is None:
         return None
-    filters = [{"Name": "instance-type", "Values": list(names)}]
     try:
-        answer = call(client("ec2"), "describe_instance_types", Filters=filters)
-    except (CloudError, CloudUnavailable) as error:
+        return describe(client("ec2"), names)
+    except CloudError as error:
         log.debug("instance types are looked up in our table: %s", error)
         return None
-    return {found["InstanceType"]: found for found in (answer or {}).get("InstanceTypes", ())}
+
+
+def describe(ec2: Any, names: Sequence[str]) -> dict[str, Any]:
+    """What AWS says of those of the types that the region has, by name.
+
+    :raises CloudError: no answer
+    """
+    found: dict[str, Any] = {}
+    more: dict[str, str] = {}
+    while True:
+        # By a filter: a type that the region has not would be an error for all of them.
+        filters = [{"Name": "instance-type", "Values": list(names)}]
+        answer = call(ec2, "describe_instance_types", Filters=filters, **more) or {}
+        found |= {one["InstanceType"]: one for one in answer.get("InstanceTypes", ())}
+        if not answer.get("NextToken"):
+            return found
+        more = {"NextToken": answer["NextToken"]}
 
 
 def _from_table(name: str) -> InstanceType:
