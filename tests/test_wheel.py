@@ -197,6 +197,24 @@ def test_init_where_nothing_can_be_made_is_one_line(tmp_path: Path, capsys: pyte
     assert line.startswith("train-cloud: DIR: ")
 
 
+def test_init_where_nothing_can_be_written_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", "/proc/self"]) == 64
+    assert re.fullmatch(r"train-cloud: DIR: '/proc/self': name a folder that can be made .*\n", capsys.readouterr().err)
+
+
+def test_what_init_says_can_be_pasted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "my run"]) == 0
+    assert "\n  cd 'my run'\n" in capsys.readouterr().out
+    monkeypatch.chdir(tmp_path / "my run")
+    for name in ("run.yaml", "code", "terraform"):
+        Path(name).rename(f"former-{name}")
+    assert main(["init", "."]) == 0
+    assert "  cd " not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("name", "run_id"), [("A_b c", "a-b-c"), ("--é--", "my-run"), ("x" * 60, "x" * 40)])
 def test_the_run_is_named_after_its_folder(name: str, run_id: str, tmp_path: Path) -> None:
     from train_cloud.config import load_run_file

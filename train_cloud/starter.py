@@ -20,6 +20,9 @@ __pycache__/
 *.tfstate*
 """
 
+#: What is never there before.
+_WRITTEN = ("run.yaml", "code", "terraform")
+
 
 def begin(folder: Path) -> list[Path]:
     """Write the folder; where it exists, beside what lies there.
@@ -28,8 +31,7 @@ def begin(folder: Path) -> list[Path]:
     :raises InputError: one of them is there already, or cannot be
     """
     run_id = re.sub(r"[^a-z0-9]+", "-", folder.absolute().name.lower())[:40].strip("-") or "my-run"
-    run_file, code, terraform = folder / "run.yaml", folder / "code", folder / "terraform"
-    for path in (run_file, code, terraform):
+    for path in (folder / name for name in _WRITTEN):
         if path.exists() or path.is_symlink():
             raise InputError("DIR", str(path), "it is there already and is never overwritten: name another folder")
     try:
@@ -37,16 +39,21 @@ def begin(folder: Path) -> list[Path]:
     except FileNotFoundError as error:
         raise InputError("init", str(folder), f"run it elsewhere: {error}") from error
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError("DIR", str(folder), f"name a folder that can be made: {error.strerror}") from error
+        return _write(folder, example, run_id)
+    except (OSError, shutil.Error) as error:
+        why = getattr(error, "strerror", None) or "not all of it could be copied"
+        raise InputError("DIR", str(folder), f"name a folder that can be made and written to: {why}") from error
+
+
+def _write(folder: Path, example: Path, run_id: str) -> list[Path]:
+    run_file, code, terraform, ignored = (folder / name for name in (*_WRITTEN, ".gitignore"))
+    folder.mkdir(parents=True, exist_ok=True)
     shutil.copytree(example / "code", code, ignore=shutil.ignore_patterns("__pycache__"))
     run_file.write_text(_replaced(example / "run.yaml", _NAME, f"run_id: {run_id} "), encoding="utf-8")
     shipped.copy_terraform(terraform)
     variables = _replaced(terraform / "terraform.tfvars.example", _RUN_FILE, 'run_file = "../run.yaml"')
     (terraform / "terraform.tfvars").write_text(variables.replace("Copy to terraform.tfvars. Only", "Only"))
     written = [run_file, code, terraform]
-    ignored = folder / ".gitignore"
     if not ignored.exists():
         ignored.write_text(_IGNORED)
         written.append(ignored)

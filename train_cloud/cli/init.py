@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -29,4 +30,5 @@ def init(
 
     for path in begin(folder):
         echo(str(path))
-    echo(f"\nNext:\n  cd {folder}\n  train-cloud validate run.yaml\n  train-cloud train run.yaml --store ./store")
+    there = "" if folder.absolute() == Path.cwd() else f"  cd {shlex.quote(str(folder))}\n"
+    echo(f"\nNext:\n{there}  train-cloud validate run.yaml\n  train-cloud train run.yaml --store ./store")
