@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -36,7 +37,7 @@ class FinishedHost(Host, Protocol):
         """How far it is."""
 
 
-class Program:
+class Program(ABC):
     """:ivar code: the folder that it comes from
     :ivar facts: for its checkpoints
     """
@@ -44,14 +45,14 @@ class Program:
     def __init__(self, code: CodeFolder, facts: Mapping[str, Any]) -> None:
         self.code, self.facts = code, facts
 
+    @abstractmethod
     def train(self, host: FinishedHost, deadline: Deadline) -> None:
         """Until the end of the training.
 
         :raises TrainingStopped: stopped at a consistent point
         """
-        raise NotImplementedError
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - a script closes its own
         """Its environments."""
 
 
