@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from train_cloud.config.code import code_files
 from train_cloud.config.environment import Environment
+from train_cloud.config.experiment import Cell, Experiment, is_experiment, load_experiment
 from train_cloud.config.fork import check_fork
 from train_cloud.config.identity import PARTS, identity_changes
 from train_cloud.config.initial_model import InitialModel
@@ -15,8 +16,10 @@ __all__ = [
     "ALIASES",
     "PARTS",
     "SUPPORTED",
+    "Cell",
     "Code",
     "Environment",
+    "Experiment",
     "InitialModel",
     "Limits",
     "Preservation",
@@ -26,6 +29,8 @@ __all__ = [
     "dump_run_file",
     "expand",
     "identity_changes",
+    "is_experiment",
+    "load_experiment",
     "load_run_file",
     "parse_overrides",
     "parse_run_file",

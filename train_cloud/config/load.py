@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -118,18 +117,37 @@ def load_run_file(
     :raises InputError: naming field, value and fix
     """
     path = Path(path)
+    values = read_mapping(path, "run file", "run_id")
+    if describes_experiment(values):
+        fix = "it is an experiment file, and stands for many runs: train-cloud expand writes a run file for each"
+        raise InputError("run file", str(path), fix)
+    return parse_run_file(values, overrides, extra=launched_with() if extra is None else extra, base=path.parent)
+
+
+def describes_experiment(values: Mapping[Any, Any]) -> bool:
+    """Whether a file's content is that of an experiment file (config/experiment.py), and no run file's."""
+    return "base" in values or "vary" in values
+
+
+def read_mapping(path: Path, what: str, first: str) -> dict[Any, Any]:
+    """The map that a YAML file holds.
+
+    :param what: the file is, for errors
+    :param first: the key that such a file begins with
+    :raises InputError: it cannot be read, or holds something else
+    """
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        raise InputError("run file", str(path), "name an existing file") from None
+        raise InputError(what, str(path), "name an existing file") from None
     except UnicodeDecodeError:
-        raise InputError("run file", str(path), "save it as UTF-8 text") from None
+        raise InputError(what, str(path), "save it as UTF-8 text") from None
     except OSError as error:
-        raise InputError("run file", str(path), f"make it readable: {error.strerror}") from error
+        raise InputError(what, str(path), f"make it readable: {error.strerror}") from error
     values = read_yaml(text, path.name)
     if not isinstance(values, dict):
-        raise InputError("run file", str(path), "write a mapping that begins with run_id: <name>")
-    return parse_run_file(values, overrides, extra=_extra() if extra is None else extra, base=path.parent)
+        raise InputError(what, str(path), f"write a mapping that begins with {first}: <name>")
+    return values
 
 
 def parse_run_file(
@@ -147,14 +165,12 @@ def parse_run_file(
     """
     tree = _canonical(values)
     for key, value in [*(extra or {}).items(), *parse_overrides(overrides).items()]:
-        _put(tree, key, value)
-        if key in _INSTEAD and value is not None:
-            tree[_INSTEAD[key]] = None
+        put(tree, key, value)
     _place_paths(tree, (base or Path()).absolute())
     try:
         return RunFile.model_validate(tree)
     except ValidationError as error:
-        raise _explain(error) from error
+        raise explain(error) from error
 
 
 def dump_run_file(run_file: RunFile, folder: Path, comment: str) -> str:
@@ -188,7 +204,8 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, object]:
     return parsed
 
 
-def _extra() -> Mapping[str, object]:
+def launched_with() -> Mapping[str, object]:
+    """Keys with parsed values that overrule the run file, in the JSON file that ``TRAIN_CLOUD_OVERRIDES`` names."""
     path = os.environ.get("TRAIN_CLOUD_OVERRIDES")
     if not path:
         return {}
@@ -214,10 +231,37 @@ def _canonical(values: Mapping[str, object]) -> dict[str, Any]:
     return tree
 
 
-def _put(tree: dict[str, Any], key: str, value: object) -> None:
-    """Set ``a.b.c`` in a tree; the maps on the way are copied, because the caller's must not change."""
+def merge(values: Mapping[str, object], changes: Mapping[str, object]) -> dict[str, Any]:
+    """A run file's content with other content laid over it: maps are merged key by key, all else is replaced.
+
+    :param changes: their keys may be dotted
+    :raises InputError: a key of ``changes`` goes through something that is no map
+    """
+    tree = _canonical(values)
+    for key, value in changes.items():
+        if not isinstance(key, str):
+            raise InputError(str(key), value, "this key is not text: put it in quotes")
+        put(tree, key, value, merging=True)
+    return tree
+
+
+def _merged(below: object, value: object) -> object:
+    if not isinstance(below, dict) or not isinstance(value, dict):
+        return value
+    return {**below, **{key: _merged(below.get(key), item) for key, item in value.items()}}
+
+
+def put(tree: dict[str, Any], key: str, value: object, *, merging: bool = False) -> None:
+    """Set ``a.b.c`` in a run file's content; the maps on the way are copied, because the caller's must not change.
+
+    Of fields that stand for each other, the other one goes.
+
+    :param merging: a map is merged into the one that is there
+    """
     names = key.split(".")
     names[0] = ALIASES.get(names[0], names[0])
+    if key in _INSTEAD and value is not None:
+        tree[_INSTEAD[key]] = None
     if not all(names):
         raise InputError("--set", key, "write key=value or key.sub=value")
     for depth, name in enumerate(names[:-1], start=1):
@@ -226,7 +270,7 @@ def _put(tree: dict[str, Any], key: str, value: object) -> None:
             raise InputError(key, value, f"{'.'.join(names[:depth])} is {below!r}, not a map: set it as a whole")
         tree[name] = dict(below or {})
         tree = tree[name]
-    tree[names[-1]] = value
+    tree[names[-1]] = _merged(tree.get(names[-1]), value) if merging else value
 
 
 def _place_paths(tree: dict[str, Any], base: Path) -> None:
@@ -254,10 +298,13 @@ def _place_paths(tree: dict[str, Any], base: Path) -> None:
         tree["initial_model"] = {**(model if isinstance(model, dict) else {}), "source": str(place(source))}
 
 
-def _explain(error: ValidationError) -> InputError:
-    """The first of pydantic's findings as one sentence; an unknown key first, as it often explains a missing one."""
+def explain(error: ValidationError, sections: Mapping[str, type[BaseModel]] = _SECTIONS) -> InputError:
+    """The first of pydantic's findings as one sentence; an unknown key first, as it often explains a missing one.
+
+    :param sections: dotted name of a section → what may stand in it; the run file's by default
+    """
     findings = sorted(error.errors(include_url=False), key=lambda finding: finding["type"] != "extra_forbidden")
-    first = _finding(findings[0])
+    first = _finding(findings[0], sections)
     others = [name for name in dict.fromkeys(_name(finding) for finding in findings[1:]) if name != first.field]
     if others:
         return type(first)(first.field, first.value, f"{first.fix} (also: {', '.join(others)})")
@@ -269,15 +316,16 @@ def _name(finding: ErrorDetails) -> str:
     return ".".join(str(part) for part in finding["loc"] if not (isinstance(part, str) and "[" in part))
 
 
-def _finding(finding: ErrorDetails) -> InputError:
+def _finding(finding: ErrorDetails, sections: Mapping[str, type[BaseModel]]) -> InputError:
     kind, context, name, value = finding["type"], finding.get("ctx", {}), _name(finding), finding["input"]
     raised = context.get("error")
     if isinstance(raised, InputError):
         return raised
     if kind == "extra_forbidden":
         section, _, key = name.rpartition(".")
-        section = re.sub(r"^(evaluation\.categories)\..*", r"\1.*", section)
-        known = (*_SECTIONS[section].model_fields, *(ALIASES if not section else ()))
+        if section not in sections:  # of a map from names to sections
+            section = next(name for name in sections if name.endswith("*") and section.startswith(name[:-1]))
+        known = (*sections[section].model_fields, *(ALIASES if sections[section] is RunFile else ()))
         return InputError(name, value, f"unknown key: {suggestion(key, known) or 'use one of ' + ', '.join(known)}")
     fixes = {
         "missing": "it is required: add it",

@@ -1,0 +1,321 @@
+"""The experiment file: a run file that is varied, each combination and seed a run of its own. Imports no torch.
+
+Nothing about a run depends on the experiment that asked for it: a cell's run file is the base with the levels' changes,
+a run id, a seed and the experiment's name, and is checked as every run file is.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
+
+from train_cloud.config.comparison import Compare, Criterion
+from train_cloud.config.load import (
+    describes_experiment,
+    explain,
+    launched_with,
+    merge,
+    parse_overrides,
+    parse_run_file,
+    put,
+    read_mapping,
+)
+from train_cloud.config.run_file import RunFile
+from train_cloud.config.shapes import Arguments, Number, Section, Text, Whole, matching
+from train_cloud.errors import InputError, NotYet, suggestion
+
+#: What the experiment decides about each of its runs.
+_DECIDED = ("run_id", "seed", "seeds", "experiment")
+_MOST_CELLS = 10_000
+_MOST_CHARACTERS = 40
+_NAME = re.compile(r"[a-z0-9]([a-z0-9_-]*[a-z0-9])?")
+_RUN_ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
+
+
+def _changes(value: object) -> object:
+    """``baseline:`` with nothing behind it changes nothing."""
+    return {} if value is None else value
+
+
+Name = Annotated[Text, matching(_NAME, "use lower-case letters, digits, _ and -, for example no_pretrain")]
+Changes = Annotated[Arguments, BeforeValidator(_changes)]
+
+
+class TotalLimits(Section):
+    """Where the whole experiment stops; runs that are being trained then end as `stopped`, no other one begins."""
+
+    hours: Annotated[Number, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        None, description="Over all sessions of all runs. Two runs that are trained side by side for an hour are two."
+    )
+    dollars: Annotated[Number, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        None, description="US dollars for all sessions of all runs, as a run's own `limits.dollars` counts them."
+    )
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of an experiment."""
+
+    run_id: str
+    levels: Mapping[str, str]
+    """Factor → level, in the file's order."""
+    seed: int
+    config: RunFile
+    """What it is trained with, as if this were its run file."""
+
+
+class Experiment(Section):
+    """What is varied of one run file, and how its runs are trained and compared."""
+
+    experiment: Annotated[
+        Text, matching(_RUN_ID, "use 1 to 40 lower-case letters, digits and inner hyphens, for example architectures")
+    ] = Field(description="The experiment's name. Its runs are called `<experiment>-<level>-<level>-s<seed>`.")
+    base: Path = Field(
+        description="The run file that is varied, relative to this one. Paths in it and in `vary` are relative to it."
+    )
+    vary: dict[Name, Annotated[dict[Name, Changes], Field(min_length=1)]] = Field(
+        {},
+        description="Factor to level to what the level changes in the run file. Maps are merged key by key, anything "
+        "else is replaced; keys may be dotted. `{}` changes nothing. Every combination of levels is trained.",
+    )
+    seeds: tuple[Annotated[Whole, Field(ge=0, lt=2**32)], ...] | None = Field(
+        None,
+        min_length=1,
+        max_length=1000,
+        description="A run for each, in every combination; null for those of the base.",
+    )
+    max_parallel: Annotated[Whole, Field(ge=1, le=1024)] | None = Field(
+        None, description="How many runs are trained at once on one machine; null for one per core and `threads`."
+    )
+    threads: Annotated[Whole, Field(ge=1, le=1024)] = Field(
+        1,
+        description="Threads with which torch computes in each run. A result depends on it, so it does not follow from "
+        "how many runs are trained at once.",
+    )
+    max_attempts: Annotated[Whole, Field(ge=1, le=1000)] = Field(
+        3, description="Failures in a row without a new commit, after which a run is not tried again."
+    )
+    limits: TotalLimits = Field(TotalLimits(), description="Where the whole experiment stops; see below.")
+    compare: Compare | None = Field(None, description="How `train-cloud compare` compares its levels; see below.")
+    search: Any = Field(None, description="Instead of `vary`: a space to search. Not yet.")
+
+    _cells: tuple[Cell, ...] = PrivateAttr(())
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """All its runs: by level, the last factor's first, and then by seed."""
+        return self._cells
+
+    @model_validator(mode="after")
+    def _check(self) -> Experiment:
+        if self.search is not None:
+            raise NotYet("search", self.search, "not in this version: name levels under vary")
+        if self.seeds is not None and (twice := _twice(self.seeds)) is not None:
+            raise InputError("seeds", list(self.seeds), f"each seed makes a run, and {twice} stands there twice")
+        for factor, levels in self.vary.items():
+            for level, changes in levels.items():
+                for key in changes:
+                    if (field := key.split(".")[0]) in _DECIDED:
+                        fix = f"the experiment decides this: {_instead(field)}"
+                        raise InputError(f"vary.{factor}.{level}.{key}", changes[key], fix)
+        return self
+
+
+_SECTIONS: Mapping[str, type[BaseModel]] = {
+    "": Experiment,
+    "limits": TotalLimits,
+    "compare": Compare,
+    "compare.criteria.*": Criterion,
+}
+
+
+def is_experiment(path: str | Path) -> bool:
+    """Whether a file is an experiment file, and no run file; False for what cannot be read as either."""
+    try:
+        values = read_mapping(Path(path), "file", "experiment")
+    except InputError:
+        return False
+    return describes_experiment(values)
+
+
+def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read an experiment file and check every run of it.
+
+    :param overrides: as given with ``--set``. A key of the experiment file is the experiment's (``seeds=[1, 2]``,
+        ``limits.hours=3``); ``vary.<factor>=[level, level]`` leaves the other levels out. Any other key, and every one
+        that begins with ``base.``, is set in the run file of every run.
+    :raises InputError: naming field, value and fix, and the run where it is one run's
+    """
+    path = Path(path)
+    values = read_mapping(path, "experiment file", "experiment")
+    own, each = _split(overrides)
+    values["vary"] = _named(values.get("vary", {}))
+    for key, value in own.items():
+        put(
+            values, key, _selected(values["vary"], key, value) if isinstance(value, list) and _is_factor(key) else value
+        )
+    values["vary"] = _named(values["vary"])
+    if isinstance(values.get("base"), str):
+        values["base"] = (path.parent / Path(values["base"]).expanduser()).absolute()
+    try:
+        experiment = Experiment.model_validate(values)
+    except ValidationError as error:
+        raise explain(error, _SECTIONS) from error
+    if not experiment.base.is_file():
+        raise InputError("base", str(experiment.base), "name an existing run file, relative to the experiment file")
+    experiment._cells = tuple(_expand(experiment, {**launched_with(), **each}))
+    _check_categories(experiment.cells)
+    return experiment
+
+
+def _split(overrides: Sequence[str]) -> tuple[dict[str, object], dict[str, object]]:
+    """What ``--set`` says of the experiment, and of each run."""
+    own: dict[str, object] = {}
+    each: dict[str, object] = {}
+    for key, value in parse_overrides(overrides).items():
+        first, _, rest = key.partition(".")
+        if first == "base" and rest:
+            key = rest
+        elif first in Experiment.model_fields:
+            own[key] = value
+            continue
+        if (field := key.split(".")[0]) in _DECIDED:
+            raise InputError(f"--set {key}", value, f"the experiment decides this: {_instead(field)}")
+        each[key] = value
+    return own, each
+
+
+def _is_factor(key: str) -> bool:
+    return key.startswith("vary.") and key.count(".") == 1
+
+
+def _instead(field: str) -> str:
+    if field in ("seed", "seeds"):
+        return "list them under seeds, in the experiment file or with --set 'seeds=[1, 2]'"
+    return "runs are named after experiment, levels and seed"
+
+
+def _selected(vary: object, key: str, wanted: list[Any]) -> dict[str, Any]:
+    """The levels of a factor that ``--set vary.<factor>=[…]`` leaves, in the order that it gives."""
+    factor = key.removeprefix("vary.")
+    factors = vary if isinstance(vary, dict) else {}
+    levels = factors.get(factor)
+    if not isinstance(levels, dict):
+        fix = suggestion(factor, tuple(factors)) or f"name one of {', '.join(factors) or 'those that the file has'}"
+        raise InputError(f"--set {key}", wanted, f"unknown factor: {fix}")
+    found = {}
+    for level in map(str, wanted):
+        if level not in levels:
+            fix = suggestion(level, tuple(levels)) or f"name some of {', '.join(levels)}"
+            raise InputError(f"--set {key}", level, f"unknown level: {fix}")
+        if level in found:
+            raise InputError(f"--set {key}", wanted, f"{level} stands there twice")
+        found[level] = levels[level]
+    return found
+
+
+def _named(vary: object) -> object:
+    """``vary`` with text for the names of factors and levels. YAML takes ``128``, ``0.9`` and ``true`` for values; as
+    names they would be told in pydantic's words.
+    """
+    if not isinstance(vary, dict):
+        return vary
+    return {
+        name: _with_names(levels, f"vary.{name}", "level") if isinstance(levels, dict) else levels
+        for name, levels in _with_names(vary, "vary", "factor").items()
+    }
+
+
+def _with_names(given: Mapping[Any, Any], field: str, what: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in given.items():
+        name = str(key)
+        if isinstance(key, bool | None):
+            raise InputError(field, key, f"YAML takes this for a value: put the {what}'s name in quotes")
+        if not _NAME.fullmatch(name):
+            near = re.sub(r"[^a-z0-9_-]+", "_", name.lower()).strip("_-")
+            fix = f"call this {what} {near or 'baseline'} for example: use lower-case letters, digits, _ and - only"
+            raise InputError(field, key, fix)
+        if name in found:
+            raise InputError(field, key, f"another {what} is called so too: call one of them otherwise")
+        found[name] = value
+    return found
+
+
+def _expand(experiment: Experiment, each: Mapping[str, object]) -> list[Cell]:
+    base = read_mapping(experiment.base, "base", "run_id")
+    seeds = experiment.seeds or _seeds_of(base)
+    factors = list(experiment.vary)
+    combinations = list(itertools.product(*(experiment.vary[factor].items() for factor in factors)))
+    if len(combinations) * len(seeds) > _MOST_CELLS:
+        raise InputError("vary", f"{len(combinations) * len(seeds)} runs", f"at most {_MOST_CELLS}: vary less")
+    base = {key: value for key, value in base.items() if key not in _DECIDED}
+    cells: dict[str, Cell] = {}
+    for combination in combinations:
+        levels = dict(zip(factors, (level for level, _ in combination), strict=True))
+        for seed in seeds:
+            run_id = _run_id(experiment.experiment, levels, seed)
+            if run_id in cells:
+                other = " and ".join(cells[run_id].levels.values())
+                fix = f"{' and '.join(levels.values())} and {other} give the same run id: call one of them otherwise"
+                raise InputError(run_id, seed, fix)
+            config = _cell(experiment, run_id, seed, base, combination, each)
+            cells[run_id] = Cell(run_id, levels, seed, config)
+    return list(cells.values())
+
+
+def _cell(
+    experiment: Experiment,
+    run_id: str,
+    seed: int,
+    base: Mapping[str, object],
+    combination: Sequence[tuple[str, Mapping[str, object]]],
+    each: Mapping[str, object],
+) -> RunFile:
+    values = {"run_id": run_id, "experiment": experiment.experiment, **base, "seed": seed}
+    try:
+        for _, changes in combination:
+            values = merge(values, changes)
+        return parse_run_file(values, extra=each, base=experiment.base.parent)
+    except InputError as error:
+        raise type(error)(f"{run_id}: {error.field}", error.value, error.fix) from error
+
+
+def _run_id(experiment: str, levels: Mapping[str, str], seed: int) -> str:
+    parts = [experiment, *(level.replace("_", "-") for level in levels.values()), f"s{seed}"]
+    run_id = "-".join(parts)
+    if len(run_id) > _MOST_CHARACTERS:
+        fix = f"it has {len(run_id)} characters, and a run id at most {_MOST_CHARACTERS}: shorten experiment or levels"
+        raise InputError("experiment", run_id, fix)
+    return run_id
+
+
+def _seeds_of(base: Mapping[str, object]) -> tuple[int, ...]:
+    """Of the base, before it is checked: what is no list of numbers is told when a run is."""
+    seeds = base.get("seeds", [base.get("seed", 0)])
+    if not isinstance(seeds, list) or not all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds):
+        raise InputError("base: seeds", seeds, "give whole numbers: [1, 2, 3]")
+    if (twice := _twice(seeds)) is not None:
+        raise InputError("base: seeds", seeds, f"each seed makes a run, and {twice} stands there twice")
+    return tuple(seeds)
+
+
+def _twice(seeds: Sequence[int]) -> int | None:
+    return next((seed for at, seed in enumerate(seeds) if seed in seeds[:at]), None)
+
+
+def _check_categories(cells: Sequence[Cell]) -> None:
+    """What is compared must have been tried on the same categories."""
+    named = {cell.run_id: set(cell.config.evaluation.categories) if cell.config.evaluation else set() for cell in cells}
+    having = {name: run_id for run_id, names in named.items() for name in names}
+    for run_id, names in named.items():
+        if missing := sorted(having.keys() - names):
+            what = f"it lacks {missing[0]}" if names else "it has no evaluation"
+            fix = f"{what}, and {having[missing[0]]} is evaluated on that: give every level the same categories"
+            raise InputError(f"{run_id}: evaluation.categories", sorted(names), fix)
