@@ -46,6 +46,7 @@ ALLOWED = {
     "platforms": STORED | {"artifacts"},
     "runtime": JOINED,
     "operations": JOINED | {"runtime"},
+    "experiments": JOINED | {"runtime", "operations"},
 }
 EVERYTHING = {"cli", "rehearsal", "__init__", "__main__"}
 OUTSIDE = {

@@ -124,11 +124,13 @@ DISTRIBUTIONS: dict[str, Draw] = {
     "one run like another": lambda generator, shape: (
         generator.normal(size=(shape[0], 1)) + generator.normal(0, 0.2, shape)
     ),
-    "all or nothing": lambda generator, shape: np.repeat(generator.random((shape[0], 1)) < 0.5, shape[1], axis=1) * 1.0,
-    "some collapse": lambda generator, shape: (
-        (generator.random((shape[0], 1)) < 0.7) + generator.normal(0, 0.01, shape)
+    "all or nothing": lambda generator, shape: np.repeat(
+        1.0 * (generator.random((shape[0], 1)) < 0.5), shape[1], axis=1
     ),
-    "success in five episodes": lambda generator, shape: generator.binomial(5, 0.8, shape) / 5,
+    "some collapse": lambda generator, shape: (
+        1.0 * (generator.random((shape[0], 1)) < 0.7) + generator.normal(0, 0.01, shape)
+    ),
+    "success in five episodes": lambda generator, shape: np.asarray(generator.binomial(5, 0.8, shape) / 5, np.float64),
     "skewed": lambda generator, shape: (
         np.exp(1.5 * generator.normal(size=(shape[0], 1))) + generator.normal(0, 0.1, shape)
     ),
@@ -206,7 +208,9 @@ def test_a_level_that_is_far_better_is_named(levels: int, runs: int, apart: floa
     ],
 )
 def test_too_few_runs_name_no_winner(runs: tuple[int, ...], because: str) -> None:
-    scores = [np.full((number, 2), 10.0 * place) + np.arange(number)[:, None] for place, number in enumerate(runs)]
+    scores = [
+        np.full((number, 2), 10.0 * place) + np.arange(float(number))[:, None] for place, number in enumerate(runs)
+    ]
     levels = {f"level {place}": each for place, each in enumerate(scores)}
     intervals = {name: (float(each.min()), float(each.max())) for name, each in levels.items() if len(each)}
     found = statistics.verdict(levels, intervals, confidence=0.95)

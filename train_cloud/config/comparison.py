@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, Strict, model_validator
+from pydantic import Field, model_validator
 
 from train_cloud.config.shapes import Number, Section, Text, Whole
 from train_cloud.errors import InputError, suggestion
@@ -70,11 +70,9 @@ class Compare(Section):
         "value counts and which needs a direction. Empty for none but `metric`.",
     )
     confidence: Annotated[Number, Field(ge=0.5, lt=1)] = Field(
-        0.95, description="Of all intervals; a winner is named at the level of 1 minus this."
+        0.95, description="Of all intervals; a false winner is named with a probability of at most 1 minus this."
     )
-    repetitions: Annotated[Whole, Field(ge=100, le=1_000_000)] = Field(
-        10_000, description="Of the bootstrap and of the permutation test, where not all permutations are tried."
-    )
+    repetitions: Annotated[Whole, Field(ge=100, le=1_000_000)] = Field(10_000, description="Of the bootstrap.")
     random_seed: Annotated[Whole, Field(ge=0, lt=2**32)] = Field(
         0, description="Of the bootstrap: the same evaluations have the same intervals."
     )
@@ -93,11 +91,6 @@ class Compare(Section):
         {},
         description="Category to two values of `metric` that count as 0 and as 1, as a random and an expert policy's. "
         "Name every category or none.",
-    )
-    equal_timesteps: Annotated[bool, Strict()] = Field(
-        True,
-        description="Runs are compared at the last timesteps that all of them were evaluated at, if some have trained "
-        "longer; false for each run's own last evaluation.",
     )
 
     @model_validator(mode="after")

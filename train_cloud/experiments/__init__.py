@@ -1,0 +1,1 @@
+"""Experiments: many runs of one file, trained, watched and compared together."""
