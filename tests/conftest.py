@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -183,6 +185,24 @@ def warm_processes(aws_environment: pytest.MonkeyPatch) -> Iterator[None]:
 def cold_processes(request: pytest.FixtureRequest, warm_processes: None) -> Iterator[None]:
     with cold_starts() if request.path.stem in COLD else contextlib.nullcontext():
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_modules_only(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Of the files of tests only this one, and those that it imports, are loaded while its tests run: pytest has loaded
+    them all, and to a training in its process they are the user's code, all of which each snapshot looks at.
+    """
+    loaded = {name: module for name, module in list(sys.modules.items()) if name.startswith("test_")}
+    needed, waiting = set(), [request.path.stem]
+    while waiting:
+        name = waiting.pop()
+        if name in loaded and name not in needed:
+            needed.add(name)
+            waiting += re.findall(r"^(?:from|import) (test_\w+)", inspect.getsource(loaded[name]), re.MULTILINE)
+    for name in loaded.keys() - needed:
+        del sys.modules[name]
+    yield
+    sys.modules.update(loaded)
 
 
 @pytest.fixture(scope="session")
