@@ -72,7 +72,7 @@ def test_the_surface_is_the_documented_one() -> None:
     ("words", "offered"),
     [
         ("train-cloud va", {"validate"}),
-        ("train-cloud re", {"rehearse", "report", "repair", "relaunch", "requirements"}),
+        ("train-cloud re", {"record", "rehearse", "report", "repair", "relaunch", "requirements"}),
     ],
 )
 def test_a_shell_completes_commands(words: str, offered: set[str]) -> None:

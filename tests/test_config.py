@@ -31,6 +31,7 @@ from train_cloud.config.artifacts import Artifacts, Wandb
 from train_cloud.config.code import NEVER
 from train_cloud.config.evaluation import Category, Evaluation, Routes, Video
 from train_cloud.config.load import read_yaml
+from train_cloud.config.pretraining import Keep, Pretraining
 from train_cloud.config.reproducibility import Reproducibility
 from train_cloud.errors import InputError, NotYet
 from train_cloud.operations.requirements import pip_arguments
@@ -608,6 +609,8 @@ def fields_as_markdown() -> str:
         ("", RunFile),
         ("environment", Environment),
         ("initial_model", InitialModel),
+        ("pretraining", Pretraining),
+        ("pretraining.keep", Keep),
         ("code", Code),
         ("limits", Limits),
         ("preservation", Preservation),

@@ -21,6 +21,18 @@ OF_THE_BLOB = "own|#"
 ENDED_EARLY = "ended_early"
 """In the facts of a checkpoint at which a callback ended the run: ``by`` which, and of which ``total_timesteps``."""
 
+PRETRAINING = "pretraining"
+"""Of a run that begins with pretraining: the part with its state, and in the facts how far it is: ``epoch`` of
+``epochs``, and whether it is ``finished``."""
+
+
+def is_pretraining(facts: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint was taken before its run's pretraining was over: there are several at timesteps 0.
+
+    :param facts: of the checkpoint
+    """
+    return not facts.get(PRETRAINING, {}).get("finished", True)
+
 
 @dataclass(frozen=True)
 class Part:

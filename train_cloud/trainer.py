@@ -122,7 +122,16 @@ class Host(Protocol):
         """
 
     def phase(self, name: str) -> None:
-        """The training is now in: ``steps``, ``update`` or ``store`` (waiting for it)."""
+        """The training is now in: ``steps``, ``update``, ``pretrain`` or ``store`` (waiting for it)."""
+
+    def pretrained(self, epochs: Sequence[Mapping[str, float]], policy: bytes | None = None) -> bool:
+        """So far the pretraining has come.
+
+        :param epochs: figures of all epochs that are over, each with its number as ``epoch``
+        :param policy: once it is over: the cloned policy, as a file of the run's artifacts
+        :return: whether all of it is where it will be found; False where a stop's deadline came first
+        """
+        return True
 
     def step(self, timesteps: int) -> None:
         """A step of the environments is done."""

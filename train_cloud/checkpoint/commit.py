@@ -203,7 +203,9 @@ class Committer:
             references = self._write(snapshot, writes)
             earlier = () if before is None else self._earlier(before)
             manifest = self._manifest(snapshot, references, created)
-            kept = preserved(self._policy, manifest.episode_return, earlier, held)
+            # Of a pretraining there is one after the other at timesteps 0: the newest stands for all.
+            others = [each for each in earlier if each.timesteps != manifest.timesteps]
+            kept = preserved(self._policy, manifest.episode_return, others, held)
             manifest = manifest.model_copy(update={"kept": kept})
             reference = writes.put(references.folder + "manifest.json", memoryview(manifest.model_dump_json().encode()))
         self._before_head()

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from train_cloud import extras, hash_seed
-from train_cloud.cli import account, artifacts, evaluate, files, init, rehearse, report, runs, train, worker
+from train_cloud.cli import account, artifacts, evaluate, files, init, record, rehearse, report, runs, train, worker
 from train_cloud.errors import Interrupted, TrainCloudError
 from train_cloud.installed import is_installed
 from train_cloud.safe_text import adopt, clean, guarded, show_traceback
@@ -27,7 +27,7 @@ EXIT_CODES = {
 }
 
 #: What they do depends on the hash seed, and must be the same each time.
-_REPEATABLE = ("train", "evaluate")
+_REPEATABLE = ("train", "evaluate", "record")
 
 app = typer.Typer(
     name="train-cloud",
@@ -69,7 +69,7 @@ def _root(
     logging.getLogger("train_cloud").setLevel(logging.INFO)
 
 
-for module in (init, train, files, rehearse, report, artifacts, evaluate, runs, account, worker):
+for module in (init, train, record, files, rehearse, report, artifacts, evaluate, runs, account, worker):
     module.register(app)
 
 

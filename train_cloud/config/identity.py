@@ -20,6 +20,7 @@ PARTS: Mapping[str, Literal["identity", "budget"]] = {
     "environment": "identity",
     "hyperparameters": "identity",
     "initial_model": "identity",
+    "pretraining": "identity",
     "callbacks": "identity",
     "entry_point": "identity",
     "arguments": "identity",

@@ -19,6 +19,8 @@ from train_cloud.config.artifacts import Artifacts, Wandb
 from train_cloud.config.environment import Environment
 from train_cloud.config.evaluation import Category, Evaluation, Routes, Video
 from train_cloud.config.initial_model import InitialModel
+from train_cloud.config.pretraining import MINARI, Keep, Pretraining
+from train_cloud.config.pretraining import placed as placed_demonstrations
 from train_cloud.config.reproducibility import Reproducibility
 from train_cloud.config.run_file import Code, Limits, Preservation, RunFile
 from train_cloud.errors import InputError, suggestion
@@ -35,6 +37,8 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "environment": Environment,
     "code": Code,
     "initial_model": InitialModel,
+    "pretraining": Pretraining,
+    "pretraining.keep": Keep,
     "limits": Limits,
     "preservation": Preservation,
     "reproducibility": Reproducibility,
@@ -186,6 +190,9 @@ def dump_run_file(run_file: RunFile, folder: Path, comment: str) -> str:
             values["code"][name] = Path(os.path.relpath(path, folder)).as_posix()
     if run_file.initial_model is not None and run_file.initial_model.path is not None:
         values["initial_model"]["source"] = Path(os.path.relpath(run_file.initial_model.path, folder)).as_posix()
+    if run_file.pretraining is not None and run_file.pretraining.path is not None:
+        path = Path(os.path.relpath(run_file.pretraining.path, folder)).as_posix()
+        values["pretraining"]["demonstrations"] = path
     text = io.StringIO()
     YAML().dump(values, text)
     return f"# {comment}\n{text.getvalue()}"
@@ -296,6 +303,11 @@ def _place_paths(tree: dict[str, Any], base: Path) -> None:
     source = model.get("source") if isinstance(model, dict) else model
     if isinstance(source, str) and not source.startswith(("run:", "s3:")):
         tree["initial_model"] = {**(model if isinstance(model, dict) else {}), "source": str(place(source))}
+    learned = tree.get("pretraining")
+    source = learned.get("demonstrations") if isinstance(learned, dict) else learned
+    if isinstance(source, str) and not source.startswith(("s3:", MINARI)):
+        path = placed_demonstrations(source, place(source))
+        tree["pretraining"] = {**(learned if isinstance(learned, dict) else {}), "demonstrations": path}
 
 
 def explain(error: ValidationError, sections: Mapping[str, type[BaseModel]] = _SECTIONS) -> InputError:

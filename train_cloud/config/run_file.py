@@ -20,6 +20,8 @@ from train_cloud.config.environment import Environment
 from train_cloud.config.evaluation import Evaluation
 from train_cloud.config.identity import PARTS
 from train_cloud.config.initial_model import InitialModel, from_text
+from train_cloud.config.pretraining import CLONED, Pretraining
+from train_cloud.config.pretraining import from_text as pretraining_from_text
 from train_cloud.config.reproducibility import Reproducibility
 from train_cloud.config.shapes import (
     MODULE,
@@ -230,6 +232,10 @@ class RunFile(Section):
     initial_model: Annotated[InitialModel | None, BeforeValidator(from_text)] = Field(
         None, description="Model to start from; see below. Text is its `source`."
     )
+    pretraining: Annotated[Pretraining | None, BeforeValidator(pretraining_from_text)] = Field(
+        None,
+        description="Behaviour cloning before the first timestep; see below. Text is its `demonstrations`.",
+    )
     callbacks: tuple[Reference, ...] = Field((), description="`module:Class` of SB3 callbacks, made without arguments.")
     entry_point: Annotated[Text, AfterValidator(_entry_point)] | None = Field(
         None,
@@ -287,6 +293,8 @@ class RunFile(Section):
         if self.initial_model is not None:
             self.initial_model.check_path(self.code.folder)
             self._check_that_it_travels(self.initial_model)
+        if self.pretraining is not None:
+            self.pretraining.check_path(self.code.folder, self.code.exclude)
         if self.seeds is not None:
             self._check_seeds(self.seeds)
         if self.save_frequency is None and self.max_seconds_at_risk is None:
@@ -359,6 +367,9 @@ class RunFile(Section):
             near = f"did you mean {known}?" if known else suggestion(self.algorithm, SUPPORTED)
             fix = near or f"use {', '.join(SUPPORTED)} or module:Class"
             raise InputError("algorithm", self.algorithm, fix)
+        if self.pretraining is not None and self.algorithm in SUPPORTED and self.algorithm not in CLONED:
+            fix = f"{self.algorithm} cannot be pretrained: use {', '.join(CLONED)}, or remove it"
+            raise InputError("pretraining", self.pretraining.demonstrations, fix)
         if not (MODULE.fullmatch(self.policy) and "." not in self.policy) and not REFERENCE.fullmatch(self.policy):
             raise InputError("policy", self.policy, "use SB3's name, for example MlpPolicy, or module:Class")
 
@@ -382,7 +393,15 @@ class RunFile(Section):
             if not self.script.is_file():
                 fix = f"there is no such file below code.folder, {self.code.folder}"
                 raise InputError("entry_point", self.entry_point, fix)
-        for field in ("algorithm", "policy", "environment", "hyperparameters", "callbacks", "initial_model"):
+        for field in (
+            "algorithm",
+            "policy",
+            "environment",
+            "hyperparameters",
+            "callbacks",
+            "initial_model",
+            "pretraining",
+        ):
             value = getattr(self, field)
             if field in self.model_fields_set and value not in (None, (), {}):
                 shown = value.id if isinstance(value, Environment) else value
@@ -409,7 +428,12 @@ class RunFile(Section):
         wrappers = self.environment.wrappers if self.environment is not None else ()
         named = (ALGORITHMS.get(self.algorithm or "", self.algorithm or ""), self.policy, *wrappers, *self.callbacks)
         contrib = any(name.split(":")[0].split(".")[0] == CONTRIB for name in named)
-        return (*(["contrib"] if contrib else []), *(["wandb"] if self.wandb is not None else []))
+        minari = self.pretraining is not None and not self.pretraining.demonstrations.endswith(".npz")
+        return (
+            *(["contrib"] if contrib else []),
+            *(["wandb"] if self.wandb is not None else []),
+            *(["demonstrations"] if minari else []),
+        )
 
     @property
     def schedule_timesteps(self) -> int:
@@ -427,6 +451,8 @@ class RunFile(Section):
         }
         if self.initial_model is not None:
             same["initial_model"] = self.initial_model.identity()
+        if self.pretraining is not None:
+            same["pretraining"] = self.pretraining.identity()
         same["code"] = {
             "digest": None if self.code.folder is None else program_digest(self.code.digests()),
             "requirements": None if self.code.requirements is None else file_digest(self.code.requirements),

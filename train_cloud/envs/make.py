@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeAlias
 import gymnasium
 
 from train_cloud.envs.parallel import NEEDED, Together
-from train_cloud.errors import InputError, TrainCloudError, suggestion
+from train_cloud.errors import InputError, NotInstalled, TrainCloudError, suggestion
 from train_cloud.installed import is_installed
 
 Env: TypeAlias = gymnasium.Env[Any, Any]
@@ -110,7 +110,7 @@ def refusing(field: str, value: object, fix: str) -> Iterator[None]:
     """Whatever is raised inside becomes an InputError of this field."""
     try:
         yield
-    except InputError:
+    except (InputError, NotInstalled):
         raise
     except (*FAILURES, SystemExit) as error:
         raise InputError(field, value, f"{fix} {told(error)}") from error

@@ -9,6 +9,7 @@ from pydantic_core import to_jsonable_python
 
 from train_cloud.checkpoint import Manifest, restore
 from train_cloud.config import ALIASES, RunFile, parse_run_file, read_yaml
+from train_cloud.config.pretraining import recorded as recorded_pretraining
 from train_cloud.run import layout
 from train_cloud.run.session import read_sessions
 from train_cloud.store import ObjectStore
@@ -47,4 +48,9 @@ def recorded_run_file(
         values.pop("initial_model", None)
     elif isinstance(begun_with, dict) and "source" not in begun_with:  # a file, by its digest
         values["initial_model"] = written.get("initial_model")
+    learned = values.get("pretraining")
+    if to_play:
+        values.pop("pretraining", None)
+    elif isinstance(learned, dict):
+        values["pretraining"] = recorded_pretraining(learned, written.get("pretraining"))
     return parse_run_file({**values, "run_id": run_id}, overrides, extra={}, base=base)

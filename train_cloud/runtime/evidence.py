@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from train_cloud.run.session import SessionRecord
+from train_cloud.snapshot import is_pretraining
 
 if TYPE_CHECKING:
     from train_cloud.sb3.digest import Digests, Recording
@@ -118,7 +119,8 @@ class Evidence:
 
         assert self._digests is not None
         parameters = sum_of(snapshot.parts)
-        self._digests.kept(snapshot.timesteps, parameters)
+        if not is_pretraining(snapshot.facts):  # of which several are at timesteps 0
+            self._digests.kept(snapshot.timesteps, parameters)
         facts: dict[str, Any] = {**snapshot.facts, DIGESTS: {**snapshot.facts[DIGESTS], "parameters": parameters}}
         if self.because and facts.get("exact", True):
             facts |= {"exact": False, "exact_because": self.because}

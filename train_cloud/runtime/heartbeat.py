@@ -33,6 +33,7 @@ LONGEST_SILENCE = {
     "update": 3600.0,
     "store": 3600.0,
     "evaluate": 600.0,
+    "pretrain": 3600.0,
 }
 _DOING = {
     "start": "starting",
@@ -41,6 +42,7 @@ _DOING = {
     "update": "training",
     "store": "saving",
     "evaluate": "evaluating",
+    "pretrain": "pretraining",
 }
 _LINE_SECONDS = 30.0
 _BEAT_SECONDS = 1.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from train_cloud.runtime.acquire import Acquired
 from train_cloud.runtime.beside import Beside
 from train_cloud.runtime.delivery import Delivery
 from train_cloud.runtime.inputs import Inputs
+from train_cloud.runtime.pretraining import Pretrained
 from train_cloud.runtime.progress import Progress
 from train_cloud.runtime.restoring import Restored
 from train_cloud.runtime.saving import Saving
@@ -51,6 +52,7 @@ class SessionHost:
         self.finished = False
         self._inputs, self._lease, self._beside = inputs, acquired.lease, beside
         self._progress, self._delivery, self._saving = progress, delivery, saving
+        self._pretrained = Pretrained(beside.artifacts.folder, acquired.resumed_at)
         self._begins, self._before = acquired.manifest is None, restored.before
         # Asked at every step of the environments: not one call more than it takes.
         self.step: Callable[[int], None] = beside.step
@@ -80,9 +82,22 @@ class SessionHost:
             self.finished = False  # a script may call learn() again
         self._beside.heartbeat.phase(name)
 
+    def pretrained(self, epochs: Sequence[Mapping[str, float]], policy: bytes | None = None) -> bool:
+        self._pretrained.show(epochs, policy)
+        self._progress.pretrained(epochs)
+        if policy is None:
+            return True
+        sent = self._delivery.send_all(yielding=True)
+        self._beside.heartbeat.phase("pretrain")
+        return sent
+
     def outputs(self) -> Sequence[KVWriter]:
         environment = self._inputs.config.environment
-        return self._beside.artifacts.outputs(environment.id if environment else "", _interruptions(self._before))
+        board, table = self._beside.artifacts.outputs(
+            environment.id if environment else "", _interruptions(self._before)
+        )
+        self._pretrained.board = board
+        return board, table
 
     def exactness(self, exact: bool, because: str) -> None:
         if exact and self._inputs.evaluates_inline:

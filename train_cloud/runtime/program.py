@@ -12,6 +12,7 @@ from train_cloud.errors import InputError, TrainCloudError
 from train_cloud.runtime.code_folder import CodeFolder
 from train_cloud.runtime.initial_model import begin_with
 from train_cloud.runtime.inputs import Inputs
+from train_cloud.runtime.pretraining import pretraining_of
 from train_cloud.trainer import Deadline, Host, TrainingStopped
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from stable_baselines3.common.callbacks import BaseCallback
 
     from train_cloud.sb3.build import Built
+    from train_cloud.sb3.pretraining import Pretraining
 
 #: In a checkpoint's facts: what its environments' trial has found, and what its run began with.
 TRIAL, BEGUN_WITH = "environment_trial", "initial_model"
@@ -60,17 +62,22 @@ class Model(Program):
     """As the run file describes it."""
 
     def __init__(
-        self, code: CodeFolder, facts: Mapping[str, Any], built: Built, callbacks: Sequence[BaseCallback]
+        self,
+        code: CodeFolder,
+        facts: Mapping[str, Any],
+        built: Built,
+        callbacks: Sequence[BaseCallback],
+        pretraining: Pretraining | None = None,
     ) -> None:
         super().__init__(code, facts)
-        self._built, self._callbacks = built, callbacks
+        self._built, self._callbacks, self._pretraining = built, callbacks, pretraining
 
     def train(self, host: FinishedHost, deadline: Deadline) -> None:
         from train_cloud.sb3.callback import learn
         from train_cloud.sb3.script import left_early
 
         try:
-            learn(self._built.model, host, self._callbacks, self._built.choice)
+            learn(self._built.model, host, self._callbacks, self._built.choice, self._pretraining)
         except SystemExit as error:
             if deadline.pending:
                 raise TrainingStopped from error
@@ -147,11 +154,13 @@ def build(inputs: Inputs, code: CodeFolder, facts: Mapping[str, Any], graphs: Pa
     callbacks = build_callbacks(config)
     built = build_model(config, facts.get(TRIAL), begun)
     begun_with = facts.get(BEGUN_WITH)
-    if config.initial_model is not None and not facts:
-        try:
+    try:
+        if config.initial_model is not None and not facts:
             begun_with = begin_with(built.model, config.initial_model, inputs.store.url)
-        except BaseException:
-            built.close()
-            raise
+        pretraining = pretraining_of(config, built.model, facts)
+    except BaseException:
+        built.close()
+        raise
     known = {TRIAL: built.trial, BEGUN_WITH: begun_with}
-    return Model(code, {name: value for name, value in known.items() if value is not None}, built, callbacks)
+    kept = {name: value for name, value in known.items() if value is not None}
+    return Model(code, kept, built, callbacks, pretraining)

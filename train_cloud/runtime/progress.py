@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from train_cloud.errors import StoreError
@@ -26,6 +27,7 @@ class Progress:
         self._lock = threading.Lock()
         self._at_risk = 0
         self._last_commit: dict[str, Any] = {}
+        self._pretrained: Mapping[str, float] = {}
         self._written = time.monotonic()
         self._reporter: threading.Thread | None = None
 
@@ -75,6 +77,10 @@ class Progress:
         """Figures of the last commit, for the next report."""
         self._last_commit = {"commit_seconds": seconds, "sent_bytes": sent_bytes}
 
+    def pretrained(self, epochs: Sequence[Mapping[str, float]]) -> None:
+        """Figures of the last epoch, for the next report."""
+        self._pretrained = epochs[-1] if epochs else {}
+
     def evaluated(self) -> dict[str, Any]:
         """The last evaluation, in short; empty before there is one."""
         latest = self._evaluations.latest if self._evaluations is not None else None
@@ -83,6 +89,8 @@ class Progress:
     def _known_later(self) -> dict[str, Any]:
         """The last evaluation, which kept checkpoints have no model, and a price that could not be read at first."""
         found = self.evaluated()
+        if self._pretrained:
+            found["pretraining"] = dict(self._pretrained)
         not_exported = self._beside.artifacts.not_exported
         if not_exported is not None:
             found["not_exported"] = not_exported

@@ -35,6 +35,7 @@ from train_cloud.config import RunFile, parse_run_file
 from train_cloud.errors import TrainCloudError
 from train_cloud.run.head import Head, Reference
 from train_cloud.runtime import reproducibility
+from train_cloud.snapshot import is_pretraining
 from train_cloud.store import open_store
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class Replay:
         :param facts: its own
         :param recording: what was recorded since the one before
         """
-        if self._over or self._end is not None or head.manifest is None:
+        if self._over or self._end is not None or head.manifest is None or is_pretraining(facts):
             return
         if self._begin is None:
             self._begin = head, facts
@@ -476,6 +477,7 @@ def _train(config: RunFile, order: Mapping[str, Any], folder: Path) -> None:
     store = open_store(order["store"])
     manifest = read_manifest(store, Reference.model_validate(order["manifest"]))
     with child_process.code_on_path(config.code.folder), training(config, folder / "artifacts"):
+        from train_cloud.runtime.pretraining import pretraining_of
         from train_cloud.sb3.build import build_callbacks, build_model
         from train_cloud.sb3.callback import hosted_by, learn
         from train_cloud.sb3.digest import Digests
@@ -494,7 +496,7 @@ def _train(config: RunFile, order: Mapping[str, Any], folder: Path) -> None:
         built = build_model(config, manifest.facts.get("environment_trial"))
         try:
             with contextlib.suppress(TrainingStopped):
-                learn(built.model, host, callbacks, built.choice)
+                learn(built.model, host, callbacks, built.choice, pretraining_of(config, built.model, manifest.facts))
         finally:
             built.close()
 

@@ -36,8 +36,9 @@ from train_cloud.sb3.capture import Capture, learners_of, restore_parameters
 from train_cloud.sb3.digest import Digests, Reader
 from train_cloud.sb3.ending import stopped_by, watch
 from train_cloud.sb3.phases import Phase, Phases, Shifted
+from train_cloud.sb3.pretraining import Pretraining
 from train_cloud.sb3.vectorized import choice_of, prepare
-from train_cloud.snapshot import ENDED_EARLY, Snapshot
+from train_cloud.snapshot import ENDED_EARLY, PRETRAINING, Snapshot
 from train_cloud.trainer import Host, TrainingStopped, current_host, hosting
 
 log = logging.getLogger(__name__)
@@ -104,6 +105,9 @@ class IdleHost(Host):
     def exactness(self, exact: bool, because: str) -> None:
         """Nobody asked."""
 
+    def pretrained(self, epochs: Sequence[Mapping[str, float]], policy: bytes | None = None) -> bool:
+        return True
+
 
 class Checkpoints(BaseCallback):
     """See the module. One in each ``learn`` call, anywhere in its list of callbacks.
@@ -112,13 +116,21 @@ class Checkpoints(BaseCallback):
     :param choice: state provider of the environments; None finds it (in a script of one's own)
     :param log_interval: on-policy, iterations from one log to the next where ``learn`` itself is told to log at each;
         None where the script has told it
+    :param pretraining: the run's first phase, if it has one
     """
 
-    def __init__(self, host: Host, choice: Choice | None = None, log_interval: int | None = None) -> None:
+    def __init__(
+        self,
+        host: Host,
+        choice: Choice | None = None,
+        log_interval: int | None = None,
+        pretraining: Pretraining | None = None,
+    ) -> None:
         super().__init__()
         self._host = host
         self._choice = choice
         self._log_interval = log_interval
+        self._pretraining = pretraining
         self._between_logs = False
         self._ended_early: str | None = None
         self._stood_at: int | None = None
@@ -212,6 +224,9 @@ class Checkpoints(BaseCallback):
         if not self._at_log_interval():
             return
         self._held = None
+        if self._pretraining is not None and not self._pretraining.finished:
+            self._pretrain(self._pretraining)
+            self._rollout_began = now = time.monotonic()
         if self._host.stop_deadline() is not None:
             self._stop(self._snapshot(), self._rows)
         evaluated = self._timesteps() >= self._next_evaluation
@@ -274,12 +289,47 @@ class Checkpoints(BaseCallback):
         self._phases.end(self.model, self._rows)
         self.model.__class__ = self._kind
 
+    # ---------------------------------------------------------------------------------------------------- pretraining
+
+    def _pretrain(self, pretraining: Pretraining) -> None:
+        """Before the first timestep. Each epoch's end is committed, unless the one before is still on its way; a stop
+        commits the batch that it came at.
+        """
+        host, risk = self._host, self._host.max_seconds_at_risk
+        host.phase("pretrain")
+        pretraining.begin()
+        host.pretrained(pretraining.epochs)
+        saved = time.monotonic()
+        for epoch_over in pretraining.batches():
+            host.phase("pretrain")
+            if host.stop_deadline() is not None:
+                self._leave_pretraining()
+            if epoch_over:
+                host.pretrained(pretraining.epochs)
+            at_risk = risk is not None and time.monotonic() - saved >= risk - self._commit_seconds()
+            if (epoch_over or at_risk or host.save_requested()) and not host.busy():
+                self._submit(self._snapshot(), self._rows)
+                saved = time.monotonic()
+        if not host.pretrained(pretraining.epochs, pretraining.policy_file()):
+            self._leave_pretraining()
+        pretraining.finish()
+        self._settle()
+        cloned = self._snapshot()
+        self._submit(replace(cloned, facts={**cloned.facts, "evaluate": True}), self._rows)
+
+    def _leave_pretraining(self) -> None:
+        """Commit how far it is, though no timestep was taken since the last commit."""
+        self._settle()
+        self._submit(self._snapshot(), self._rows)
+        self._settle()
+        raise TrainingStopped
+
     # --------------------------------------------------------------------------------------------------------- phases
 
     def _renew(self) -> None:
         """As it was made, for the next ``learn`` call; what ``BaseCallback.init_callback`` has set stays."""
         model, parent, logs = self.model, self.parent, self.locals
-        self.__init__(self._host, self._choice, self._log_interval)  # type: ignore[misc]
+        self.__init__(self._host, self._choice, self._log_interval, self._pretraining)  # type: ignore[misc]
         self.model, self.parent, self.locals = model, parent, logs
 
     def _leave_at(self, model_timesteps: int) -> None:
@@ -303,6 +353,9 @@ class Checkpoints(BaseCallback):
     def _restore(self, capture: Capture, snapshot: Snapshot) -> None:
         self._host.phase("restore")
         self._rows = self._submitted_rows = capture.restore(snapshot)
+        if self._pretraining is not None:
+            self._pretraining.resume(snapshot.parts.get(PRETRAINING))
+            self._host.pretrained(self._pretraining.epochs)
         self._host.digests.resume(snapshot.timesteps, snapshot.facts.get("digests"))
         self._reader.begin(capture.counts(self._rows), snapshot.timesteps)
         self._lost = list(snapshot.facts.get("not_kept", ()))
@@ -345,7 +398,10 @@ class Checkpoints(BaseCallback):
             **self._phases.facts(self.model),
         }
         self._account(accounting.SNAPSHOT if rollout_begun else accounting.END)
-        return replace(snapshot, facts=facts)
+        if self._pretraining is None:
+            return replace(snapshot, facts=facts)
+        parts = {**snapshot.parts, PRETRAINING: self._pretraining.part(self._timesteps())}
+        return replace(snapshot, parts=parts, facts={**facts, PRETRAINING: self._pretraining.facts()})
 
     def _account(self, moment: str) -> None:
         """For a proof: write down all that can be reached now."""
@@ -470,6 +526,13 @@ class Checkpoints(BaseCallback):
                     if own._log_interval is None or iteration % own._log_interval == 0:
                         super().dump_logs(iteration)
 
+            if own._pretraining is not None and own._pretraining.keeps:
+
+                def train(self, *arguments: Any, **named: Any) -> None:
+                    assert own._pretraining is not None
+                    with own._pretraining.keeping():
+                        super().train(*arguments, **named)
+
         Steered.__module__, Steered.__name__, Steered.__qualname__ = kind.__module__, kind.__name__, kind.__qualname__
         self.model.__class__ = Steered
 
@@ -507,15 +570,21 @@ def schedules(model: BaseAlgorithm) -> list[str]:
     )
 
 
-def learn(model: BaseAlgorithm, host: Host, callbacks: Sequence[BaseCallback], choice: Choice) -> None:
-    """``model.learn`` with checkpoints, after the other callbacks.
+def learn(
+    model: BaseAlgorithm,
+    host: Host,
+    callbacks: Sequence[BaseCallback],
+    choice: Choice,
+    pretraining: Pretraining | None = None,
+) -> None:
+    """``model.learn`` with checkpoints, after the other callbacks, and after the pretraining if there is one.
 
     On-policy it is told to log at each iteration, and the model leaves out what is too often, so that each is a
     consistent point (see :meth:`Checkpoints._at_log_interval`).
     """
     interval = inspect.signature(model.learn).parameters["log_interval"].default
     each = isinstance(model, OnPolicyAlgorithm) and interval is not None
-    own = Checkpoints(host, choice, log_interval=interval if each else None)
+    own = Checkpoints(host, choice, interval if each else None, pretraining)
     # A list of one costs every step as much as the callback in it.
     callback: Any = [*callbacks, own] if callbacks else own
     model.learn(host.total_timesteps, callback=callback, log_interval=1 if each else interval)
