@@ -37,6 +37,28 @@ def enter_config(root: str, experiment: str, run_id: str, run_file: Mapping[str,
     _swap(open_store(experiment_url(root, experiment)), CONFIG, experiment, entered)
 
 
+def enter_cells(root: str, experiment: str, cells: Mapping[str, Mapping[str, Any]]) -> None:
+    """Which runs an experiment file stands for.
+
+    :param cells: run id → ``levels`` (factor → level) and ``seed``
+    :raises StoreError: it cannot be written
+    """
+
+    def entered(content: dict[str, Any]) -> dict[str, Any]:
+        return {**content, "cells": {**content.get("cells", {}), **cells}}
+
+    _swap(open_store(experiment_url(root, experiment)), CONFIG, experiment, entered)
+
+
+def read_file(root: str, experiment: str, name: str) -> dict[str, Any]:
+    """One of the files; empty where it is not there, or damaged."""
+    store = open_store(experiment_url(root, experiment))
+    try:
+        return _content(store, name, bytes(store.get(name).body))
+    except ObjectMissing:
+        return {}
+
+
 def enter_result(root: str, experiment: str, run_id: str, result: Mapping[str, Any]) -> None:
     """How a run of the group ended.
 
@@ -45,7 +67,10 @@ def enter_result(root: str, experiment: str, run_id: str, result: Mapping[str, A
     """
 
     def entered(content: dict[str, Any]) -> dict[str, Any]:
-        runs = {**content.get("runs", {}), run_id: {**result, "at": now()}}
+        before = content.get("runs", {})
+        if {**before.get(run_id, {}), "at": None} == {**result, "at": None}:
+            return content
+        runs = {**before, run_id: {**result, "at": now()}}
         returns = [run["episode_return"] for run in runs.values() if run.get("episode_return") is not None]
         summary = {
             "runs": len(runs),
@@ -82,8 +107,8 @@ def _content(store: ObjectStore, key: str, body: bytes) -> dict[str, Any]:
     """Of the file; nothing, with a warning, where it is damaged: it is telemetry, and written anew."""
     try:
         content = json.loads(body)
-        runs = content.get("runs", {}) if isinstance(content, dict) else None
-        if isinstance(runs, dict) and all(isinstance(run, dict) for run in runs.values()):
+        groups = [content.get(name, {}) for name in ("runs", "cells")] if isinstance(content, dict) else [None]
+        if all(isinstance(group, dict) and all(isinstance(one, dict) for one in group.values()) for group in groups):
             return dict(content)
     except (ValueError, RecursionError):
         pass  # as what has another form

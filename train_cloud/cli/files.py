@@ -20,15 +20,19 @@ def register(app: typer.Typer) -> None:
 
 
 def expand(run_file: options.RunFile, out: _Out = Path(), overrides: options.Overrides = None) -> None:
-    """Write a run file for each of a run file's seeds.
+    """Write a run file for each of a run file's seeds, or for each run of an experiment file.
 
     Each is a run of its own, named RUN_ID-sSEED, in one experiment; name them in Terraform's run_files to launch all.
 
     `train-cloud expand sweep.yaml --out seeds && train-cloud validate seeds/sweep-s1.yaml`
     """
-    from train_cloud.config import load_run_file
-    from train_cloud.operations.seeds import write_each
+    from train_cloud.config import is_experiment, load_experiment, load_run_file
+    from train_cloud.operations.seeds import write_cell, write_each
 
+    if is_experiment(run_file):
+        for cell in load_experiment(run_file, overrides or ()).cells:
+            echo(str(write_cell(cell, out, run_file.name)))
+        return
     checked = load_run_file(run_file, overrides or ())
     if checked.seeds is None:
         raise InputError("seeds", None, "add it, for example seeds: [1, 2, 3]")

@@ -12,7 +12,7 @@ import typer
 from train_cloud import extras
 from train_cloud.cli import options
 from train_cloud.cli.terminal import echo
-from train_cloud.errors import NotExact
+from train_cloud.errors import InputError, NotExact
 
 _TRAINER = "stable_baselines3"
 
@@ -197,7 +197,25 @@ def train(
     overrides: options.Overrides = None,
     schedule_total: options.ScheduleTotal = None,
     go_on: Annotated[
-        bool, typer.Option("--continue", help="Train on where a callback has ended the run early.")
+        bool,
+        typer.Option(
+            "--continue",
+            help="Train on where a callback has ended the run early; of an experiment, also what was cancelled or has "
+            "failed for good.",
+        ),
+    ] = False,
+    parallel: Annotated[
+        int | None,
+        typer.Option(
+            "--parallel",
+            metavar="N",
+            min=1,
+            help="Of an experiment: runs that are trained at once.",
+            show_default="its max_parallel",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Of an experiment: print its runs, and create nothing.")
     ] = False,
 ) -> None:
     """Train, or go on from where this run was interrupted.
@@ -206,10 +224,22 @@ def train(
     completed run goes on if total_timesteps is larger than what it has reached; one that a callback of yours has ended
     early, if it is larger than it was, or with `--continue`.
 
+    An experiment file stands for many runs, which are trained side by side (docs/experiments.md).
+
     `train-cloud train run.yaml --store ./store --set total_timesteps=2e6`
     """
+    changes = options.with_schedule_total(overrides, schedule_total)
+    from train_cloud.config import is_experiment
+
+    if is_experiment(run_file):
+        from train_cloud.cli.experiment import train_experiment
+
+        train_experiment(run_file, store, state_dir, changes, parallel=parallel, go_on=go_on, dry_run=dry_run)
+        return
+    for name, value in (("--parallel", parallel), ("--dry-run", dry_run)):
+        if value:
+            raise InputError(name, value, f"only an experiment file takes it, and {run_file} is none: leave it out")
     extras.need(_TRAINER, "train")
     from train_cloud.operations.train import train as train_run
 
-    changes = options.with_schedule_total(overrides, schedule_total)
     raise typer.Exit(train_run(run_file, store=store, state_dir=state_dir, overrides=changes, go_on=go_on))

@@ -19,12 +19,15 @@ STORE_RETRY_TIMEOUT = "TRAIN_CLOUD_STORE_PATIENCE"
 STOP_SECONDS = "TRAIN_CLOUD_STOP_SECONDS"
 PRICE_SECONDS = "TRAIN_CLOUD_PRICE_SECONDS"
 MAX_ATTEMPTS = "TRAIN_CLOUD_MAX_ATTEMPTS"
+#: Set by ours for ours: the process whose end is this one's too.
+PARENT = "TRAIN_CLOUD_PARENT"
 _VARIABLES = {
     THREADS: _Variable(1, whole=True),
     STORE_RETRY_TIMEOUT: _Variable(1e-3),
     STOP_SECONDS: _Variable(0),
     PRICE_SECONDS: _Variable(0),
     MAX_ATTEMPTS: _Variable(1, whole=True),
+    PARENT: _Variable(0, whole=True),
 }
 
 

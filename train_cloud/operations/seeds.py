@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from train_cloud import child_process
-from train_cloud.config import RunFile, dump_run_file, expand
+from train_cloud.config import Cell, RunFile, dump_run_file, expand
 from train_cloud.errors import EXIT_COMPLETED, InputError
 from train_cloud.report.preflight import is_over
 from train_cloud.run import layout
@@ -27,16 +27,23 @@ def write_each(run_file: RunFile, folder: Path, source: str, *, replace: bool = 
     :param replace: files that are there already
     :raises InputError: a file is there already and says something else
     """
+    return [_write(one, folder, f"seed {one.seed} of {source}", replace=replace) for one in expand(run_file)]
+
+
+def write_cell(cell: Cell, folder: Path, source: str, *, replace: bool = False) -> Path:
+    """The run file of one run of an experiment, ``<run_id>.yaml`` in ``folder``, as :func:`write_each` does."""
+    levels = "".join(f"{factor} {level}, " for factor, level in cell.levels.items())
+    return _write(cell.config, folder, f"{levels}seed {cell.seed} of {source}", replace=replace)
+
+
+def _write(run_file: RunFile, folder: Path, comment: str, *, replace: bool) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for one in expand(run_file):
-        path = folder / f"{one.run_id}.yaml"
-        text = dump_run_file(one, folder.absolute(), f"seed {one.seed} of {source}")
-        if not replace and path.exists() and path.read_text() != text:
-            raise InputError("--out", str(path), "it is there already and says something else: remove it")
-        path.write_text(text)
-        written.append(path)
-    return written
+    path = folder / f"{run_file.run_id}.yaml"
+    text = dump_run_file(run_file, folder.absolute(), comment)
+    if not replace and path.exists() and path.read_text() != text:
+        raise InputError("--out", str(path), "it is there already and says something else: remove it")
+    path.write_text(text)
+    return path
 
 
 def train_each(run_file: RunFile, source: str, store: str, state_dir: Path | None, *, go_on: bool = False) -> int:

@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from train_cloud import child_process
+from train_cloud import child_process, warm_process
 from train_cloud.checkpoint.format import crc64nvme
 from train_cloud.checkpoint.manifest import Manifest
 from train_cloud.errors import ObjectMissing
@@ -71,7 +70,7 @@ class Evaluations:
         self._announced: set[int] = set()
         self._committed: set[int] = set()
         self._failures: dict[int, int] = {}
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: warm_process.Child | None = None
         self._playing: int | None = None
         self._began = 0.0
         self._ended = False
@@ -112,10 +111,9 @@ class Evaluations:
             if self._process is None and ready and not self._ended:
                 self._playing, self._began = ready[0], time.monotonic()
                 # A session of its own: Ctrl-C is not for it, and its own children end with it.
-                self._process = subprocess.Popen(
+                self._process = warm_process.start(
                     [*self._command, "--at", str(self._playing)],
-                    stdin=subprocess.DEVNULL,
-                    start_new_session=True,
+                    new_session=True,
                     cwd=self._folder,
                     env=child_process.environment(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1"),
                 )
@@ -138,7 +136,7 @@ class Evaluations:
                 _kill(self._process)
                 self._process = None
 
-    def _look_after(self, process: subprocess.Popen[bytes]) -> None:
+    def _look_after(self, process: warm_process.Child) -> None:
         assert self._playing is not None
         code = process.poll()
         if code is None:
@@ -203,7 +201,7 @@ def command(run_file: Path, *, store: str, out: Path, events: Path, overrides: S
     ]
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
+def _kill(process: warm_process.Child) -> None:
     """With its children: a process for each category, ffmpeg."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)

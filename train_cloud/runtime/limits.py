@@ -6,10 +6,12 @@ All of it is counted on a clock that does not jump; a session's own hours begin 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -23,6 +25,8 @@ from train_cloud.run.run_deadline import read_deadline
 from train_cloud.run.session import Session, SessionRecord, read_sessions
 from train_cloud.store import ObjectStore
 
+EXPERIMENT_LIMIT = "TRAIN_CLOUD_EXPERIMENT_LIMIT"
+"""Names a file, which appears with the reason in it as soon as a limit over all runs of the experiment is reached."""
 _ASK_AGAIN_SECONDS = 60.0
 log = logging.getLogger(__name__)
 
@@ -67,6 +71,8 @@ class Limits:
         """Why the dollar limit cannot be kept, so that the session must not begin; None: it can, or there is none."""
         if limits.dollars is not None:
             self._weigh(limits.dollars, price, before)
+        named = os.environ.get(EXPERIMENT_LIMIT)
+        self._experiment = Path(named) if named else None
         self._deadline = deadline
         self._until = _monotonic(deadline)
         self._asking: threading.Thread | None = None
@@ -84,7 +90,16 @@ class Limits:
             spent = self._dollars_before + own * self._hourly
             if spent >= self._limits.dollars:
                 return f"limits.dollars: {self._limits.dollars} dollars are spent"
-        return self._overdue()
+        return self._of_experiment() or self._overdue()
+
+    def _of_experiment(self) -> str | None:
+        """Whether the limit is reached that many runs share."""
+        if self._experiment is None:
+            return None
+        try:
+            return self._experiment.read_text() or None
+        except OSError:
+            return None
 
     def _weigh(self, dollars: float, price_here: Price | None, before: Sequence[SessionRecord]) -> None:
         """The dollar limit: what was spent before, and whether what is spent here can be known."""

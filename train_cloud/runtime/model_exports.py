@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import subprocess
 import threading
 import time
 import traceback
@@ -15,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from train_cloud import child_process
+from train_cloud import child_process, warm_process
 from train_cloud.artifacts.sync import Sync
 from train_cloud.checkpoint import read_manifest
 from train_cloud.envs.make import FAILURES
@@ -56,7 +55,7 @@ class ModelExports:
         self._urgent, self._note = urgent, note
         self._lock = threading.Lock()
         """Held by the thread that looks after the process, or exports itself."""
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: warm_process.Child | None = None
         self._failures = 0
         self._wanted_by: tuple[Reference | None, set[int]] = (None, set())
         self.newest: Reference | None = None
@@ -71,7 +70,7 @@ class ModelExports:
             if self._process is not None:
                 if self._process.poll() is None:
                     return
-                self._note_end(sync, self._process.returncode)
+                self._note_end(sync, self._process.wait())
             if self._failures < _ATTEMPTS and self._missing(sync):
                 self._process = self._start(sync)
             self._forget_superseded(sync)
@@ -103,15 +102,14 @@ class ModelExports:
             process.kill()
             process.wait()
 
-    def _start(self, sync: Sync) -> subprocess.Popen[bytes]:
+    def _start(self, sync: Sync) -> warm_process.Child:
         command = child_process.command("train_cloud.runtime.kept_models", self._store.url, str(self._folder))
         with (self._state_dir / _LOG).open("wb") as said:
-            return subprocess.Popen(
+            return warm_process.start(
                 [*command, *sorted(self._names(sync))],
                 env=child_process.environment(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1"),
-                stdin=subprocess.DEVNULL,
                 stderr=said,
-                start_new_session=True,
+                new_session=True,
             )
 
     def _note_end(self, sync: Sync, code: int) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from train_cloud import hash_seed
+from train_cloud import hash_seed, warm_process
 from train_cloud.config import RunFile, load_run_file, variables
 from train_cloud.config.code import mark_as_cache
 from train_cloud.errors import EXIT_COMPLETED, HeadMissing, InputError
@@ -67,6 +67,9 @@ def train(
     mark_as_cache(state_dir)
     deadline = Deadline()
     signals = StopSignals(deadline, lambda: platform.goes_at(state_dir))
+    parent = os.environ.pop(variables.PARENT, None)  # which no child of this process is to end with
+    if parent is not None:
+        warm_process.die_with_parent(int(parent))
     retry_timeout = variables.number(variables.STORE_RETRY_TIMEOUT, RETRY_TIMEOUT)
     run_store = open_store(layout.run_url(store, config.run_id), retry_timeout=retry_timeout)
     with _alone(state_dir):

@@ -1,0 +1,288 @@
+"""Experiments on one machine: real processes, killed at any instant; each run ends as it would have alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from ruamel.yaml import YAML
+from until import until
+
+from train_cloud.checkpoint import read_manifest, restore
+from train_cloud.cli import main
+from train_cloud.config import load_experiment
+from train_cloud.experiments.standing import failures_in_a_row
+from train_cloud.run import layout
+from train_cloud.run.head import Head, read_head
+from train_cloud.run.session import SessionRecord, read_sessions
+from train_cloud.runtime.evaluations import model_checksum
+from train_cloud.runtime.heartbeat import read_timesteps
+from train_cloud.store import open_store
+
+BASE: dict[str, Any] = {
+    "run_id": "base",
+    "algorithm": "ppo",
+    "total_timesteps": 1536,
+    "save_frequency": 512,
+    "environment": {"id": "CartPole-v1"},
+    "hyperparameters": {"n_steps": 128, "batch_size": 32, "n_epochs": 4, "policy_kwargs": {"net_arch": [8]}},
+    "evaluation": {"episodes": 1, "max_steps": 50},
+    "reproducibility": {"replay": "never"},
+    "preservation": {"last": 1},
+}
+EXPERIMENT: dict[str, Any] = {
+    "experiment": "nets",
+    "base": "base.yaml",
+    "vary": {"net": {"small_net": {}, "large": {"hyperparameters.policy_kwargs.net_arch": [16]}}},
+    "seeds": [1, 2],
+    "max_parallel": 2,
+}
+IDS = ("nets-small-net-s1", "nets-small-net-s2", "nets-large-s1", "nets-large-s2")
+
+
+def write(folder: Path, run_file: dict[str, Any] | None = None, **changed: Any) -> Path:
+    folder.mkdir(exist_ok=True)
+    YAML().dump({**BASE, **(run_file or {})}, folder / "base.yaml")
+    path = folder / "experiment.yaml"
+    YAML().dump({**EXPERIMENT, **changed}, path)
+    return path
+
+
+def command(path: Path, *options: str) -> list[str]:
+    places = ["--store", str(path.parent / "store"), "--state-dir", str(path.parent / "state")]
+    return [sys.executable, "-m", "train_cloud", "train", str(path), *places, *options]
+
+
+def train(path: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(path, *options), env={**os.environ, **environment}, capture_output=True, text=True, timeout=600
+    )
+
+
+def begin(path: Path, *options: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(command(path, *options), stderr=subprocess.PIPE, text=True)
+
+
+def head(path: Path, run_id: str) -> Head | None:
+    read = read_head(open_store(layout.run_url(str(path.parent / "store"), run_id)))
+    return read[0] if read is not None else None
+
+
+def sessions(path: Path, run_id: str) -> list[SessionRecord]:
+    return read_sessions(open_store(layout.run_url(str(path.parent / "store"), run_id)))
+
+
+def outcomes(path: Path, run_ids: Sequence[str] = IDS) -> list[str | None]:
+    found = [head(path, run_id) for run_id in run_ids]
+    return [None if one is None else one.outcome for one in found]
+
+
+def parameters(path: Path, run_id: str) -> tuple[int, str]:
+    """Of the model that a run ended with."""
+    store = open_store(layout.run_url(str(path.parent / "store"), run_id))
+    read = read_head(store)
+    assert read is not None and read[0].manifest is not None
+    snapshot = restore(store, read_manifest(store, read[0].manifest), parts={"model"})
+    return read[0].timesteps, model_checksum(snapshot.parts["model"])
+
+
+def results(path: Path) -> dict[str, Any]:
+    """``all_results.json`` without its times."""
+    found: dict[str, Any] = json.loads((path.parent / "store/experiments/nets/all_results.json").read_text())
+    runs = {run_id: {**run, "at": None} for run_id, run in found["runs"].items()}
+    return {**found, "runs": runs, "created_at": None, "updated_at": None}
+
+
+def reached(path: Path, run_id: str) -> int:
+    try:
+        return read_timesteps(path.parent / "state" / run_id)
+    except OSError:
+        return 0
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = write(tmp_path_factory.mktemp("uninterrupted"))
+    done = train(path)
+    assert done.returncode == 0, done.stderr
+    assert outcomes(path) == ["completed"] * 4
+    return path
+
+
+@pytest.mark.slow
+def test_each_run_ends_as_it_would_have_alone(uninterrupted: Path, tmp_path: Path) -> None:
+    assert main(["expand", str(uninterrupted), "--out", str(tmp_path)]) == 0
+    path = tmp_path / "nets-large-s2.yaml"
+    assert train(path, TRAIN_CLOUD_THREADS="1", OMP_NUM_THREADS="1").returncode == 0
+    assert parameters(path, "nets-large-s2") == parameters(uninterrupted, "nets-large-s2")
+    assert len({parameters(uninterrupted, run_id) for run_id in IDS}) == 4
+
+
+def whole_tree(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    above = psutil.Process(process.pid)
+    return [above, *above.children(recursive=True)]
+
+
+@pytest.mark.slow
+def test_killed_and_stopped_at_any_instant_it_ends_the_same(uninterrupted: Path, tmp_path: Path) -> None:
+    path = write(tmp_path)
+    # The whole tree is killed while two runs are trained.
+    process = begin(path)
+    until(lambda: reached(path, IDS[0]) > 700 or reached(path, IDS[1]) > 700, "700 timesteps")
+    for each in whole_tree(process):
+        each.kill()
+    process.wait()
+    assert "completed" not in outcomes(path)
+
+    # This process alone is killed: those that train notice, and stop with a commit.
+    process = begin(path)
+    until(lambda: reached(path, IDS[0]) > 1100, "1,100 timesteps")
+    tree = whole_tree(process)
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(tree[1:], timeout=120)
+    assert not alive
+    stopped = sessions(path, IDS[0])[-1]
+    assert stopped.end is not None and stopped.end["ended_by"] in ("signal", "completed")
+
+    # Ctrl-C, once one run is over: the same command goes on, and what is over is not begun again.
+    process = begin(path)
+    until(lambda: "completed" in outcomes(path) and reached(path, IDS[2]) > 0, "a completed run, and the next")
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 75, said
+    over = [run_id for run_id, outcome in zip(IDS, outcomes(path), strict=True) if outcome == "completed"]
+    assert 0 < len(over) < 4
+    before = {run_id: len(sessions(path, run_id)) for run_id in over}
+
+    done = train(path)
+    assert done.returncode == 0, done.stderr
+    assert outcomes(path) == ["completed"] * 4
+    assert {run_id: len(sessions(path, run_id)) for run_id in over} == before
+    for run_id in IDS:
+        assert parameters(path, run_id) == parameters(uninterrupted, run_id)
+    assert results(path) == results(uninterrupted)
+
+
+FAILING = """
+import os
+from stable_baselines3.common.callbacks import BaseCallback
+
+class Fails(BaseCallback):
+    def _on_step(self):
+        if self.num_timesteps >= 100:
+            raise RuntimeError("no luck")
+        return True
+
+class Tells(BaseCallback):
+    def _on_training_start(self):
+        import torch
+        variables = ("CUDA_VISIBLE_DEVICES", "OF_THE_RUN", "OMP_NUM_THREADS")
+        print("told", torch.get_num_threads(), *(f"{name}={os.environ.get(name)}" for name in variables))
+
+    def _on_step(self):
+        return True
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_does_not_stop_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "mine.py").write_text(FAILING)
+    vary = {
+        "way": {
+            "bad": {"callbacks": ["mine:Fails"]},
+            "good": {"callbacks": ["mine:Tells"]},
+            "cold": {"callbacks": ["mine:Tells"], "env": {"OF_THE_RUN": "yes"}},
+        }
+    }
+    small = {"code": {"folder": "code"}, "total_timesteps": 256, "save_frequency": 256, "evaluation": None}
+    path = write(tmp_path, small, vary=vary, seeds=[1], max_attempts=2, max_parallel=3, threads=2)
+    names = ["nets-bad-s1", "nets-good-s1", "nets-cold-s1"]
+    first = train(path, CUDA_VISIBLE_DEVICES="0,1")
+    assert first.returncode == 1
+    assert "train-cloud: nets-bad-s1 failed: RuntimeError: no luck" in first.stderr
+    assert outcomes(path, names) == [None, "completed", "completed"]
+    said = [(tmp_path / "state" / name / "output.log").read_text() for name in names[1:]]
+    assert "told 2 CUDA_VISIBLE_DEVICES=1 OF_THE_RUN=None OMP_NUM_THREADS=2" in said[0]
+    assert "told 2 CUDA_VISIBLE_DEVICES=0 OF_THE_RUN=yes OMP_NUM_THREADS=2" in said[1]
+
+    assert train(path).returncode == 1
+    assert outcomes(path, names[:1]) == ["failed"]
+    found = head(path, "nets-bad-s1")
+    assert found is not None and str(found.reason).startswith("2 attempts without a new commit; the last: RuntimeError")
+    assert results(path)["runs"]["nets-bad-s1"]["outcome"] == "failed"
+    third = train(path)
+    assert third.returncode == 1 and "failed" in third.stderr
+    assert [len(sessions(path, name)) for name in names] == [2, 1, 1]
+
+    (tmp_path / "code" / "mine.py").write_text(FAILING.replace('"no luck"', '"worse luck"'))
+    again = train(path, "--continue")
+    assert "RuntimeError: worse luck" in again.stderr or "code" in again.stderr
+
+
+def record(number: int, ended_by: str | None, first: int = 0, committed: int = 0) -> SessionRecord:
+    end = {"ended_by": ended_by, "first_timestep": first, "committed_timesteps": committed} if ended_by else None
+    return SessionRecord(number=number, start={}, end=end)
+
+
+@pytest.mark.parametrize(
+    ("ends", "count"),
+    [
+        ([], 0),
+        ([("failure", 0, 0)], 1),
+        ([("failure", 0, 0), ("failure", 0, 0)], 2),
+        ([("failure", 0, 0), (None, 0, 0), ("failure", 0, 0)], 2),
+        ([("failure", 0, 0), ("failure", 0, 64)], 1),
+        ([("failure", 0, 0), ("signal", 0, 64), ("failure", 64, 64)], 1),
+        ([("failure", 0, 0), ("signal", 0, 0)], 0),
+    ],
+)
+def test_failures_in_a_row(ends: list[tuple[str | None, int, int]], count: int) -> None:
+    assert failures_in_a_row([record(number, *end) for number, end in enumerate(ends)]) == count
+
+
+@pytest.mark.slow
+def test_a_limit_over_all_runs_stops_them_and_a_higher_one_goes_on(tmp_path: Path) -> None:
+    path = write(tmp_path, {"total_timesteps": 20_480, "evaluation": None}, seeds=[1], max_parallel=1)
+    names = ["nets-small-net-s1", "nets-large-s1"]
+    done = train(path, "--set", "limits.hours=0.0004")
+    assert done.returncode == 0, done.stderr
+    assert outcomes(path, names) == ["stopped", None]
+    found = head(path, names[0])
+    assert found is not None and found.reason == "limits of the experiment nets: 0.0004 hours are used"
+    assert found.timesteps < 20_480
+    assert results(path)["runs"][names[0]]["outcome"] == "stopped"
+    # Nothing is begun while it stands.
+    assert train(path, "--set", "limits.hours=0.0004").returncode == 0
+    assert [len(sessions(path, name)) for name in names] == [1, 0]
+    done = train(path, "--set", "limits.hours=5", "--set", f"total_timesteps={found.timesteps + 512}")
+    assert done.returncode == 0, done.stderr
+    assert outcomes(path, names) == ["completed", "completed"]
+
+
+@pytest.mark.slow
+def test_an_override_of_what_a_run_is_trained_with_is_refused(uninterrupted: Path) -> None:
+    before = sorted((uninterrupted.parent / "store").rglob("*"))
+    done = train(uninterrupted, "--set", "hyperparameters.gamma=0.5")
+    assert done.returncode == 64
+    assert done.stderr.startswith("train-cloud: nets-small-net-s1: hyperparameters.gamma: 0.5: it was begun with None")
+    assert sorted((uninterrupted.parent / "store").rglob("*")) == before
+
+
+def test_the_experiment_is_trained_by_one_process_in_a_folder(tmp_path: Path) -> None:
+    from filelock import FileLock
+
+    path = write(tmp_path)
+    (tmp_path / "state" / "nets-experiment").mkdir(parents=True)
+    with FileLock(tmp_path / "state" / "nets-experiment" / "train.lock"):
+        assert main(["train", str(path), *command(path)[5:]]) == 64
+    assert len(load_experiment(path).cells) == 4

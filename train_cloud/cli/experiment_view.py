@@ -1,0 +1,117 @@
+"""What the commands show of an experiment: a live table while it is trained, lines where nobody looks at a terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from train_cloud.cli.terminal import echo
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from train_cloud.experiments.engine import Row
+
+_LINE_SECONDS = 30.0
+_DRAW_SECONDS = 0.25
+#: Runs that are over are shown as far as there is room; how many there are stands below.
+_MOST_ROWS = 30
+_COLOURS = {"completed": "green", "training": "cyan", "stopping": "yellow", "failed": "red", "fenced": "red"}
+
+
+@contextmanager
+def showing() -> Iterator[Callable[[Sequence[Row]], None]]:
+    """Give what is to be called with all runs, again and again."""
+    if not sys.stderr.isatty():
+        yield _Lines().changed
+        return
+    from rich.console import Console
+    from rich.live import Live
+
+    with Live(console=Console(stderr=True), auto_refresh=False, transient=False) as live:
+        drawn = 0.0
+
+        def changed(rows: Sequence[Row]) -> None:
+            nonlocal drawn
+            if time.monotonic() - drawn >= _DRAW_SECONDS:
+                live.update(table(rows), refresh=True)
+                drawn = time.monotonic()
+
+        last: list[Sequence[Row]] = []
+
+        def remembered(rows: Sequence[Row]) -> None:
+            last[:] = [rows]
+            changed(rows)
+
+        yield remembered
+        if last:
+            live.update(table(last[0]), refresh=True)
+
+
+class _Lines:
+    """A line when a run begins and when it ends, and how far all are twice a minute."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, str] = {}
+        self._said = time.monotonic()
+
+    def changed(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            run_id = row.cell.run_id
+            before = self._known.get(run_id, "waiting")
+            self._known[run_id] = row.doing
+            if row.doing != before:
+                echo(f"{time.strftime('%H:%M:%S')} {run_id}: {in_words(row)}", err=True)
+        if time.monotonic() - self._said >= _LINE_SECONDS:
+            self._said = time.monotonic()
+            echo(f"{time.strftime('%H:%M:%S')} {summary(rows)}", err=True)
+
+
+def in_words(row: Row) -> str:
+    """How one run stands."""
+    if row.doing == "training":
+        return f"trains from {row.timesteps:,} of {row.total:,} timesteps"
+    if row.doing == "elsewhere":
+        return "another process trains it here: waiting for that"
+    because = f": {row.reason}" if row.reason and row.doing not in ("completed", "interrupted") else ""
+    return f"{row.doing} at {row.timesteps:,} of {row.total:,} timesteps{because}"
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """How many are in which state, and how far all are together."""
+    counts = Counter(row.doing for row in rows)
+    done = sum(min(row.timesteps, row.total) for row in rows) / max(1, sum(row.total for row in rows))
+    return f"{', '.join(f'{count} {doing}' for doing, count in counts.items())} of {len(rows)} runs, {done:.0%}"
+
+
+def table(rows: Sequence[Row]) -> RenderableType:
+    """A bar for each run that is trained or has ended; what waits is counted."""
+    from rich.console import Group
+    from rich.markup import escape
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+
+    shown = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    for name in ("run", "", "timesteps", "steps/s", "left", ""):
+        shown.add_column(name, justify="right" if name in ("timesteps", "steps/s", "left") else "left", no_wrap=True)
+    over = [row for row in rows if row.doing not in ("waiting", "training", "stopping", "elsewhere")]
+    busy = [row for row in rows if row.doing in ("training", "stopping", "elsewhere")]
+    for row in [*over[max(0, len(over) - max(5, _MOST_ROWS - len(busy))) :], *busy]:
+        pace = row.steps_per_second
+        left = timedelta(seconds=round(max(0, row.total - row.timesteps) / pace)) if pace else ""
+        colour = _COLOURS.get(row.doing, "yellow")
+        because = f": {escape(row.reason[:80])}" if row.reason and row.doing not in ("completed", "training") else ""
+        shown.add_row(
+            row.cell.run_id,
+            ProgressBar(total=row.total, completed=min(row.timesteps, row.total), width=24),
+            f"{row.timesteps:,} of {row.total:,}",
+            f"{pace:,.0f}" if pace else "",
+            str(left),
+            f"[{colour}]{row.doing}[/{colour}]{because}",
+        )
+    return Group(shown, summary(rows))

@@ -1,0 +1,451 @@
+"""An experiment on one machine: its runs as child processes, so many at once.
+
+Each child is ``train-cloud train`` with the run's own file, as if a person had called it; this process only decides
+which one is next, and reads their heads. It may be killed at any instant: the children stop with a commit when it is
+gone, and what is to be done next follows from the heads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from train_cloud import child_process, hash_seed, warm_process
+from train_cloud.config import Cell, Experiment, RunFile, variables
+from train_cloud.config.code import mark_as_cache
+from train_cloud.errors import (
+    CorruptCheckpoint,
+    Fenced,
+    InputError,
+    Interrupted,
+    StoreError,
+    TrainCloudError,
+)
+from train_cloud.experiments.files import enter_experiment, enter_results
+from train_cloud.experiments.standing import Standing, run_store, standing, standings, total
+from train_cloud.operations.seeds import write_cell
+from train_cloud.run.head import conclude, read_head
+from train_cloud.runtime.heartbeat import read_timesteps
+from train_cloud.runtime.limits import EXPERIMENT_LIMIT
+from train_cloud.runtime.reproducibility import pin_instructions
+from train_cloud.warm_process import Child, WarmProcess
+
+log = logging.getLogger(__name__)
+
+Doing = Literal[
+    "waiting",
+    "elsewhere",
+    "training",
+    "stopping",
+    "completed",
+    "stopped",
+    "cancelled",
+    "failed",
+    "fenced",
+    "interrupted",
+    "not begun",
+]
+OVER: tuple[Doing, ...] = ("completed", "stopped", "cancelled")
+OUTPUT = "output.log"
+LOCK = "train.lock"
+_LOOK_SECONDS = 0.1
+_REASON_CHARACTERS = 300
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
+
+
+@dataclass
+class Row:
+    """One run, as the engine sees it."""
+
+    cell: Cell
+    standing: Standing
+    state_dir: Path
+    doing: Doing = "waiting"
+    timesteps: int = 0
+    reason: str | None = None
+    child: Child | None = None
+    began: float = 0.0
+    """On ``time.monotonic()``."""
+    began_at: int = 0
+    """Timesteps."""
+    gpu: str | None = None
+
+    @property
+    def total(self) -> int:
+        return self.cell.config.total_timesteps
+
+    @property
+    def steps_per_second(self) -> float | None:
+        """Of this session; None before there is anything to divide."""
+        done = self.timesteps - self.began_at
+        return done / max(1e-9, time.monotonic() - self.began) if self.child is not None and done > 0 else None
+
+
+class Engine:
+    """:param source: the experiment file's name, for comments
+    :param root: of the store
+    :param folder: of the sessions' folders
+    :param parallel: how many runs are trained at once
+    :param go_on: train runs that were cancelled, that have failed for good, or that a callback had ended
+    :param changed: called several times a second with all runs, for whoever shows them
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        *,
+        source: str,
+        root: str,
+        folder: Path,
+        parallel: int,
+        go_on: bool = False,
+        changed: Callable[[Sequence[Row]], None] = lambda rows: None,
+    ) -> None:
+        self._experiment, self._source, self._root = experiment, source, root
+        self._folder, self._parallel, self._go_on = folder.absolute(), parallel, go_on
+        self._changed = changed
+        self._files = self._folder / f"{experiment.experiment}-experiment"
+        self._limit_file = self._files / "limit.txt"
+        self._stops = 0
+        """How often somebody has asked to stop; a signal handler does no more than count."""
+        self._hurries = False
+        """Whether somebody has pressed Ctrl-C again."""
+        self._passed_on = 0
+        self._limit: str | None = None
+        """Which limit over all runs is reached, in words."""
+        self._warm: WarmProcess | None = None
+        self._gpus = visible_gpus()
+        self.rows: list[Row] = []
+
+    def run(self) -> None:
+        """Train until all runs are over, or somebody asks to stop.
+
+        :raises InputError: refused before anything was begun
+        :raises Interrupted: stopped by a signal; all is committed
+        :raises TrainCloudError: some runs have failed
+        """
+        variables.check_all()
+        # Before anything is written: what cannot be trained is told of all runs at once.
+        found = standings(self._root, self._experiment.cells, self._experiment.max_attempts, go_on=self._go_on)
+        self._files.mkdir(parents=True, exist_ok=True)
+        mark_as_cache(self._files)
+        with self._alone(), self._signals():
+            self._limit_file.unlink(missing_ok=True)
+            self.rows = [self._row(one) for one in found]
+            self._warn_of_dollars()
+            enter_experiment(self._root, self._experiment)
+            try:
+                self._loop()
+            finally:
+                self._end_children()
+                if self._warm is not None:
+                    self._warm.close()
+            self._changed(self.rows)
+            enter_results(self._root, self._experiment, [row.standing for row in self.rows])
+        self._say_how_it_ended()
+
+    # ------------------------------------------------------------------------------------------------------ the queue
+
+    def _loop(self) -> None:
+        while True:
+            self._pass_on()
+            for row in self.rows:
+                self._look(row)
+            self._look_at_limits()
+            if not self._stops and self._limit is None:
+                self._start_what_fits()
+            self._changed(self.rows)
+            over = self._stops or self._limit is not None
+            if not any(row.child is not None for row in self.rows) and (over or not self._next()):
+                break
+            time.sleep(_LOOK_SECONDS)
+        for row in self._next():
+            row.doing = "stopped" if row.standing.outcome == "stopped" else "interrupted"
+            if row.standing.state == "new":
+                row.doing = "not begun"
+
+    def _next(self) -> list[Row]:
+        """What is still to be trained: first what was begun already."""
+        waiting = [row for row in self.rows if row.doing in ("waiting", "elsewhere")]
+        return sorted(waiting, key=lambda row: row.standing.state != "open")
+
+    def _start_what_fits(self) -> None:
+        running = sum(row.child is not None for row in self.rows)
+        for row in self._next():
+            if running >= self._parallel or self._stops:
+                return
+            running += self._start(row)
+
+    def _start(self, row: Row) -> bool:
+        """:return: whether it is trained now"""
+        if _is_locked(row.state_dir):
+            row.doing = "elsewhere"
+            return False
+        # Somebody may have cancelled it, or trained it elsewhere, since this began.
+        self._read(row, check=False)
+        if row.doing != "waiting":
+            return False
+        config, environment = row.cell.config, self._environment(row)
+        row.state_dir.mkdir(parents=True, exist_ok=True)
+        command = child_process.command("train_cloud", *self._arguments(row), user_code=True)
+        with (row.state_dir / OUTPUT).open("ab") as said:
+            row.child = warm_process.start(
+                command,
+                env=environment,
+                stdout=said,
+                stderr=said,
+                new_session=True,
+                warm=self._warm_for(config, environment),
+            )
+        row.doing, row.began, row.began_at = "training", time.monotonic(), row.standing.timesteps
+        self._passed_on = 0  # it may have been asked for while this one was started
+        return True
+
+    def _look(self, row: Row) -> None:
+        """How far a child is, and what it has left if it has ended."""
+        if row.child is None:
+            return
+        code = row.child.poll()
+        if code is None:
+            with contextlib.suppress(OSError):
+                row.timesteps = max(row.began_at, min(row.total, read_timesteps(row.state_dir)))
+            return
+        row.child = None
+        self._read(row)
+        if row.standing.state == "open" and row.standing.outcome == "stopped":
+            row.doing = "stopped"
+        elif row.standing.state in ("new", "open"):
+            row.doing, row.reason = self._ended(row, code)
+        elif row.standing.state == "failed":
+            self._give_up(row)
+
+    def _read(self, row: Row, *, check: bool = False) -> None:
+        """How the run stands now, by its head."""
+        try:
+            found = standing(
+                self._root, row.cell, self._experiment.max_attempts, go_on=self._go_on and row.began == 0, check=check
+            )
+        except (StoreError, CorruptCheckpoint) as error:
+            row.doing, row.reason = "failed", str(error)
+            return
+        self._enter(row, found)
+
+    def _enter(self, row: Row, found: Standing) -> None:
+        row.standing, row.timesteps, row.reason = found, found.timesteps, shortly(found.reason)
+        row.doing = "waiting"
+        if found.state in ("completed", "stopped", "cancelled", "failed"):
+            row.doing = found.state
+
+    def _ended(self, row: Row, code: int) -> tuple[Doing, str | None]:
+        """Of a run that is not over."""
+        if code == Interrupted.exit_code or (code < 0 and self._stops):
+            return "interrupted", None
+        said = last_words(row.state_dir / OUTPUT)
+        if code == Fenced.exit_code:
+            return "fenced", said
+        if code < 0:
+            return "failed", f"ended by {signal.Signals(-code).name}"
+        return "failed", shortly(row.standing.reason) or said or f"exit code {code}"
+
+    def _give_up(self, row: Row) -> None:
+        """It has failed so often that it is not tried again: the head says so to everybody."""
+        last = shortly(row.standing.reason)
+        attempts = f"{row.standing.failures} attempts without a new commit; the last: {last}"
+        row.doing, row.reason = "failed", f"{attempts}; --continue tries again"
+        store = run_store(self._root, row.cell.run_id)
+        with contextlib.suppress(Fenced, StoreError):  # somebody else has it, and decides
+            read = read_head(store)
+            session = read[0].session if read is not None else 0
+            conclude(store, "failed", attempts, session=session, owner=f"engine-{os.getpid()}")
+            row.standing = dataclasses.replace(row.standing, outcome="failed")
+
+    # -------------------------------------------------------------------------------------------------------- limits
+
+    def _look_at_limits(self) -> None:
+        """The limits over all runs. The runs that are trained look at the file once a second, and end as stopped."""
+        if self._limit is not None:
+            return
+        limits = self._experiment.limits
+        now = time.monotonic()
+        hours, dollars = total(row.standing for row in self.rows)
+        hours += sum(now - row.began for row in self.rows if row.child is not None) / 3600
+        name = f"limits of the experiment {self._experiment.experiment}"
+        if limits.hours is not None and hours >= limits.hours:
+            self._limit = f"{name}: {limits.hours} hours are used"
+        elif limits.dollars is not None and (dollars or 0.0) >= limits.dollars:
+            self._limit = f"{name}: {limits.dollars} dollars are spent"
+        if self._limit is None:
+            return
+        log.info("%s", self._limit)
+        part = self._limit_file.with_suffix(".part")
+        part.write_text(self._limit)
+        part.replace(self._limit_file)
+
+    def _warn_of_dollars(self) -> None:
+        if self._experiment.limits.dollars is not None:
+            log.warning(
+                "limits.dollars: %s does not count here: only a worker on AWS has a price",
+                self._experiment.limits.dollars,
+            )
+
+    # ------------------------------------------------------------------------------------------------------- stopping
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        def stop(number: int, _: Any) -> None:
+            self._hurries = number == signal.SIGINT and self._stops > 0
+            self._stops += 1
+
+        before = {number: signal.signal(number, stop) for number in _STOPPING}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _pass_on(self) -> None:
+        """What somebody has asked for, to the children. A second Ctrl-C says what it says to a single run: leave at the
+        last commit.
+        """
+        if self._passed_on == self._stops:
+            return
+        self._passed_on = self._stops
+        for row in self.rows:
+            if row.child is not None:
+                row.doing = "stopping"
+                row.child.send_signal(signal.SIGINT if self._hurries else signal.SIGTERM)
+
+    def _end_children(self) -> None:
+        """After an error of this process's own: they stop with a commit."""
+        left = [row.child for row in self.rows if row.child is not None]
+        for child in left:
+            child.send_signal(signal.SIGTERM)
+        for child in left:
+            child.wait()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        try:
+            with FileLock(self._files / LOCK, timeout=0):
+                yield
+        except Timeout:
+            fix = "another train-cloud trains it here: stop it, or give another --state-dir"
+            raise InputError("experiment", self._experiment.experiment, fix) from None
+
+    def _say_how_it_ended(self) -> None:
+        counts = {doing: sum(row.doing == doing for row in self.rows) for doing in ("failed", "fenced", "interrupted")}
+        if self._stops or (counts["interrupted"] and not counts["failed"] and self._limit is None):
+            raise Interrupted("interrupted with all committed: the same command goes on from there")
+        if bad := [row for row in self.rows if row.doing in ("failed", "fenced")]:
+            first = bad[0]
+            others = f", and {len(bad) - 1} more" if len(bad) > 1 else ""
+            error = f"{first.cell.run_id} {first.doing}{others}: {(first.reason or '')[:_REASON_CHARACTERS]}"
+            raise TrainCloudError(error)
+
+    # -------------------------------------------------------------------------------------------------- a run's process
+
+    def _row(self, found: Standing) -> Row:
+        row = Row(found.cell, found, self._folder / found.cell.run_id)
+        self._enter(row, found)
+        return row
+
+    def _arguments(self, row: Row) -> list[str]:
+        path = write_cell(row.cell, self._files, self._source, replace=True)
+        arguments = ["train", str(path), "--store", self._root, "--state-dir", str(row.state_dir)]
+        return [*arguments, *(["--continue"] if self._go_on else [])]
+
+    def _environment(self, row: Row) -> dict[str, str]:
+        threads = str(self._experiment.threads)
+        pin_instructions()
+        environment = child_process.environment(
+            OMP_NUM_THREADS=threads,
+            **{
+                variables.THREADS: threads,
+                hash_seed.VARIABLE: os.environ.get(hash_seed.VARIABLE, hash_seed.SEED),
+                EXPERIMENT_LIMIT: str(self._limit_file),
+                variables.PARENT: str(os.getpid()),
+            },
+        )
+        environment.pop("TRAIN_CLOUD_OVERRIDES", None)  # they have been put into the run's file
+        if len(self._gpus) > 1 and row.cell.config.device in ("auto", "cuda"):
+            taken = [other.gpu for other in self.rows if other.child is not None]
+            row.gpu = min(self._gpus, key=taken.count)
+            environment["CUDA_VISIBLE_DEVICES"] = row.gpu
+        return environment
+
+    def _warm_for(self, config: RunFile, environment: Mapping[str, str]) -> WarmProcess | None:
+        """None where the run's process needs an interpreter that has not imported anything yet."""
+        if config.env or config.entry_point is not None:
+            return None
+        if self._warm is None:
+            self._warm = WarmProcess.begin(environment)
+        if self._warm is None or self._warm.why_not is not None:
+            return None
+        return None if self._warm.has_loaded(_own_modules(config.code.folder)) else self._warm
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that processes started from here may use, as CUDA_VISIBLE_DEVICES names them."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [name.strip() for name in chosen.split(",") if name.strip()]
+    try:
+        return [str(number) for number, _ in enumerate(Path("/proc/driver/nvidia/gpus").iterdir())]
+    except OSError:
+        return []
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        return os.cpu_count() or 1
+
+
+def shortly(reason: str | None) -> str | None:
+    """Why a run failed, in one line: of a traceback, what was raised."""
+    lines = [line for line in (reason or "").splitlines() if line.strip()]
+    if not lines:
+        return None
+    traceback = lines[0].startswith("Traceback")
+    return next((line for line in reversed(lines) if line[0] != " "), lines[0]) if traceback else lines[0]
+
+
+def last_words(path: Path) -> str | None:
+    """The last line that a process has printed; of ours, without the program's name."""
+    try:
+        lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    except OSError:
+        return None
+    return lines[-1].strip().removeprefix("train-cloud: ") if lines else None
+
+
+def _own_modules(folder: Path | None) -> list[str]:
+    """Names that can be imported from the user's code folder."""
+    if folder is None:
+        return []
+    return [path.stem for path in folder.iterdir() if path.suffix == ".py" or path.is_dir()]
+
+
+def _is_locked(state_dir: Path) -> bool:
+    """Whether a training is under way with this folder: one of a person's, or one that this engine's predecessor has
+    left and that is about to stop.
+    """
+    if not state_dir.is_dir():
+        return False
+    try:
+        with FileLock(state_dir / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
