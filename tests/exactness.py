@@ -43,6 +43,7 @@ DOCUMENT = ROOT / "docs" / "exactness.md"
 FOREIGN = "## Environments that no test was written with"
 RESULTS = ROOT / "build" / "exactness.jsonl"
 SEED = 3
+KINDS = ("dummy", "subproc")
 STOP_AT = 43
 _TOTAL = 90
 #: On-policy the rollout decides how far a stop is from the end: with two environments 64 timesteps.
@@ -168,14 +169,14 @@ class Case:
             },
         }
         for section, changes in EXTRAS.get(self.extra, {}).items():
-            values[section] = {**values[section], **changes} if isinstance(changes, dict) else changes
+            values[section] = {**values.get(section, {}), **changes} if isinstance(changes, dict) else changes
         return values
 
     def choice(self) -> Any:
         """How the environment's state is saved, as ``train_cloud.envs.state.choose`` finds it."""
         section = self.run()["environment"]
         alone = {name: section[name] for name in ("id", "state", "module", "kwargs", "wrappers") if name in section}
-        return _choice(json.dumps(alone, sort_keys=True))
+        return _choice(json.dumps(alone, sort_keys=True), json.dumps(self.run().get("curriculum")))
 
     def __str__(self) -> str:
         marks = [self.vectorization, *(["normalised"] if self.normalize else []), *(["gSDE"] if self.gsde else [])]
@@ -188,6 +189,20 @@ _ATARI: Values = {
     "wrappers": ["stable_baselines3.common.atari_wrappers:AtariWrapper"],
     "frame_stack": 4,
 }
+
+
+def _staged(stages: list[Values]) -> Values:
+    """A curriculum that goes up and down within some dozens of steps."""
+    return {
+        "stages": [{"name": name, **stage} for name, stage in zip(("near", "far", "farther"), stages, strict=True)],
+        "start": 1,
+        "success": "return >= -14",
+        "advance": {"success": 0.7, "window": 4, "min_episodes": 2},
+        "regress": {"success": 0.4},
+        "mix": {"share": 0.3, "all_stages": True},
+    }
+
+
 #: What the product leaves out: sections of the run file that are changed.
 EXTRAS: dict[str, Values] = {
     "four frames": {"environment": {"frame_stack": 4}},
@@ -208,12 +223,20 @@ EXTRAS: dict[str, Values] = {
     "whole episodes": {"hyperparameters": {"train_freq": [1, "episode"], "gradient_steps": -1}},
     "schedule": {"hyperparameters": {"learning_rate": "lin_1e-3"}},
     "n-step": {"hyperparameters": {"n_steps": 3}},
+    "curriculum by arguments": {
+        "environment": {"wrappers": ["interrupting:short"]},
+        "curriculum": _staged([{"kwargs": {"reach": reach}} for reach in (1, 3, 6)]),
+    },
+    "curriculum by a method": {
+        "environment": {"wrappers": ["interrupting:short"]},
+        "curriculum": _staged([{"method": "set_reach", "args": [reach]} for reach in (1, 3, 6)]),
+    },
 }
 
 
 def cases() -> list[Case]:
     """All of the table."""
-    product = itertools.product(ALGORITHMS, WORLDS, ("dummy", "subproc"), (False, True), (False, True))
+    product = itertools.product(ALGORITHMS, WORLDS, KINDS, (False, True), (False, True))
     found = [case for case in itertools.starmap(Case, product) if case.valid]
     breakout = "ale_py:ALE/Breakout-v5"
     found += [
@@ -224,6 +247,14 @@ def cases() -> list[Case]:
         *(Case(name, "CartPole-v1", "dummy", False, False, "n-step") for name in ("dqn", "qrdqn")),
         *(Case(name, breakout, "dummy", False, False, "Atari images, four frames") for name in ("dqn", "qrdqn")),
         Case("ppo", breakout, "subproc", False, False, "Atari images in rollouts, four frames"),
+        *(Case("ppo", "KeptWalk, discrete", kind, True, False, "curriculum by arguments") for kind in KINDS),
+        *(Case("sac", "KeptWalk", kind, False, False, "curriculum by arguments") for kind in KINDS),
+        *(Case("dqn", "KeptWalk, discrete", kind, False, False, "curriculum by arguments") for kind in KINDS),
+        Case("maskable_ppo", "MaskedLockedWalk", "subproc", False, False, "curriculum by arguments"),
+        *(Case("sac", "KeptWalk", kind, False, False, "curriculum by a method") for kind in KINDS[::-1]),
+        *(Case("ppo", "KeptWalk, discrete", kind, True, False, "curriculum by a method") for kind in KINDS),
+        *(Case("dqn", "KeptWalk, discrete", kind, False, False, "curriculum by a method") for kind in KINDS),
+        Case("maskable_ppo", "MaskedLockedWalk", "dummy", False, False, "curriculum by a method"),
     ]
     return found
 
@@ -345,7 +376,7 @@ def _stretch(run: Values, choice: Any, stop_at: int | None, begin: str | None) -
     host: Any = _Memory(restored, stop_at)
     host.device = str(built.model.device)
     with contextlib.suppress(TrainingStopped):
-        learn(built.model, host, [], built.choice)
+        learn(built.model, host, build.build_callbacks(parse_run_file(run)), built.choice)
     buffer = getattr(built.model, "replay_buffer", None)
     arrays = (
         {name: value for name, value in sorted(vars(buffer).items()) if hasattr(value, "tobytes")} if buffer else {}
@@ -365,13 +396,19 @@ def warm_parent() -> Iterator[Any]:
 
 
 @functools.cache
-def _choice(environment: str) -> Any:
+def _choice(environment: str, curriculum: str) -> Any:
     """Tried once for each environment, whatever stands around it."""
     from train_cloud.config import Environment
+    from train_cloud.config.curriculum import Curriculum
+    from train_cloud.envs.curriculum import choose_all
     from train_cloud.envs.trial import choose
+    from train_cloud.sb3.environment import stages_of
     from train_cloud.sb3.vector_environments import MakeEnv
 
     section = Environment.model_validate(json.loads(environment))
+    if curriculum != "null":
+        stages = Curriculum.model_validate_json(curriculum)
+        return choose_all(stages_of(section, stages), section.state)
     return choose(MakeEnv(section), section.state)
 
 
@@ -542,7 +579,7 @@ first consistent point at or after timestep {stop}, in mid-episode, and gone on 
 saved.
 *Equal* means that parameters, optimisers, normaliser, generators, environments, replay buffer, pending and logged
 scalars are the same bit for bit. Episodes end after 30 steps, and the replay buffer of 70 rows laps. `subproc` has two
-environments, `dummy` one.
+environments, `dummy` one. A curriculum has three stages and goes up and down within these steps.
 
 CI tries a selection in which every two values of two columns stand together, from a seed that it prints
 (`tests/test_exactness_table.py`). Signals, leases and stores are tested with whole sessions in

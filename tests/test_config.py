@@ -29,6 +29,7 @@ from train_cloud.config import (
 )
 from train_cloud.config.artifacts import Artifacts, Wandb
 from train_cloud.config.code import NEVER
+from train_cloud.config.curriculum import Advance, Curriculum, Mix, Regress, Stage
 from train_cloud.config.evaluation import Category, Evaluation, Routes, Video
 from train_cloud.config.load import read_yaml
 from train_cloud.config.pretraining import Keep, Pretraining
@@ -608,6 +609,11 @@ def fields_as_markdown() -> str:
     sections: list[tuple[str, type[BaseModel]]] = [
         ("", RunFile),
         ("environment", Environment),
+        ("curriculum", Curriculum),
+        ("curriculum.stages", Stage),
+        ("curriculum.advance", Advance),
+        ("curriculum.regress", Regress),
+        ("curriculum.mix", Mix),
         ("initial_model", InitialModel),
         ("pretraining", Pretraining),
         ("pretraining.keep", Keep),

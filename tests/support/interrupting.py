@@ -104,10 +104,13 @@ class Unpicklable(PendulumEnv):
 
 
 class Walk(gymnasium.Env[Any, Any]):
-    """A walk on a line to a point, shown in the form that is asked for."""
+    """A walk on a line to a point, shown in the form that is asked for.
 
-    def __init__(self, shown: str = "float64", discrete: bool = False) -> None:
-        self.shown = shown
+    :param reach: how far away the point is at most
+    """
+
+    def __init__(self, shown: str = "float64", discrete: bool = False, reach: float = 3) -> None:
+        self.shown, self.reach = shown, reach
         self.place = self.goal = np.zeros(2)
         self.action_space = spaces.Discrete(3) if discrete else spaces.Box(-1, 1, (1,), np.float32)
         line = spaces.Box(-10, 10, (2,), np.float64)
@@ -120,8 +123,11 @@ class Walk(gymnasium.Env[Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         super().reset(seed=seed)
-        self.place, self.goal = self.np_random.uniform(-3, 3, 2), self.np_random.uniform(-3, 3, 2)
+        self.place, self.goal = self.np_random.uniform(-3, 3, 2), self.np_random.uniform(-self.reach, self.reach, 2)
         return self.see(), {}
+
+    def set_reach(self, reach: float) -> None:
+        self.reach = reach
 
     def step(self, action: Any) -> Any:
         push = action - 1 if isinstance(self.action_space, spaces.Discrete) else action[0]
@@ -189,6 +195,11 @@ class MaskedLockedWalk(_Masks, LockedWalk):
 
 for _kind in (KeptWalk, LockedWalk, MaskedWalk, MaskedKeptWalk, MaskedLockedWalk):
     gymnasium.register(f"{_kind.__name__}-v0", f"interrupting:{_kind.__name__}", max_episode_steps=30)
+
+
+def short(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+    """Many episodes in few steps."""
+    return gymnasium.wrappers.TimeLimit(env, 6)
 
 
 class SlowBy2(gymnasium.Wrapper[Any, Any, Any, Any]):

@@ -342,6 +342,8 @@ def _run_view(found: RunStatus) -> RenderableType:
     if found.interruptions or found.repeated_at_most:
         again = in_words(found.repeated_timesteps, found.repeated_at_most)
         lines.append(f"  interruptions: {found.interruptions}, steps done again: {again}")
+    if found.curriculum is not None:
+        lines.append(f"  curriculum: {escape(_curriculum(found.curriculum))}")
     if found.evaluation is not None:
         lines.append(f"  evaluation: {escape(_evaluation(found.evaluation))}")
         lines += [f"    {escape(warning)}" for warning in found.evaluation.get("warnings", ())]
@@ -389,6 +391,15 @@ def _not_exported(found: RunStatus) -> str:
     missing = ", ".join(f"{at:,}" for at in told.get("timesteps", ()))
     because = told.get("because")
     return f"the models of {missing} timesteps, because {because} (by hand: train-cloud export {found.run_id} --at …)"
+
+
+def _curriculum(found: dict[str, Any]) -> str:
+    at = f"stage {found['name']} ({found['stage'] + 1} of {len(found['names'])}) since {found['since']:,} timesteps"
+    if not found["episodes"]:
+        return at
+    rate = found["success_rate"]
+    told = [*([] if rate is None else [f"success rate {rate:.0%}"]), f"mean return {found['mean_return']:,.2f}"]
+    return f"{at}: {', '.join(told)} in {found['episodes']} of its episodes"
 
 
 def _evaluation(found: dict[str, Any]) -> str:

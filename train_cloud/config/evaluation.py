@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, Strict, model_validator
 
 from train_cloud.config.environment import Environment
-from train_cloud.config.shapes import REFERENCE, Arguments, Number, Section, Text, Whole, matching
+from train_cloud.config.shapes import REFERENCE, Arguments, Number, Section, Text, Values, Whole, matching
 from train_cloud.errors import InputError
 
 Flag = Annotated[bool, Strict()]
@@ -26,7 +26,8 @@ _COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
     "<": operator.lt,
 }
-_NAME = matching(re.compile(r"[a-z0-9]([a-z0-9_-]{0,38}[a-z0-9])?"), "use lower-case letters, digits, _ and -")
+METHOD = matching(re.compile(r"[A-Za-z_]\w*"), "write the name of a method of the environment, for example set_level")
+NAME = matching(re.compile(r"[a-z0-9]([a-z0-9_-]{0,38}[a-z0-9])?"), "use lower-case letters, digits, _ and -")
 
 
 def _condition(value: str) -> str:
@@ -64,6 +65,10 @@ class Category(Section):
 
     kwargs: Arguments = Field({}, description="Arguments for `gymnasium.make`, on top of `environment.kwargs`.")
     seeds: tuple[Seed, ...] = Field((), description="One episode for each; by default `evaluation.seed` and upwards.")
+    method: Annotated[Text, METHOD] | None = Field(
+        None, description="Method of the environment or one of its wrappers, called before each reset."
+    )
+    args: Values = Field((), description="With `method`: what it is called with, a list.")
     levels: Path | None = Field(
         None, description="Folder below `code.folder` whose files or folders are levels, played in turn."
     )
@@ -75,6 +80,8 @@ class Category(Section):
     def _check(self) -> Category:
         if (self.levels is None) != (self.argument is None):
             raise ValueError("give levels and argument together: a folder, and the argument that takes a level's path")
+        if self.args and self.method is None:
+            raise ValueError("args are for a method: name it under method, or remove them")
         return self
 
 
@@ -140,7 +147,7 @@ class Evaluation(Section):
     environment: Environment | None = Field(
         None, description="Environment of the evaluation; null for the run's own. Scripts must give it."
     )
-    categories: dict[Annotated[Text, _NAME], Category] = Field(
+    categories: dict[Annotated[Text, NAME], Category] = Field(
         {"default": Category()}, description="Name to category; by default one, `default`, that changes nothing."
     )
     video: Video | None = Field(None, description="Videos of some episodes; null for none.")

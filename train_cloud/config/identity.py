@@ -18,6 +18,7 @@ PARTS: Mapping[str, Literal["identity", "budget"]] = {
     "seed": "identity",
     "device": "identity",
     "environment": "identity",
+    "curriculum": "identity",
     "hyperparameters": "identity",
     "initial_model": "identity",
     "pretraining": "identity",

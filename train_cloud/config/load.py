@@ -16,6 +16,7 @@ from ruamel.yaml.constructor import DuplicateKeyError, SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from train_cloud.config.artifacts import Artifacts, Wandb
+from train_cloud.config.curriculum import Advance, Curriculum, Mix, Regress, Stage
 from train_cloud.config.environment import Environment
 from train_cloud.config.evaluation import Category, Evaluation, Routes, Video
 from train_cloud.config.initial_model import InitialModel
@@ -35,6 +36,11 @@ _INSTEAD = {"save_frequency": "max_seconds_at_risk", "max_seconds_at_risk": "sav
 _SECTIONS: dict[str, type[BaseModel]] = {
     "": RunFile,
     "environment": Environment,
+    "curriculum": Curriculum,
+    "curriculum.stages.*": Stage,
+    "curriculum.advance": Advance,
+    "curriculum.regress": Regress,
+    "curriculum.mix": Mix,
     "code": Code,
     "initial_model": InitialModel,
     "pretraining": Pretraining,

@@ -16,8 +16,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, Strict, model_valid
 
 from train_cloud.config.artifacts import Artifacts, Wandb
 from train_cloud.config.code import code_digests, code_files, file_digest, program_digest
+from train_cloud.config.curriculum import Curriculum
 from train_cloud.config.environment import Environment
-from train_cloud.config.evaluation import Evaluation
+from train_cloud.config.evaluation import Category, Evaluation
 from train_cloud.config.identity import PARTS
 from train_cloud.config.initial_model import InitialModel, from_text
 from train_cloud.config.pretraining import CLONED, Pretraining
@@ -226,6 +227,10 @@ class RunFile(Section):
         "included. Commits come as far apart as the measured speed and their own measured cost allow.",
     )
     environment: Environment | None = Field(None, description="The environment; see below.")
+    curriculum: Curriculum | None = Field(
+        None,
+        description="Stages of the environment, one after the other: see below, [curriculum.md](curriculum.md).",
+    )
     hyperparameters: Arguments = Field(
         {}, description="The algorithm's own arguments; `lin_3e-4` is a schedule that falls linearly to 0."
     )
@@ -328,6 +333,9 @@ class RunFile(Section):
         if self.arguments and self.entry_point is None:
             fix = "only a script has them: name it under entry_point, or use hyperparameters and environment.kwargs"
             raise InputError("arguments", list(self.arguments), fix)
+        if self.curriculum is not None and self.algorithm == MULTIAGENT:
+            fix = "not for several agents in this version: leave it out, or change the level in the environment itself"
+            raise NotYet("curriculum", list(self.curriculum.names), fix)
         if self.entry_point is None:
             self._check_algorithm()
             self._check_hyperparameters()
@@ -394,17 +402,13 @@ class RunFile(Section):
                 fix = f"there is no such file below code.folder, {self.code.folder}"
                 raise InputError("entry_point", self.entry_point, fix)
         for field in (
-            "algorithm",
-            "policy",
-            "environment",
-            "hyperparameters",
-            "callbacks",
-            "initial_model",
+            *("algorithm", "policy", "environment", "curriculum", "hyperparameters", "callbacks", "initial_model"),
             "pretraining",
         ):
             value = getattr(self, field)
             if field in self.model_fields_set and value not in (None, (), {}):
                 shown = value.id if isinstance(value, Environment) else value
+                shown = list(shown.names) if isinstance(shown, Curriculum) else shown
                 raise InputError(field, shown, f"the script {self.entry_point} decides this: remove it or entry_point")
 
     @property
@@ -434,6 +438,21 @@ class RunFile(Section):
             *(["wandb"] if self.wandb is not None else []),
             *(["demonstrations"] if minari else []),
         )
+
+    @property
+    def evaluated(self) -> Evaluation:
+        """What an evaluation plays: the section, with a category for each stage of the curriculum. One that the section
+        has by a stage's name stays as it is written.
+        """
+        section = self.evaluation or Evaluation()
+        if self.curriculum is None:
+            return section
+        stages = {
+            stage.name: Category(kwargs=stage.kwargs, method=stage.method, args=stage.args)
+            for stage in self.curriculum.stages
+        }
+        written = section.categories if "categories" in section.model_fields_set else {}
+        return section.model_copy(update={"categories": {**stages, **written}})
 
     @property
     def schedule_timesteps(self) -> int:

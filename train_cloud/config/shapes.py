@@ -54,6 +54,7 @@ Number = Annotated[float, Strict()]
 Reference = Annotated[Text, matching(REFERENCE, "write it as module:Name, for example my_project.wrappers:Shift")]
 ModuleName = Annotated[Text, matching(MODULE, "write an importable module's name, for example my_project.envs")]
 Arguments = Annotated[dict[str, Any], AfterValidator(_plain)]
+Values = Annotated[tuple[Any, ...], AfterValidator(_plain)]
 VariableName = Annotated[Text, matching(re.compile(r"[A-Za-z_][A-Za-z0-9_]*"), "use letters, digits and underscores")]
 
 

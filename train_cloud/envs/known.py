@@ -19,6 +19,7 @@ import json
 import platform
 import sys
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,8 @@ def record(choice: Choice, asked: Mapping[str, Any], sources: Collection[str]) -
     packages = {name: _package(name) for name in sorted({source.split(".")[0] for source in sources})}
     modules = sorted(_loose_modules(set(packages)))
     return {
-        "provider": choice.provider,
-        "exact": choice.exact,
-        "because": choice.because,
-        "notes": list(choice.notes),
-        "uncopied": list(choice.uncopied),
+        **_as_json(choice),
+        "stages": [_as_json(stage) for stage in choice.stages],
         "asked": _told(asked),
         "python": _python(),
         "installed": _installed(),
@@ -65,6 +63,20 @@ def recall(recorded: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> Choi
         return None
     if recorded["content"] != _told([_module(name) for name in recorded["modules"]]):
         return None
+    return replace(_from_json(recorded), stages=tuple(map(_from_json, recorded.get("stages", ()))))
+
+
+def _as_json(choice: Choice) -> dict[str, Any]:
+    return {
+        "provider": choice.provider,
+        "exact": choice.exact,
+        "because": choice.because,
+        "notes": list(choice.notes),
+        "uncopied": list(choice.uncopied),
+    }
+
+
+def _from_json(recorded: Mapping[str, Any]) -> Choice:
     notes, uncopied = (tuple(recorded.get(name, ())) for name in ("notes", "uncopied"))
     return Choice(recorded["provider"], recorded["exact"], recorded["because"], notes, uncopied)
 

@@ -62,6 +62,7 @@ class Choice:
 
     :ivar notes: what else was noticed, a clause each
     :ivar uncopied: keys of its ``info`` whose values can neither be copied nor sent to another process
+    :ivar stages: the same for each stage of a curriculum; empty where there is none
     """
 
     provider: str
@@ -69,6 +70,7 @@ class Choice:
     because: str
     notes: tuple[str, ...] = ()
     uncopied: tuple[str, ...] = ()
+    stages: tuple[Choice, ...] = ()
 
 
 def stateful(env: Env, choice: Choice) -> StatefulEnv:
@@ -83,19 +85,28 @@ class Trial:
     :param make_env: makes an environment; a function or object that another process can be given
     :param requested: ``auto`` or one provider
     :param folder: of the user's code; other processes find its modules first
+    :param by: finds the provider, as :func:`choose` does
     """
 
-    def __init__(self, make_env: MakeEnv, requested: str = "auto", *, folder: str | None = None) -> None:
+    def __init__(
+        self,
+        make_env: Any,
+        requested: str = "auto",
+        *,
+        folder: str | None = None,
+        by: Callable[..., Choice] | None = None,
+    ) -> None:
         self._choice: Choice | None = None
         self._error: Exception | None = None
+        self._by = by or choose
         path = [*([folder] if folder is not None and folder not in sys.path else []), *sys.path]
         start = functools.partial(Fresh, path, dict(os.environ))  # as they are now, whenever one is needed
         self._thread = threading.Thread(target=self._run, args=(make_env, requested, start), daemon=True)
         self._thread.start()
 
-    def _run(self, make_env: MakeEnv, requested: str, start: Callable[[], Fresh]) -> None:
+    def _run(self, make_env: Any, requested: str, start: Callable[[], Fresh]) -> None:
         try:
-            self._choice = choose(make_env, requested, start=start)
+            self._choice = self._by(make_env, requested, start=start)
         except FAILURES as error:
             self._error = error
 
@@ -137,7 +148,7 @@ def choose(
     except TrainCloudError as error:
         first, refused = First(), {name: str(error) for name in names}
     passed = next((name for name in names if name not in refused), None)
-    found = {"notes": tuple(first.notes), "uncopied": tuple(first.uncopied)}
+    found: dict[str, Any] = {"notes": tuple(first.notes), "uncopied": tuple(first.uncopied)}
     reasons: dict[str, list[str]] = {}
     for name, reason in refused.items():
         if not reason.startswith(_INAPPLICABLE):

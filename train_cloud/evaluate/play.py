@@ -24,8 +24,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack,
 
 from train_cloud.config import Environment, RunFile
 from train_cloud.config.current import current, training
-from train_cloud.config.evaluation import Category, Evaluation, below, compare, level_paths
+from train_cloud.config.evaluation import Category, Evaluation, below, level_paths
 from train_cloud.envs.copies import copied, copied_whole
+from train_cloud.envs.curriculum import AtLevel, method_of
 from train_cloud.envs.make import FAILURES, load_object, refusing
 from train_cloud.envs.trial import sample
 from train_cloud.errors import InputError, NotYet, TrainCloudError
@@ -34,6 +35,8 @@ from train_cloud.evaluate.rendering import Settings
 from train_cloud.evaluate.results import Episode
 from train_cloud.evaluate.routes import Route, draw, read_centreline, read_map
 from train_cloud.evaluate.video import Film
+from train_cloud.sb3.environment import at_start
+from train_cloud.sb3.success import succeeded
 from train_cloud.sb3.vector_environments import MakeEnv
 
 log = logging.getLogger(__name__)
@@ -262,7 +265,10 @@ class _Drawn:
         if level is not None and category.argument is not None:
             kwargs[category.argument] = str(level)
         env = self._render(kwargs) if self.films else None
-        self.watched = _Watched(env if env is not None else self._env(kwargs))
+        env = env if env is not None else self._env(kwargs)
+        if category.method is not None:
+            env = at_category(env, category, self.name)
+        self.watched = _Watched(env)
         collisions = self.player.evaluation.collisions
         self.watched.collisions = collisions.removeprefix("info.") if collisions else None
         vec_env: VecEnv = DummyVecEnv([lambda: self.watched])
@@ -353,7 +359,7 @@ def _play(
         observation, rewards, dones, infos = env.step(action)
         total, length, done, started = total + float(rewards[0]), length + 1, bool(dones[0]), dones
     terminated = done and not infos[0].get("TimeLimit.truncated", False)
-    success = _success(settings.success, total, length, watched.info)
+    success = succeeded(settings.success, "evaluation.success", total, length, watched.info)
     said = {True: "success", False: "failure", None: "episode"}[success]
     name = f"{category}_{index:03d}_{said}"
     file = None
@@ -391,13 +397,6 @@ def _level_id(level: Path | None, seed: int) -> str:
     return f"seed{seed}" if level is None else level.stem
 
 
-def _success(condition: str, episode_return: float, length: int, info: Mapping[str, Any]) -> bool | None:
-    if ":" in condition:
-        told = load_object(condition, "evaluation.success")(episode_return, length, dict(info))
-        return None if told is None else bool(told)
-    return compare(condition, episode_return, length, info)
-
-
 def _collisions(hits: list[float]) -> float | None:
     """Steps with a collision, or the count that the environment itself keeps, which never falls and exceeds 1."""
     if not hits:
@@ -411,9 +410,9 @@ def check(run_file: RunFile) -> None:
 
     :raises InputError: naming the category
     """
-    settings = run_file.evaluation
-    if settings is None:
+    if run_file.evaluation is None:
         return
+    settings = run_file.evaluated
     if run_file.algorithm == "sac_multiagent":
         fix = "not for several agents in this version: leave it out, and play each agent's exported model.zip"
         raise NotYet("evaluation", "sac_multiagent", fix)
@@ -426,7 +425,7 @@ def check(run_file: RunFile) -> None:
             load_object(condition, "evaluation")
     trained = None
     if run_file.environment is not None and not settings.separate:
-        trained = _spaces(run_file.environment)
+        trained = _spaces(at_start(run_file.environment, run_file.curriculum))
     for name, category in settings.categories.items():
         levels = level_paths(category, run_file.code.folder, name)
         kwargs = {**environment.kwargs, **category.kwargs}
@@ -435,7 +434,7 @@ def check(run_file: RunFile) -> None:
         if trained is None:
             continue
         try:
-            found = _spaces(environment.model_copy(update={"kwargs": kwargs}))
+            found = _spaces(environment.model_copy(update={"kwargs": kwargs}), category, name)
         except InputError as error:
             raise InputError(f"evaluation.categories.{name}", error.value, error.fix) from error
         if found != trained:
@@ -443,9 +442,23 @@ def check(run_file: RunFile) -> None:
             raise InputError(f"evaluation.categories.{name}", dict(category.kwargs), fix)
 
 
-def _spaces(environment: Environment) -> tuple[Any, Any]:
+def at_category(env: gymnasium.Env[Any, Any], category: Category, name: str) -> gymnasium.Env[Any, Any]:
+    """An environment whose method is called before each reset, as the category says.
+
+    :raises InputError: it has no such method
+    """
+    assert category.method is not None
+    field = f"evaluation.categories.{name}.method"
+    method_of(env, category.method, field)
+    return AtLevel(env, ((category.method, category.args),), 0, [field])
+
+
+def _spaces(environment: Environment, category: Category | None = None, name: str = "") -> tuple[Any, Any]:
     env = MakeEnv(environment)()
     try:
+        if category is not None and category.method is not None:
+            env = at_category(env, category, name)
+            env.reset(seed=0)
         return env.observation_space, env.action_space
     finally:
         env.close()

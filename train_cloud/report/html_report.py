@@ -28,6 +28,8 @@ _FIRST = {
     "rollout/ep_len_mean": "mean length of the last 100 training episodes",
 }
 _RATE = (0.0, 1.0)
+_MOST_STAGES, _MOST_NAMES = 40, 8
+"""Changes of a curriculum's stage that are marked in curves, and that have their names there."""
 _CONSTANT = 1e-6
 """Of its values: a curve that varies by less is shown as a constant, since TensorBoard's floats have 7 digits."""
 _NO_UNIT = 1e13
@@ -53,6 +55,20 @@ class _Plot:
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
     marks: list[float]
+    stages: list[tuple[float, str]]
+    names: list[tuple[float, str]]
+
+
+@dataclass(frozen=True)
+class _Marks:
+    """What is marked in the curves.
+
+    :ivar interrupted: timesteps at which sessions were
+    :ivar stages: of a curriculum: at how many timesteps which stage began
+    """
+
+    interrupted: Sequence[int]
+    stages: Sequence[tuple[int, str]] = ()
 
 
 def page(
@@ -73,7 +89,8 @@ def page(
     :param left_out: names of those that were too much
     :param made: when
     """
-    marks = [session.last_timestep for session in run.sessions[:-1] if session.last_timestep is not None]
+    interrupted = [session.last_timestep for session in run.sessions[:-1] if session.last_timestep is not None]
+    marks = _Marks(interrupted, _stages(run.curriculum))
     evaluation = dict(evaluations[-1]) if evaluations else None
     summaries = [] if evaluation is None else [*evaluation["categories"].items(), ("all", evaluation["overall"])]
     firsts = [
@@ -90,7 +107,9 @@ def page(
         sessions=list(zip(run.sessions, run.cost.sessions, map(exactness_in_words, run.sessions), strict=True)),
         cost_line=_cost_line(run),
         main_plots=[*_evaluated(evaluations, marks), *plots],
-        marked=bool(marks),
+        marked=bool(interrupted),
+        curriculum=_curriculum(run.curriculum),
+        staged=0 < len(marks.stages) <= _MOST_STAGES,
         more_plots=_others(scalars, marks),
         evaluation=evaluation,
         summaries=[(name, {**each, "success_percent": _percent(each["success_interval"])}) for name, each in summaries],
@@ -129,6 +148,9 @@ def _facts(run: RunStatus) -> list[tuple[str, str]]:
     again = in_words(run.repeated_timesteps, run.repeated_at_most)
     facts += [("interruptions", str(run.interruptions)), ("timesteps done again", again)]
     facts.append(("exact", run.exact_evidence or "not known yet"))
+    if run.curriculum is not None:
+        stage, names = run.curriculum["stage"], run.curriculum["names"]
+        facts.append((f"stage {stage + 1} of {len(names)}", names[stage]))
     if run.evaluation and "mean_return" in run.evaluation:
         facts.append(("mean return, evaluated", f"{run.evaluation['mean_return']:,.2f}"))
         if run.evaluation.get("success_rate") is not None:
@@ -139,6 +161,32 @@ def _facts(run: RunStatus) -> list[tuple[str, str]]:
         facts.append(("less than on demand", f"${run.cost.saved_dollars:,.2f}"))
     facts.append(("machine hours", f"{run.cost.hours:,.2f}"))
     return facts
+
+
+def _stages(curriculum: Mapping[str, Any] | None) -> list[tuple[int, str]]:
+    """Where another stage began."""
+    if curriculum is None:
+        return []
+    return [(at, curriculum["names"][stage]) for at, stage in curriculum["changes"] if at > 0]
+
+
+def _curriculum(found: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """A row for each stage."""
+    rows = []
+    for stage, name in enumerate(found["names"] if found is not None else ()):
+        assert found is not None
+        played = found["played"][stage] if found["played"] else None
+        succeeded = found["succeeded"][stage] if found["succeeded"] else None
+        rows.append(
+            {
+                "name": name,
+                "present": stage == found["stage"],
+                "began": [at for at, which in found["changes"] if which == stage],
+                "played": played,
+                "rate": 100 * succeeded / played if played and succeeded is not None else None,
+            }
+        )
+    return rows
 
 
 def _cost_line(run: RunStatus) -> str:
@@ -190,7 +238,7 @@ def _span(sessions: Sequence[SessionStatus]) -> tuple[str, str] | None:
     return f"{first:%Y-%m-%d %H:%M} UTC", f"{last:%Y-%m-%d %H:%M} UTC"
 
 
-def _evaluated(evaluations: Sequence[Mapping[str, Any]], marks: Sequence[int]) -> list[_Plot]:
+def _evaluated(evaluations: Sequence[Mapping[str, Any]], marks: _Marks) -> list[_Plot]:
     found = []
     spreads = [(each["timesteps"], each["overall"]["returns"]) for each in evaluations]
     rates = [
@@ -205,7 +253,7 @@ def _evaluated(evaluations: Sequence[Mapping[str, Any]], marks: Sequence[int]) -
     return [plot for plot in found if plot is not None]
 
 
-def _others(scalars: Mapping[str, Points], marks: Sequence[int]) -> list[tuple[str, list[_Plot]]]:
+def _others(scalars: Mapping[str, Points], marks: _Marks) -> list[tuple[str, list[_Plot]]]:
     """All other curves, by the first part of their tag."""
     groups: dict[str, list[_Plot]] = {}
     for tag in sorted(scalars):
@@ -220,7 +268,7 @@ def _others(scalars: Mapping[str, Points], marks: Sequence[int]) -> list[tuple[s
 def _plot(
     title: str,
     points: Points,
-    marks: Sequence[int],
+    marks: _Marks,
     band: Sequence[tuple[int, float, float]] = (),
     within: tuple[float, float] | None = None,
 ) -> _Plot | None:
@@ -251,6 +299,7 @@ def _plot(
     def y(value: float) -> float:
         return round(1000 - 1000 * (value - low) / (high - low), 1)
 
+    stages = [(x(at), name) for at, name in marks.stages if left < at < right]
     upper = [f"{x(at)} {y(top)}" for at, _, top in band]
     lower = [f"{x(at)} {y(bottom)}" for at, bottom, _ in reversed(band)]
     return _Plot(
@@ -259,7 +308,9 @@ def _plot(
         band=f"M{'L'.join([*upper, *lower])}Z" if len(band) > 1 else "",
         x_ticks=list(zip((0.0, 50.0, 100.0), _labels([left, (left + right) / 2, right]), strict=True)),
         y_ticks=[(round(100 - y(tick) / 10, 2), label) for tick, label in zip(ticks, _labels(ticks), strict=True)],
-        marks=[x(at) for at in marks if left < at < right],
+        marks=[x(at) for at in marks.interrupted if left < at < right],
+        stages=stages if len(marks.stages) <= _MOST_STAGES else [],
+        names=[(at / 10, name) for at, name in stages] if len(marks.stages) <= _MOST_NAMES else [],
     )
 
 

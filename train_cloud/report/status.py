@@ -136,6 +136,11 @@ class RunStatus(BaseModel):
     evaluation: dict[str, Any] | None
     """The last one: ``timesteps``, ``mean_return``, ``success_rate``, and ``warnings`` if there are any; or ``failed``
     and why."""
+    curriculum: dict[str, Any] | None = None
+    """Where it stands, at the newest checkpoint: ``stage``, ``name``, ``names``, ``since``, the ``episodes`` that count
+    with their ``success_rate`` and ``mean_return``, episodes ``played`` and ``succeeded`` in each stage, and the newest
+    ``changes``, ``[timesteps, stage]`` each. None without a curriculum; see docs/curriculum.md.
+    """
     not_exported: dict[str, Any] | None
     """Checkpoints whose models could not be written: ``timesteps`` and ``because``. The next session tries again."""
     checkpoints: list[CheckpointStatus] | None
@@ -328,6 +333,7 @@ def _derived(
         repeated_at_most=None if None in most else sum(number for number in most if number is not None),
         cost=spent,
         evaluation=_evaluation(records, committed),
+        curriculum=_curriculum(records, committed),
         not_exported=latest.get("not_exported"),
         checkpoints=_checkpoints(newest) if checkpoints else None,
         damaged=damaged,
@@ -345,6 +351,22 @@ def _evaluation(records: Sequence[SessionRecord], committed: int) -> dict[str, A
         if evaluation is not None and isinstance(evaluation.get("timesteps"), int):
             found.append(evaluation)
     return next((each for each in reversed(found) if each["timesteps"] <= committed), None)
+
+
+def _curriculum(records: Sequence[SessionRecord], committed: int) -> dict[str, Any] | None:
+    """Of the newest checkpoint. After a rollback no session has told yet how it stood there, but which stage it was."""
+    found: dict[str, Any] | None = None
+    for record in records:
+        found = (record.progress or {}).get("curriculum") or found
+    if found is None or found["timesteps"] <= committed:
+        return found
+    changes = [change for change in found["changes"] if change[0] <= committed]
+    if not changes:
+        return None
+    since, stage = changes[-1]
+    unknown = dict.fromkeys(("episodes", "success_rate", "mean_return", "played", "succeeded"))
+    here = {"timesteps": committed, "stage": stage, "name": found["names"][stage], "since": since, "changes": changes}
+    return {**found, **unknown, **here}
 
 
 def _checkpoints(newest: Manifest | None) -> list[CheckpointStatus]:

@@ -144,7 +144,8 @@ class Artifacts:
         board.add_hyperparameters(masked_values(_hyperparameters(self._config)), {"rollout/ep_rew_mean": 0.0})
         if notices:
             board.add_text("system/interruptions", notices, self._resumed_at)
-        self._episodes = Episodes(self.folder / MONITOR, environment, time.time())
+        staged = self._config.curriculum is not None
+        self._episodes = Episodes(self.folder / MONITOR, environment, time.time(), staged=staged)
         self._outputs = (board, Table(self.folder / PROGRESS))
         self._pace = (time.monotonic(), self._timesteps())
         return self._outputs

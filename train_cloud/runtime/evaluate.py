@@ -19,7 +19,6 @@ from train_cloud.checkpoint.manifest import Manifest
 from train_cloud.checkpoint.survey import committed
 from train_cloud.config import RunFile, load_run_file
 from train_cloud.config.current import training
-from train_cloud.config.evaluation import Evaluation as Settings
 from train_cloud.evaluate.results import Evaluation, Results, best, results, scalars, summarise
 from train_cloud.report.recorded_run_file import recorded_run_file
 from train_cloud.run import layout
@@ -89,7 +88,7 @@ def evaluate_checkpoint(
     last = earlier[-1].rendering if earlier else None
     with rendering.applied(rendering.candidates(os.environ, last)[0]):  # some read it when they are imported
         check(config)
-    settings = config.evaluation or Settings()
+    settings = config.evaluated
     environment = settings.environment or config.environment
     assert environment is not None
     began = time.monotonic()

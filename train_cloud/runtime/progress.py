@@ -15,6 +15,8 @@ from train_cloud.runtime.beside import Beside
 from train_cloud.runtime.inputs import Inputs
 
 _REPORT_SECONDS = 60.0
+CURRICULUM = "curriculum"
+"""In a checkpoint's facts and in a session's progress record: where it stands."""
 log = logging.getLogger(__name__)
 
 
@@ -26,7 +28,7 @@ class Progress:
         self._evaluations = inputs.evaluations
         self._lock = threading.Lock()
         self._at_risk = 0
-        self._last_commit: dict[str, Any] = {}
+        self._last_commit: dict[str, Any] = _of_the_curriculum(acquired.manifest.facts if acquired.manifest else {})
         self._pretrained: Mapping[str, float] = {}
         self._written = time.monotonic()
         self._reporter: threading.Thread | None = None
@@ -73,9 +75,12 @@ class Progress:
         """So many steps would be lost by a kill now."""
         self._at_risk = max(self._at_risk, self._beside.heartbeat.timesteps - self._acquired.lease.head.timesteps)
 
-    def committed(self, seconds: float, sent_bytes: int) -> None:
-        """Figures of the last commit, for the next report."""
-        self._last_commit = {"commit_seconds": seconds, "sent_bytes": sent_bytes}
+    def committed(self, seconds: float, sent_bytes: int, facts: Mapping[str, Any]) -> None:
+        """Figures of the last commit, for the next report.
+
+        :param facts: of its checkpoint
+        """
+        self._last_commit = {"commit_seconds": seconds, "sent_bytes": sent_bytes, **_of_the_curriculum(facts)}
 
     def pretrained(self, epochs: Sequence[Mapping[str, float]]) -> None:
         """Figures of the last epoch, for the next report."""
@@ -108,3 +113,8 @@ class Progress:
             # in a thread of its own: the heartbeat must not wait for a store that does not answer
             self._reporter = threading.Thread(target=self.write, name="train-cloud-report", daemon=True)
             self._reporter.start()
+
+
+def _of_the_curriculum(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Where a checkpoint stands in it; empty where the run has none."""
+    return {CURRICULUM: facts[CURRICULUM]} if CURRICULUM in facts else {}

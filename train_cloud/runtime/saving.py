@@ -141,7 +141,7 @@ class Saving:
             self._beside.replay.committed(committed.head, self._committing, recording)
         self._beside.artifacts.committed(committed.head.timesteps, committed.head.manifest)
         self._beside.artifacts.measured("commit_seconds", committed.seconds)
-        self._progress.committed(committed.seconds, committed.sent_bytes)
+        self._progress.committed(committed.seconds, committed.sent_bytes, self._committing)
         if self._evaluations is not None:
             self._evaluations.committed(committed.head.timesteps)
         self._progress.write()

@@ -24,6 +24,7 @@ from train_cloud.envs.make import FAILURES, close, load_object, refusing, told
 from train_cloud.envs.trial import Choice
 from train_cloud.errors import InputError
 from train_cloud.sb3.algorithms import load_algorithm, load_policy
+from train_cloud.sb3.curriculum import StageChanges
 from train_cloud.sb3.environment import StateTrial, asked
 from train_cloud.sb3.hyperparameters import arguments_of
 from train_cloud.sb3.resources import buffer_bytes, check_device, check_memory
@@ -71,7 +72,7 @@ def build_model(run_file: RunFile, trial: Mapping[str, Any] | None = None, begun
         assert env is not None
     else:
         set_random_seed(run_file.seed)
-        env = make_vec_env(run_file.environment, run_file.seed, choice)
+        env = make_vec_env(run_file.environment, run_file.seed, choice, run_file.curriculum)
     try:
         if run_file.algorithm != MULTIAGENT:
             arguments = arguments_of(run_file, algorithm, env.action_space)
@@ -87,8 +88,12 @@ def build_model(run_file: RunFile, trial: Mapping[str, Any] | None = None, begun
 
 
 def build_callbacks(run_file: RunFile) -> list[BaseCallback]:
-    """The run file's callbacks, made without arguments."""
-    made = []
+    """The curriculum's, where the run has one, and the run file's callbacks, made without arguments."""
+    made: list[BaseCallback] = []
+    if run_file.curriculum is not None:
+        if ":" in run_file.curriculum.success:
+            load_object(run_file.curriculum.success, "curriculum.success")
+        made.append(StageChanges(run_file.curriculum))
     for reference in run_file.callbacks:
         kind = load_object(reference, "callbacks", BaseCallback)
         with refusing("callbacks", reference, "make it so that it needs no arguments; it raises"):

@@ -33,6 +33,7 @@ from train_cloud.envs.trial import stateful as with_state
 from train_cloud.errors import InputError
 from train_cloud.sb3 import accounting
 from train_cloud.sb3.capture import Capture, learners_of, restore_parameters
+from train_cloud.sb3.curriculum import StageChanges
 from train_cloud.sb3.digest import Digests, Reader
 from train_cloud.sb3.ending import stopped_by, watch
 from train_cloud.sb3.phases import Phase, Phases, Shifted
@@ -397,6 +398,9 @@ class Checkpoints(BaseCallback):
             "schedules": {"names": self._schedules, "timesteps": self._schedule_timesteps},
             **self._phases.facts(self.model),
         }
+        curriculum = next((one for one in self._capture_of().callbacks.values() if isinstance(one, StageChanges)), None)
+        if curriculum is not None:
+            facts["curriculum"] = curriculum.summary()
         self._account(accounting.SNAPSHOT if rollout_begun else accounting.END)
         if self._pretraining is None:
             return replace(snapshot, facts=facts)

@@ -40,11 +40,9 @@ from train_cloud.envs.make import FAILURES
 from train_cloud.envs.state import (
     dumps,
     follow,
-    get_state,
     layers,
     process_generators,
     set_process_generators,
-    set_state,
     undisturbed,
 )
 from train_cloud.errors import InputError, TrainCloudError
@@ -54,7 +52,7 @@ from train_cloud.sb3.kinds import OF_A_CALLBACK, kind_of
 from train_cloud.sb3.objects import Objects, Root
 from train_cloud.sb3.pickling import LEFT, OWN, Whole, as_numpy
 from train_cloud.sb3.replay import Ring
-from train_cloud.sb3.vectorized import get_vecenv, look, reached, set_vecenv, singles
+from train_cloud.sb3.vectorized import get_single, get_vecenv, look, reached, set_single, set_vecenv, singles
 from train_cloud.snapshot import Array, Part, Rows, Snapshot
 
 REPLAY = "replay"
@@ -382,7 +380,7 @@ class Capture:
                 if isinstance(env, VecEnv):
                     found[path] = get_vecenv(env, self._provider_of)
                 else:
-                    found[path] = get_state(env, self._provider_of(env))
+                    found[path] = get_single(env, self._provider_of)
                 if path not in self._tried:
                     dumps(found[path], self._singles)
                     self._tried.add(path)
@@ -401,7 +399,7 @@ class Capture:
             elif isinstance(env, VecEnv):
                 set_vecenv(env, state)
             else:
-                set_state(env, state)
+                set_single(env, state)
 
     def _begin_episodes(self, observations: Mapping[int, Any]) -> None:
         """Where an environment could not go on with its episode, the model must see the first observation of

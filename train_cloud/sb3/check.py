@@ -40,6 +40,7 @@ from train_cloud.sb3.initial import Initial, begin_with
 from train_cloud.sb3.resources import buffer_bytes, check_device
 from train_cloud.sb3.script import prepare
 from train_cloud.sb3.vector_environments import make_vec_env
+from train_cloud.sb3.vectorized import choice_of
 
 #: What a training has in memory that this trial has not: CUDA's libraries and context, segments on their way from the
 #: store or to it. The tensors of three snapshots are counted besides: one held, one on its way, one packed.
@@ -141,7 +142,8 @@ def _check(run_file: RunFile, initial: Initial | None, begun: StateTrial | None)
     callbacks = build_callbacks(run_file)
     choice = (begun or StateTrial(run_file, None)).choice()
     few = {"n_envs": min(run_file.environment.n_envs, _ENVIRONMENTS), "vectorization": "dummy"}
-    env = make_vec_env(run_file.environment.model_copy(update=few), run_file.seed, choice)
+    few_of_them = run_file.environment.model_copy(update=few)
+    env = make_vec_env(few_of_them, run_file.seed, choice, run_file.curriculum)
     try:
         _step(env, run_file.environment.id)
         if "use_masking" in inspect.signature(algorithm.learn).parameters and not env.has_attr("action_masks"):
@@ -171,7 +173,8 @@ def _check(run_file: RunFile, initial: Initial | None, begun: StateTrial | None)
             begin_with(model, initial, buffer=False)
         if callbacks:
             names = ", ".join(run_file.callbacks)
-            with refusing("callbacks", names, "training with it raises"):
+            field, value = ("callbacks", names) if names else ("curriculum", run_file.environment.id)
+            with refusing(field, value, "training with it raises"):
                 attempt(policy, arguments, callbacks)
         capture, known = captured[0], inspect.signature(algorithm.__init__).parameters
         sizes = {name: arguments.get(name, known[name].default) for name in ("buffer_size", "n_steps") if name in known}
@@ -242,7 +245,7 @@ def _check_hindsight(run_file: RunFile, arguments: Mapping[str, Any], env: VecEn
 
 def _capture(model: BaseAlgorithm, root: BaseCallback, choice: Choice, run_file: RunFile) -> Capture:
     try:
-        capture = Capture(model, root, None, lambda env: choice.provider)
+        capture = Capture(model, root, None, lambda env: choice_of(env).provider if choice.stages else choice.provider)
         rows = getattr(getattr(model, "replay_buffer", None), "pos", _STEPS if hasattr(model, "learners") else 0)
         capture.snapshot(rows)
         capture.rows(0, rows)

@@ -8,8 +8,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from train_cloud.config import RunFile
+from train_cloud.config import Environment, RunFile
+from train_cloud.config.curriculum import Curriculum
 from train_cloud.config.run_file import MULTIAGENT
+from train_cloud.envs.curriculum import AtStage, choose_all
 from train_cloud.envs.known import recall
 from train_cloud.envs.make import One, Several, refusing
 from train_cloud.envs.trial import Choice, Trial
@@ -33,9 +35,27 @@ def maker_of(run_file: RunFile) -> One | Several:
     return Several(section.id, section.module, section.kwargs, section.wrappers)
 
 
+def stages_of(environment: Environment, curriculum: Curriculum) -> list[AtStage]:
+    """What makes the environment of each stage, with its wrappers and nothing of ours that an agent could see."""
+    one = One(environment.id, environment.module, environment.kwargs, environment.wrappers)
+    return [AtStage(one, index, stage.kwargs, curriculum.calls) for index, stage in enumerate(curriculum.stages)]
+
+
+def at_start(environment: Environment, curriculum: Curriculum | None) -> Environment:
+    """The section as the first stage that is trained on has it, for whoever needs one environment of the run's."""
+    return environment if curriculum is None else at_stage(environment, curriculum, curriculum.start)
+
+
+def at_stage(environment: Environment, curriculum: Curriculum, stage: int) -> Environment:
+    """The section with the arguments of a stage."""
+    kwargs = {**environment.kwargs, **curriculum.stages[stage].kwargs}
+    return environment.model_copy(update={"kwargs": kwargs})
+
+
 def asked(run_file: RunFile) -> dict[str, Any]:
     """All that decides how the environment is made, as JSON values."""
-    return {name: value for name, value in run_file.identity().items() if name in ("environment", "code", "env")}
+    decides = ("environment", "code", "env", *(["curriculum"] if run_file.curriculum is not None else []))
+    return {name: value for name, value in run_file.identity().items() if name in decides}
 
 
 def choose_state(run_file: RunFile) -> Choice:
@@ -57,8 +77,12 @@ class StateTrial:
         self.recalled = recall(recorded, asked(run_file)) if recorded is not None else None
         self._trial: Trial | None = None
         if self.recalled is None:
-            folder = run_file.code.folder
-            self._trial = Trial(maker_of(run_file), self._requested, folder=str(folder) if folder is not None else None)
+            folder = str(run_file.code.folder) if run_file.code.folder is not None else None
+            if run_file.curriculum is None:
+                self._trial = Trial(maker_of(run_file), self._requested, folder=folder)
+            else:
+                makers = stages_of(run_file.environment, run_file.curriculum)
+                self._trial = Trial(makers, self._requested, folder=folder, by=choose_all)
 
     def choice(self) -> Choice:
         """Wait for it.

@@ -51,6 +51,7 @@ def write_export(
 def _play_script(facts: Mapping[str, Any], environment: Mapping[str, Any] | None) -> str:
     """The program that plays this model, with what it needs to know of the run."""
     made = environment or {}
+    stage = _stage(facts)
     several = facts.get("learners")
     module, _, name = "stable_baselines3:SAC".partition(":")
     if several is None:
@@ -60,10 +61,11 @@ def _play_script(facts: Mapping[str, Any], environment: Mapping[str, Any] | None
         "algorithm": f"{module}:{name}",
         "environment": {
             "id": made.get("id"),
-            "kwargs": made.get("kwargs", {}),
+            "kwargs": {**made.get("kwargs", {}), **stage.get("kwargs", {})},
             "module": made.get("module"),
             "wrappers": list(made.get("wrappers", ())),
             "frame_stack": made.get("frame_stack"),
+            "call": [stage["method"], *stage["args"]] if stage.get("method") else None,
         },
         "learner_of": dict(facts["agents"]) if several is not None else None,
         "code_folder": facts.get("code_folder"),
@@ -71,6 +73,13 @@ def _play_script(facts: Mapping[str, Any], environment: Mapping[str, Any] | None
     text = _PLAY.read_text(encoding="utf-8")
     assert _FILLED_IN in text
     return text.replace(_FILLED_IN, f"RUN: dict[str, Any] = {pprint.pformat(run, width=110, sort_dicts=False)}\n")
+
+
+def _stage(facts: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of a curriculum: the one that the checkpoint was made in, as the run file has it; empty where there is none."""
+    curriculum = facts.get("identity", {}).get("curriculum")
+    stage: Mapping[str, Any] = curriculum["stages"][facts["curriculum"]["stage"]] if curriculum else {}
+    return stage
 
 
 @contextlib.contextmanager

@@ -102,6 +102,9 @@ def _play(asked: argparse.Namespace, mode: str | None, film: _Film | None) -> No
             self.mode, self.film = mode, film
 
         def reset(self, **arguments: Any) -> Any:
+            if environment["call"] and asked.env == environment["id"]:
+                name, *given = environment["call"]
+                self.env.get_wrapper_attr(name)(*given)
             found = super().reset(**arguments)
             self._draw(first=True)
             return found

@@ -122,19 +122,22 @@ class Episodes:
 
     :param path: goes on where it is
     :param started: seconds since 1970, of a new file
+    :param staged: whether a column says which stage of a curriculum an episode was played in
     """
 
-    def __init__(self, path: Path, environment: str, started: float) -> None:
+    def __init__(self, path: Path, environment: str, started: float, *, staged: bool = False) -> None:
         self._path = path
+        self._staged = staged
         self._lock = threading.Lock()
         if not path.exists():
             header = json.dumps({"t_start": started, "env_id": environment})
-            path.write_text(f"#{header}\n{_TIMESTEPS},r,l,t,env\n")
+            path.write_text(f"#{header}\n{_TIMESTEPS},r,l,t,env{',stage' if staged else ''}\n")
 
     def add(self, timesteps: int, env: int, episode: Mapping[str, Any]) -> None:
         """:param episode: what Monitor leaves in ``info["episode"]``"""
         with self._lock, _tolerating(self._path.name):
-            _append(self._path, [timesteps, episode["r"], episode["l"], episode["t"], env])
+            row = [timesteps, episode["r"], episode["l"], episode["t"], env]
+            _append(self._path, [*row, *([episode.get("stage", "")] if self._staged else [])])
 
 
 def _append(path: Path, row: list[Any]) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium
@@ -17,11 +17,14 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 
 from train_cloud import child_process
 from train_cloud.config import Environment
+from train_cloud.config.curriculum import Curriculum
+from train_cloud.envs.curriculum import Levels, Staged
 from train_cloud.envs.make import Env, One, close, refusing
 from train_cloud.envs.trial import Choice, stateful
 from train_cloud.errors import InputError
 from train_cloud.generators import follow
 from train_cloud.safe_text import adopt, guard
+from train_cloud.sb3.environment import stages_of
 from train_cloud.sb3.hyperparameters import NORMALIZE_RULES
 
 
@@ -32,23 +35,40 @@ class MakeEnv:
     :ivar choice: how its state is saved; None leaves :class:`StatefulEnv` out
     :ivar worker_seed: for the global generators of a worker process of its own; None stays in this process
     :ivar pythonpath: variable for what the environment starts in its turn, in such a process
+    :ivar curriculum: its stages; with a choice that has one for each of them
+    :ivar seed: of the run, for the curriculum
+    :ivar index: of the environment in its vector, for the curriculum
     """
 
     environment: Environment
     choice: Choice | None = None
     worker_seed: int | None = None
     pythonpath: str | None = None
+    curriculum: Curriculum | None = None
+    seed: int = 0
+    index: int = 0
 
     def __call__(self) -> Env:
         if self.worker_seed is not None:
             _enter_worker(self.worker_seed)
             child_process.restore_variables({"PYTHONPATH": self.pythonpath})
+        if self.curriculum is not None and self.choice is not None:
+            return self._staged(self.curriculum, self.choice)
         # Outermost, so that it reports what the agent is trained on, and notes ends that wrappers make.
         config = self.environment
         monitored: Env = Monitor(One(config.id, config.module, config.kwargs, config.wrappers)())
         if self.choice is None:
             return monitored
         return stateful(monitored, self.choice)
+
+    def _staged(self, curriculum: Curriculum, choice: Choice) -> Env:
+        makers, mix = stages_of(self.environment, curriculum), curriculum.mix
+        if curriculum.calls:
+            makers = makers[curriculum.start : curriculum.start + 1]
+        levels = Levels(self.seed, len(curriculum.stages), *((mix.share, mix.all_stages) if mix is not None else ()))
+        chosen = zip(makers, choice.stages, strict=False)  # of a method's stages there is one for all
+        envs = [stateful(Monitor(maker()), stage) for maker, stage in chosen]
+        return Staged(envs, levels, self.index, curriculum.start)
 
 
 def _enter_worker(seed: int) -> None:
@@ -61,17 +81,22 @@ def _enter_worker(seed: int) -> None:
     follow(seed, "worker")
 
 
-def make_vec_env(environment: Environment, seed: int, choice: Choice) -> VecEnv:
+def make_vec_env(environment: Environment, seed: int, choice: Choice, curriculum: Curriculum | None = None) -> VecEnv:
     """The environments as SB3 wants them: stacked, then normalised, if the run file says so.
 
     :param choice: how their state is saved
     """
     env: VecEnv
+    each: list[MakeEnv] = [MakeEnv(environment, choice)] * environment.n_envs
+    if curriculum is not None:
+        several = range(environment.n_envs)
+        each = [MakeEnv(environment, choice, curriculum=curriculum, seed=seed, index=index) for index in several]
     if environment.vectorization == "subproc":
         seeds = [(seed + rank) % 2**32 for rank in range(environment.n_envs)]
         with refusing("environment.vectorization", "subproc", "a worker did not start, see its messages above;"):
             makers: list[Callable[[], Env]] = [
-                MakeEnv(environment, choice, seed, os.environ.get("PYTHONPATH")) for seed in seeds
+                replace(maker, worker_seed=seed, pythonpath=os.environ.get("PYTHONPATH"))
+                for maker, seed in zip(each, seeds, strict=True)
             ]
             with child_process.starting_workers():
                 workers = SubprocVecEnv(makers, start_method=child_process.WORKERS)
@@ -79,7 +104,7 @@ def make_vec_env(environment: Environment, seed: int, choice: Choice) -> VecEnv:
         env = workers
     else:
         with refusing("environment.id", environment.id, "SB3 cannot take it:"):
-            env = DummyVecEnv([MakeEnv(environment, choice)] * environment.n_envs)
+            env = DummyVecEnv([*each])
     try:
         for name, value in (environment.normalize or {}).items():
             if name in NORMALIZE_RULES and not NORMALIZE_RULES[name][0](value):

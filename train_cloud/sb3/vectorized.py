@@ -28,6 +28,7 @@ import gymnasium
 import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
 
+from train_cloud.envs.curriculum import Staged
 from train_cloud.envs.fresh import Fresh
 from train_cloud.envs.make import FAILURES, Env, close, told
 from train_cloud.envs.parallel import NEEDED, Together
@@ -143,8 +144,27 @@ def _single(value: Any) -> Env | None:
     return _together[value]
 
 
+def _inside(single: Env) -> dict[str, Env]:
+    """The environments whose layers are saved: itself, or those of a curriculum's stages."""
+    if isinstance(single, Staged):
+        return {f".train_cloud_envs[{stage}]": env for stage, env in enumerate(single.train_cloud_envs)}
+    return {"": single}
+
+
+def get_single(single: Env, provider_of: ProviderOf) -> Any:
+    """The state of one environment of a ``VecEnv``: references."""
+    if isinstance(single, Staged):
+        return single.get_states(provider_of)
+    return get_state(single, provider_of(single))
+
+
+def set_single(single: Env, state: Any) -> Anew | None:
+    """The counterpart; see :func:`train_cloud.envs.state.set_state`."""
+    return single.set_states(state) if isinstance(single, Staged) else set_state(single, state)
+
+
 def singles(env: VecEnv) -> list[Env]:
-    """The environments that live in this process."""
+    """The environments that live in this process; of a curriculum those of its stages."""
     return [*plan_of(env).tree.singles.values()]
 
 
@@ -205,7 +225,12 @@ def plan_of(env: VecEnv) -> Plan:
 def _planned(inner: Sequence[Any]) -> Plan:
     base = inner[-1]
     if isinstance(base, DummyVecEnv):
-        return Plan("dummy", "", Tree({}, {f".envs[{index}]": single for index, single in enumerate(base.envs)}))
+        found = {
+            f".envs[{index}]{place}": inner
+            for index, single in enumerate(base.envs)
+            for place, inner in _inside(single).items()
+        }
+        return Plan("dummy", "", Tree({}, found))
     if isinstance(base, SubprocVecEnv):
         if base.has_attr("train_cloud_get_state"):
             return Plan("subproc", next(filter(None, base.get_attr("train_cloud_because")), ""))
@@ -277,7 +302,7 @@ def get_vecenv(env: VecEnv, provider_of: ProviderOf) -> list[dict[str, Any]]:
     found = [_taken(layer, [*plan.tree.all(), *inner]) for layer in inner[:-1]]
     base = inner[-1]
     if plan.how == "dummy":
-        states = [get_state(single, provider_of(single)) for single in base.envs]
+        states = [get_single(single, provider_of) for single in base.envs]
         return [*found, {**_taken(base, plan.tree.all()), "train_cloud": states}]
     if plan.how == "subproc":
         return [*found, {**_attributes(base), "train_cloud": _from_processes(base)}]
@@ -336,7 +361,7 @@ def set_vecenv(env: VecEnv, saved: Sequence[Mapping[str, Any]]) -> dict[int, Ane
         begun = {}
         for index, state in enumerate(states):
             if plan.how == "dummy":
-                anew = set_state(base.envs[index], state)
+                anew = set_single(base.envs[index], state)
             else:
                 anew = base.env_method("train_cloud_set_state", state, indices=[index])[0]
             if anew is not None:
