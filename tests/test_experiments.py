@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +21,9 @@ from until import until
 from train_cloud.checkpoint import read_manifest, restore
 from train_cloud.cli import main
 from train_cloud.config import load_experiment
-from train_cloud.experiments.standing import failures_in_a_row
+from train_cloud.experiments.engine import shortly
+from train_cloud.experiments.estimate import Pace, estimates, measured
+from train_cloud.experiments.standing import Standing, failures_in_a_row
 from train_cloud.run import layout
 from train_cloud.run.head import Head, read_head
 from train_cloud.run.session import SessionRecord, read_sessions
@@ -286,3 +290,165 @@ def test_the_experiment_is_trained_by_one_process_in_a_folder(tmp_path: Path) ->
     with FileLock(tmp_path / "state" / "nets-experiment" / "train.lock"):
         assert main(["train", str(path), *command(path)[5:]]) == 64
     assert len(load_experiment(path).cells) == 4
+
+
+@pytest.mark.slow
+def test_what_is_cancelled_is_not_trained_on_until_somebody_asks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vary = {"net": {"first": {"total_timesteps": 200_000}, "second": {}, "third": {}}}
+    path = write(tmp_path, {"evaluation": None, "save_frequency": 128}, vary=vary, seeds=[1], max_parallel=1)
+    first, second, third = names = [f"nets-{name}-s1" for name in ("first", "second", "third")]
+    store = ["--store", str(tmp_path / "store")]
+    (tmp_path / "store").mkdir()
+    process = begin(path)
+    until(lambda: reached(path, first) > 300, "300 timesteps")
+    assert main(["cancel", third, *store]) == 64  # nobody has begun it
+    assert "nothing is stored under" in capsys.readouterr().err
+    assert main(["cancel", first, *store]) == 0
+    said = process.communicate(timeout=240)[1]
+    assert process.returncode == 0, said
+    assert outcomes(path, names) == ["stopped", "completed", "completed"]
+    cancelled = head(path, first)
+    assert cancelled is not None and str(cancelled.reason).startswith("cancelled on ") and cancelled.timesteps > 0
+    assert results(path)["runs"][first]["outcome"] == "stopped"
+    assert train(path).returncode == 0 and len(sessions(path, first)) == 1
+
+    # An experiment is cancelled with the runs that nobody has begun yet.
+    vary["net"]["fourth"] = {}
+    write(tmp_path, {"evaluation": None, "save_frequency": 128}, vary=vary, seeds=[1], max_parallel=1)
+    assert main(["cancel", str(path), *store]) == 0
+    assert train(path).returncode == 0
+    assert outcomes(path, [*names, "nets-fourth-s1"]) == ["stopped", "completed", "completed", "stopped"]
+    assert sessions(path, "nets-fourth-s1") == []
+    more = ("--continue", "--set", f"vary.net.first.total_timesteps={cancelled.timesteps + 128}")
+    assert train(path, *more).returncode == 0
+    assert outcomes(path, [*names, "nets-fourth-s1"]) == ["completed"] * 4
+    assert len(sessions(path, second)) == 1
+
+
+@pytest.mark.slow
+def test_status_logs_and_what_is_pulled(
+    uninterrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, store = str(uninterrupted), ["--store", str(uninterrupted.parent / "store")]
+    assert main(["status", path, *store]) == 0
+    told = capsys.readouterr().out
+    assert "experiment nets: 4 of 4 runs completed" in told and "not begun" not in told
+    assert main(["logs", "--experiment", "nets", *store]) == 0
+    assert capsys.readouterr().out.count("completed at 1536 timesteps") == 4
+    assert main(["logs", path, *store, "--follow"]) == 64
+    assert main(["status", "--experiment", "others", *store]) == 64
+    assert "no run of an experiment of that name has begun" in capsys.readouterr().err
+
+    for how in ([path], ["--experiment", "nets"]):
+        out = tmp_path / str(len(how))
+        assert main(["pull", *how, *store, "--out", str(out), "--what", "final_model.zip"]) == 0
+        assert sorted(str(found.relative_to(out)) for found in out.rglob("*") if found.is_file()) == [
+            *("all_results.json", "config.json", "large/seed_1/final_model.zip", "large/seed_2/final_model.zip"),
+            *("s3_manifest.json", "small_net/seed_1/final_model.zip", "small_net/seed_2/final_model.zip"),
+        ]
+        listed = json.loads((out / "s3_manifest.json").read_text())
+        files = {one["local_path"]: one for one in listed["uploaded_files"]}
+        assert len(files) == listed["total_files"] > 20
+        one = files["small_net/seed_2/final_model.zip"]
+        assert one["s3_key"].startswith(listed["base_prefix"])
+        assert Path(one["s3_key"]).read_bytes() == (out / one["local_path"]).read_bytes()
+    stored = uninterrupted.parent / "store/experiments/nets"
+    assert {found.name for found in stored.iterdir()} >= {"config.json", "all_results.json", "s3_manifest.json"}
+    cells = json.loads((stored / "config.json").read_text())["cells"]
+    assert cells[IDS[1]] == {"levels": {"net": "small_net"}, "seed": 2}
+
+
+@pytest.mark.slow
+def test_an_experiment_is_deleted_with_its_runs(
+    uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(uninterrupted.parent / "store", store)
+    (store / "runs/another/artifacts").mkdir(parents=True)
+    (store / "runs/another/artifacts/file").write_text("not ours to delete")
+    monkeypatch.setattr("sys.stdin", io.StringIO("other\n"))
+    assert main(["delete", "--experiment", "nets", "--store", str(store)]) == 64
+    assert (store / "runs" / IDS[0] / "head.json").exists()
+    assert main(["delete", "--experiment", "nets", "--store", str(store), "--yes"]) == 0
+    assert [found.name for found in (store / "runs").iterdir() if any(found.rglob("*.*"))] == []
+    assert (store / "runs/another/artifacts/file").exists()
+    assert not (store / "experiments/nets/config.json").exists()
+
+
+@pytest.mark.slow
+def test_validate_builds_each_model_once_and_names_a_faulty_run(
+    uninterrupted: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path, store = str(uninterrupted), str(uninterrupted.parent / "store")
+    before = sorted(uninterrupted.parent.rglob("*"))
+    assert main(["train", path, "--store", store, "--dry-run", "--set", "seeds=[1, 3]"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    states = {line.split()[0]: line.split()[4] for line in lines if line.startswith("nets-")}
+    assert states == {"nets-small-net-s1": "completed", "nets-small-net-s3": "new"} | {
+        "nets-large-s1": "completed",
+        "nets-large-s3": "new",
+    }
+    # How long they take is known here, from those that are trained; what it costs is not.
+    assert "time 0:0" in lines[-1] and "dollars unknown" in lines[-1]
+
+    assert main(["validate", path, "--set", "seeds=[7, 8, 9]"]) == 0
+    told = capfd.readouterr().out
+    assert "nets-small-net-s7: resume exact" in told and "nets: all 6 runs can be trained" in told
+    assert "built         2 of them" in told and "time unknown, dollars unknown" in told
+
+    assert main(["validate", path, "--set", "vary.net.large.environment.id=Nowhere-v1"]) == 64
+    assert "train-cloud: nets-large-s1: environment.id: 'Nowhere-v1'" in capfd.readouterr().err
+    assert sorted(uninterrupted.parent.rglob("*")) == before
+
+
+def session(number: int, **more: Any) -> SessionRecord:
+    start = {"run_file": {"algorithm": "ppo", "environment": {"id": "CartPole-v1"}}, "host": "laptop", **more}
+    progress = {"steps_per_second": 100.0 * number, "seconds": 3600.0, "price": start.pop("price", None)}
+    return SessionRecord(number=number, start=start, progress=progress)
+
+
+def test_paces_are_medians_by_machine_environment_and_algorithm() -> None:
+    price = {"spot": 0.4, "life_cycle": "spot", "volume": 0.01, "address": 0.005}
+    runs = [
+        [session(1), session(3), session(2)],
+        [session(1, instance_type="g5.xlarge", price=price), session(1, instance_type="g5.xlarge")],
+        [session(4, run_file={"algorithm": "sac", "environment": {"id": "CartPole-v1"}})],
+        [SessionRecord(number=1, start={})],
+    ]
+    found = measured(runs)
+    assert found == {
+        ("laptop", "CartPole-v1", "ppo"): Pace(200.0, None, 3),
+        ("g5.xlarge", "CartPole-v1", "ppo"): Pace(100.0, 0.4 + 0.01 + 0.005, 2),
+        ("laptop", "CartPole-v1", "sac"): Pace(400.0, None, 1),
+    }
+
+
+def test_what_is_left_is_estimated_and_the_rest_unknown(tmp_path: Path) -> None:
+    small, _, large, _ = load_experiment(write(tmp_path, {"total_timesteps": 720_000})).cells
+    known = {("g5.xlarge", "CartPole-v1", "ppo"): Pace(100.0, 0.5, 1)}
+    found = [Standing(small, "new"), Standing(large, "open", 360_000), Standing(large, "completed", 720_000)]
+    assert [(one.hours, one.dollars) for one in estimates(found, known, "g5.xlarge")] == [(2, 1), (1, 0.5), (0, 0)]
+    assert {(one.hours, one.dollars) for one in estimates(found, known, "laptop")} == {(None, None)}
+
+
+def test_only_an_experiment_is_trained_in_parallel(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path)
+    for option in (["--parallel", "2"], ["--dry-run"]):
+        assert main(["train", str(tmp_path / "base.yaml"), "--store", str(tmp_path / "store"), *option]) == 64
+        assert f"{option[0]}: " in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        (None, None),
+        ("at a limit", "at a limit"),
+        ("first\nsecond", "first"),
+        ("Traceback (most recent call last):\n  File x\n    raise\nValueError: no\n", "ValueError: no"),
+    ],
+)
+def test_why_a_run_failed_in_one_line(reason: str | None, words: str | None) -> None:
+    assert shortly(reason) == words

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,7 @@ from train_cloud.errors import InputError, StoreUnavailable, TrainCloudError
 
 if TYPE_CHECKING:
     from train_cloud.artifacts.sync import Sync
+    from train_cloud.cli.experiment import Group
     from train_cloud.store import ObjectStore
 
 
@@ -89,7 +91,7 @@ def _refuse_failed(syncing: Sync) -> None:
 
 
 def pull(
-    run: options.Run,
+    run: options.RunOrExperiment = None,
     store: options.OptionalStore = None,
     what: Annotated[
         list[str] | None,
@@ -103,16 +105,25 @@ def pull(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Folder to write.", show_default="./RUN_ID")
     ] = None,
+    experiment: options.ExperimentName = None,
 ) -> None:
     """Fetch a run's artifacts, and verify them by their checksums.
 
-    What is there already is not fetched again, so that a pull that broke off goes on when it is repeated.
+    What is there already is not fetched again, so that a pull that broke off goes on when it is repeated. Of an
+    experiment, each run's into DIR/LEVEL/LEVEL, and config.json, all_results.json and s3_manifest.json.
 
     `train-cloud pull pendulum-sac --store s3://bucket/train-cloud --what final --what videos`
     """
+    from train_cloud.cli.experiment import found_members
     from train_cloud.cli.report import find
     from train_cloud.report.pull import pull as pull_run
 
+    group = found_members(run, experiment, store)
+    if group is not None:
+        _pull_experiment(group, what or (), out or Path(group.name))
+        return
+    if run is None:
+        raise InputError("run", None, "name a run, an experiment file, or an experiment with --experiment")
     root, run_id = find(run, store)
     if run_id is None:
         raise InputError("run", run, "name one run: its file, its id, or its folder's URL")
@@ -120,6 +131,19 @@ def pull(
     echo(f"{done.folder}: {done.fetched} files fetched ({done.bytes / 1e6:,.1f} MB), {done.kept} there already")
     if done.unverified:
         echo(f"no manifest names {', '.join(done.unverified)}: not verified", err=True)
+
+
+def _pull_experiment(group: Group, what: Sequence[str], out: Path) -> None:
+    from train_cloud.experiments.files import pull_experiment
+
+    done = pull_experiment(
+        group.root, group.name, group.members, what=what, out=out, each=lambda name, size: echo(f"{size:>12,}  {name}")
+    )
+    fetched, kept, size = (sum(getattr(one, name) for one in done) for name in ("fetched", "kept", "bytes"))
+    echo(f"{out}: {fetched} files of {len(done)} runs fetched ({size / 1e6:,.1f} MB), {kept} there already")
+    unverified = [f"{one.folder / name}" for one in done for name in one.unverified]
+    if unverified:
+        echo(f"no manifest names {', '.join(unverified)}: not verified", err=True)
 
 
 def tensorboard(

@@ -3,13 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from train_cloud import extras
-from train_cloud.cli.experiment_view import showing, summary
+from train_cloud.cli.experiment_view import plan, show, showing, summary
 from train_cloud.cli.terminal import echo
+from train_cloud.errors import InputError
+
+if TYPE_CHECKING:
+    from train_cloud.config import Experiment
+    from train_cloud.experiments.files import Member
+    from train_cloud.experiments.standing import Standing
 
 _TRAINER = "stable_baselines3"
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of an experiment that a command is asked for."""
+
+    name: str
+    root: str
+    members: list[Member]
+
+
+def found_members(run: str | None, experiment: str | None, store: str | None) -> Group | None:
+    """The experiment that is meant, by its file or by its name; None where it is a run, or a whole store.
+
+    :raises InputError: both are named; no store is; the store knows no experiment of that name
+    """
+    from train_cloud.config import is_experiment, load_experiment
+
+    named = run is not None and is_experiment(run)
+    if not named and experiment is None:
+        return None
+    if run is not None and experiment is not None:
+        raise InputError("--experiment", experiment, f"leave it out, or {run}")
+    if store is None:
+        raise InputError("--store", None, "name a folder or s3://bucket/prefix, or set TRAIN_CLOUD_STORE")
+    from train_cloud.experiments.files import members, recorded_members
+    from train_cloud.store import check_exists
+
+    check_exists(store, "--store")
+    if experiment is not None:
+        return Group(experiment, store, recorded_members(store, experiment))
+    assert run is not None
+    found = load_experiment(run)
+    return Group(found.experiment, store, members(found))
 
 
 def train_experiment(
@@ -26,6 +68,9 @@ def train_experiment(
     from train_cloud.config import load_experiment
 
     experiment = load_experiment(path, overrides)
+    if dry_run:
+        show_plan(experiment, store, None)
+        return
     extras.need(_TRAINER, "train")
     from train_cloud.experiments.engine import Engine, usable_cores
 
@@ -42,3 +87,58 @@ def train_experiment(
         )
         engine.run()
     echo(f"experiment {experiment.experiment}: {summary(engine.rows)}")
+
+
+def validate_experiment(
+    path: Path,
+    store: str | None,
+    instance_types: Sequence[str],
+    overrides: Sequence[str],
+    *,
+    prove_too: bool,
+) -> None:
+    """Check all runs of an experiment, and say what they will take."""
+    from train_cloud.config import load_experiment
+
+    experiment = load_experiment(path, overrides)
+    found = show_plan(experiment, store, instance_types[0] if instance_types else None)
+    if not extras.is_here(_TRAINER):
+        echo(f"{experiment.experiment}: the experiment file and its run files are right in themselves")
+        echo("  not tried     whether they can be trained: that takes pip install 'train-cloud[sb3]'")
+        return
+    from train_cloud.experiments.check import check, distinct
+    from train_cloud.experiments.engine import usable_cores
+
+    # What is over cannot be refused any more, and is not looked at in the store again.
+    cells = [one.cell for one in found if one.state in ("new", "open")]
+    options = [*(part for name in instance_types for part in ("--instance-type", name))]
+    options += ["--store", store] if store is not None else []
+    options += ["--prove"] if prove_too else []
+    chosen = distinct(cells)
+    check(chosen, path.name, options, usable_cores(), lambda cell, said: echo(_exactness(cell.run_id, said)))
+    echo(f"{experiment.experiment}: all {len(experiment.cells)} runs can be trained")
+    echo(f"  built         {len(chosen)} of them, one for each combination of levels; a seed changes no model")
+
+
+def show_plan(experiment: Experiment, store: str | None, machine: str | None) -> list[Standing]:
+    """Print the table of runs.
+
+    :param machine: that they are to be trained on; None for this one
+    :raises InputError: a run was begun with something else than its run file says now
+    """
+    from train_cloud.experiments.estimate import estimates, here, paces
+    from train_cloud.experiments.standing import Standing, standings
+
+    if store is None:
+        found = [Standing(cell, "new") for cell in experiment.cells]
+    else:
+        found = standings(store, experiment.cells, experiment.max_attempts)
+    known = paces(store) if store is not None else {}
+    show(plan(experiment, estimates(found, known, machine or here()), machine or "this machine"))
+    return found
+
+
+def _exactness(run_id: str, said: str) -> str:
+    """What ``validate`` has said of how a run goes on after an interruption, in one line."""
+    line = next((line for line in said.splitlines() if line.strip().startswith("resume")), "")
+    return f"  {run_id}: {' '.join(line.split()) or 'it can be trained'}"

@@ -15,7 +15,9 @@ from train_cloud.cli.terminal import echo
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from train_cloud.config import Experiment
     from train_cloud.experiments.engine import Row
+    from train_cloud.experiments.estimate import Estimate
 
 _LINE_SECONDS = 30.0
 _DRAW_SECONDS = 0.25
@@ -115,3 +117,56 @@ def table(rows: Sequence[Row]) -> RenderableType:
             f"[{colour}]{row.doing}[/{colour}]{because}",
         )
     return Group(shown, summary(rows))
+
+
+def show(view: RenderableType) -> None:
+    """Print a table."""
+    from rich.console import Console
+
+    # Into a file or a pipe it keeps its full width: nobody scrolls there, and programs cut at columns.
+    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(view)
+
+
+def plan(experiment: Experiment, found: Sequence[Estimate], machine: str) -> RenderableType:
+    """The runs of an experiment, and what is known of what they will take.
+
+    :param machine: that this is known of, in words
+    """
+    from rich.console import Group
+    from rich.table import Table
+
+    shown = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    for name in ("run", *experiment.vary, "seed", "timesteps", "state", "time", "$"):
+        shown.add_column(name, justify="right" if name in ("seed", "timesteps", "time", "$") else "left", no_wrap=True)
+    for one in found:
+        cell = one.standing.cell
+        state = (
+            one.standing.state if one.standing.timesteps == 0 else f"{one.standing.state} at {one.standing.timesteps:,}"
+        )
+        shown.add_row(
+            cell.run_id,
+            *cell.levels.values(),
+            str(cell.seed),
+            f"{cell.config.total_timesteps:,}",
+            state,
+            _duration(one.hours),
+            "unknown" if one.dollars is None else f"{one.dollars:.2f}",
+        )
+    timesteps = sum(one.standing.cell.config.total_timesteps for one in found)
+    hours, dollars = ([getattr(one, name) for one in found] for name in ("hours", "dollars"))
+    told = f"{len(found)} runs, {timesteps:,} timesteps; on {machine}, one after the other: time "
+    return Group(shown, f"{told}{_sum(hours, _duration)}, dollars {_sum(dollars, lambda value: f'{value:.2f}')}")
+
+
+def _duration(hours: float | None) -> str:
+    if hours is None:
+        return "unknown"
+    return str(timedelta(seconds=round(hours * 3600)))
+
+
+def _sum(values: Sequence[float | None], words: Callable[[float], str]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "unknown"
+    left = len(values) - len(known)
+    return words(sum(known)) + (f" and what {left} unknown ones take" if left else "")

@@ -12,6 +12,23 @@ Run = Annotated[
     str,
     typer.Argument(metavar="RUN", help="A run file, a run id, or the URL of a run's folder.", show_default=False),
 ]
+RunOrExperiment = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[RUN]",
+        help="A run file, a run id, the URL of a run's folder, or an experiment file.",
+        show_default=False,
+    ),
+]
+ExperimentName = Annotated[
+    str | None,
+    typer.Option(
+        "--experiment",
+        metavar="NAME",
+        help="All runs of this experiment, as the store knows them, where its file is not at hand.",
+        show_default=False,
+    ),
+]
 Store = Annotated[
     str,
     typer.Option(

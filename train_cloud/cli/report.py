@@ -62,6 +62,7 @@ def status(
         ),
     ] = None,
     store: options.OptionalStore = None,
+    experiment: options.ExperimentName = None,
     watch: Annotated[
         bool, typer.Option("--watch", help="Again and again, until Ctrl-C or until all has ended.")
     ] = False,
@@ -70,14 +71,17 @@ def status(
 ) -> None:
     """Show how a run stands, session by session.
 
-    State, progress, what ended each session, what it cost, its checkpoints, and whether it is exact so far.
+    State, progress, what ended each session, what it cost, its checkpoints, and whether it is exact so far. Of an
+    experiment file, or with `--experiment`, a line for each run, and which are not begun.
 
     `train-cloud status s3://bucket/train-cloud/runs/pendulum-sac`
     """
+    from train_cloud.cli.experiment import found_members
     from train_cloud.report.experiment import experiments
     from train_cloud.report.status import run_ids, statuses
 
-    seeded = _seeded(run)
+    group = found_members(run, experiment, store)
+    seeded = _seeded(run) if group is None else [member.run_id for member in group.members]
     if seeded and store is None:
         raise InputError("--store", None, "name a folder or s3://bucket/prefix, or set TRAIN_CLOUD_STORE")
     root, run_id = find(None, store) if seeded else find(run, store)
@@ -85,7 +89,8 @@ def status(
         raise InputError("--watch", True, "leave out one of --watch and --json")
     if watch:
         one = run_id
-        _watch(lambda: [_one(root, one)] if one else statuses(root, run_ids(root)), every)
+        wanted = [name for name in run_ids(root) if not seeded or name in seeded]
+        _watch(lambda: [_one(root, one)] if one else statuses(root, wanted if seeded else run_ids(root)), every)
         return
     if run_id is not None:
         found = _one(root, run_id)
@@ -100,14 +105,18 @@ def status(
         echo("[" + ",\n".join(found.model_dump_json(indent=1) for found in everything) + "]")
     elif everything:
         _print(_table_of_runs(everything))
-        for group in groups:
-            echo(_told(group))
+        for each in groups:
+            echo(_told(each))
     else:
         echo(f"no runs under {root}")
+    if group is not None and not as_json:
+        missing = sorted(set(seeded) - {found.run_id for found in everything})
+        if missing:
+            echo(f"not begun: {len(missing)} of {len(seeded)} runs: {', '.join(missing)}")
 
 
 def logs(
-    run: options.Run,
+    run: options.RunOrExperiment = None,
     store: options.OptionalStore = None,
     session: Annotated[
         int | None,
@@ -116,17 +125,35 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows, until the run has ended.")] = False,
     boot: Annotated[bool, typer.Option("--boot", help="The last boot that failed, instead of a session.")] = False,
     every: Annotated[float, typer.Option("--every", metavar="SECONDS", min=0.1, help="With --follow.")] = 5.0,
+    experiment: options.ExperimentName = None,
 ) -> None:
     """Print what a session's training has said; no machine needs to be alive for that.
 
-    A worker sends its log with the other artifacts, once a minute, and when it ends.
+    A worker sends its log with the other artifacts, once a minute, and when it ends. Of an experiment, the newest log
+    of each run.
 
     `train-cloud logs pendulum-sac --store ./store --follow`
     """
-    from train_cloud.report.logs import boot_logs, follow_log, read_log
+    from train_cloud.cli.experiment import found_members
+    from train_cloud.report.logs import boot_logs, follow_log, read_log, session_logs
     from train_cloud.run import layout
     from train_cloud.store import FileStore, open_store
 
+    group = found_members(run, experiment, store)
+    if group is not None:
+        for name, chosen in (("--follow", follow), ("--boot", boot), ("--session", session)):
+            if chosen:
+                raise InputError(name, chosen, f"name one run of {group.name}, for example {group.members[0].run_id}")
+        for member in group.members:
+            one = open_store(layout.run_url(group.root, member.run_id))
+            assert isinstance(one, FileStore)
+            if session_logs(one):
+                number, body = read_log(one, None)
+                echo(f"==> {member.run_id}, session {number} <==")
+                _write(body)
+        return
+    if run is None:
+        raise InputError("run", None, "name a run, or an experiment with --experiment")
     root, run_id = find(run, store)
     if run_id is None:
         raise InputError("run", run, "name one run: its file, its id, or its folder's URL")

@@ -1,10 +1,10 @@
-"""``fork``, ``rollback``, ``repair`` and ``delete``: what a person does to a whole run."""
+"""``fork``, ``rollback``, ``repair``, ``cancel`` and ``delete``: what a person does to a whole run."""
 
 from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,11 +13,15 @@ from train_cloud.cli.report import find, is_run_file
 from train_cloud.cli.terminal import echo
 from train_cloud.errors import CloudError, InputError
 
+if TYPE_CHECKING:
+    from train_cloud.cli.experiment import Group
+
 
 def register(app: typer.Typer) -> None:
     app.command(rich_help_panel=options.RUNS)(fork)
     app.command(rich_help_panel=options.RUNS)(rollback)
     app.command(rich_help_panel=options.RUNS)(repair)
+    app.command(rich_help_panel=options.RUNS)(cancel)
     app.command(rich_help_panel=options.RUNS)(delete)
 
 
@@ -119,28 +123,83 @@ def repair(
     echo(f"{run_id} is at {head.timesteps:,} timesteps again; train-cloud train or relaunch goes on from there")
 
 
+def cancel(
+    run: options.RunOrExperiment = None,
+    store: options.OptionalStore = None,
+    experiment: options.ExperimentName = None,
+) -> None:
+    """End a run, or all runs of an experiment, with what is committed.
+
+    The outcome is `stopped`. A worker that trains it can commit nothing more: it leaves at its next commit, and its
+    machine's group goes to 0. Nothing is deleted; `train` of the run, or of the experiment with `--continue`, goes on.
+
+    `train-cloud cancel pendulum-sac --store ./store`
+    """
+    from train_cloud.cli.experiment import found_members
+    from train_cloud.operations.cancel import cancel as cancel_run
+
+    group = found_members(run, experiment, store)
+    if group is None:
+        root, run_id = _one(_named(run), store)
+        head = cancel_run(root, run_id)
+        echo(f"{run_id} is {head.outcome} at {head.timesteps:,} timesteps: {head.reason or 'all is trained'}")
+        return
+    for member in group.members:
+        head = cancel_run(group.root, member.run_id, begun=False)
+        echo(f"{member.run_id} is {head.outcome} at {head.timesteps:,} timesteps")
+
+
 def delete(
-    run: options.Run,
+    run: options.RunOrExperiment = None,
     store: options.OptionalStore = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Although a worker seems to be at work.")] = False,
+    experiment: options.ExperimentName = None,
 ) -> None:
-    """Delete a run with everything that is stored of it.
+    """Delete a run, or an experiment with all its runs, with everything that is stored of it.
 
     A versioned bucket keeps what is deleted for as long as its lifecycle rule says, 3 days in ours.
 
     `train-cloud delete pendulum-sac --store ./store`
     """
+    from train_cloud.cli.experiment import found_members
     from train_cloud.operations.delete import delete as delete_run
     from train_cloud.run.layout import run_url
 
-    root, run_id = _one(run, store)
+    group = found_members(run, experiment, store)
+    if group is not None:
+        _delete_experiment(group, yes=yes, force=force)
+        return
+    root, run_id = _one(_named(run), store)
     url = run_url(root, run_id)
     if not force and root.startswith("s3://"):
         _refuse_group(run_id)
     if not yes and typer.prompt(f"Everything under {url} is deleted. Type the run's id to go on") != run_id:
         raise InputError("run", run_id, "another id was typed: nothing was deleted")
     echo(f"{delete_run(root, run_id, force=force)} objects under {url} are deleted")
+
+
+def _delete_experiment(group: Group, *, yes: bool, force: bool) -> None:
+    from train_cloud.operations.delete import delete as delete_run
+    from train_cloud.operations.delete import delete_experiment_files
+    from train_cloud.report.status import run_ids
+
+    there = [member.run_id for member in group.members if member.run_id in set(run_ids(group.root))]
+    if not force and group.root.startswith("s3://"):
+        for run_id in there:
+            _refuse_group(run_id)
+    asked = f"{len(there)} runs of {group.name} under {group.root} are deleted. Type the experiment's name to go on"
+    if not yes and typer.prompt(asked) != group.name:
+        raise InputError("experiment", group.name, "another name was typed: nothing was deleted")
+    for run_id in there:
+        echo(f"{run_id}: {delete_run(group.root, run_id, force=force)} objects are deleted")
+    echo(f"experiments/{group.name}: {delete_experiment_files(group.root, group.name)} objects are deleted")
+
+
+def _named(run: str | None) -> str:
+    if run is None:
+        raise InputError("run", None, "name a run, an experiment file, or an experiment with --experiment")
+    return run
 
 
 def _one(run: str, store: str | None) -> tuple[str, str]:
@@ -152,10 +211,11 @@ def _one(run: str, store: str | None) -> tuple[str, str]:
 
 def _refuse_group(run_id: str) -> None:
     """A group that is open would send one machine after the other to a run that is gone."""
-    from train_cloud.platforms.ec2.group import RUN_TAG, Group, find_groups
+    from train_cloud.platforms.ec2.group import RUN_TAG, find_groups
+    from train_cloud.platforms.ec2.group import Group as Machines
 
     with contextlib.suppress(CloudError):  # whoever may not ask may still delete
         for name in find_groups(RUN_TAG, run_id):
-            if Group(name).capacity():
+            if Machines(name).capacity():
                 fix = f"its Auto Scaling group {name} sends workers: run terraform destroy first, or add --force"
                 raise InputError("run", run_id, fix)

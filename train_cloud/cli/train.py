@@ -36,13 +36,20 @@ def validate(
 
     Makes model and environment, steps twice, trains once, takes one snapshot; writes nothing. Estimates memory and
     checkpoints, and refuses what an instance has no room for. With `--store` also whether the run id may be used there.
+    Of an experiment file each combination of levels is built, and all runs are listed with what they will take, by the
+    speeds and prices that sessions in `--store` have recorded.
 
     `train-cloud validate run.yaml --set environment.n_envs=4 --instance-type g5.2xlarge`
     """
-    from train_cloud.config import load_run_file
+    from train_cloud.config import is_experiment, load_run_file
     from train_cloud.platforms.ec2 import fit
     from train_cloud.runtime.masking import hide_variables
 
+    if is_experiment(run_file):
+        from train_cloud.cli.experiment import validate_experiment
+
+        validate_experiment(run_file, store, instance_types or (), overrides or (), prove_too=prove_too)
+        return
     checked = load_run_file(run_file, overrides or ())
     types = fit.look_up(instance_types)
     if instance_types:

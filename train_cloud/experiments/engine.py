@@ -124,6 +124,8 @@ class Engine:
         self._limit: str | None = None
         """Which limit over all runs is reached, in words."""
         self._warm: WarmProcess | None = None
+        self._cold = False
+        """Whether none could be started."""
         self._gpus = visible_gpus()
         self.rows: list[Row] = []
 
@@ -384,14 +386,20 @@ class Engine:
         return environment
 
     def _warm_for(self, config: RunFile, environment: Mapping[str, str]) -> WarmProcess | None:
-        """None where the run's process needs an interpreter that has not imported anything yet."""
-        if config.env or config.entry_point is not None:
-            return None
-        if self._warm is None:
+        """None where the run's process is started as ever."""
+        if self._warm is None and not self._cold:
             self._warm = WarmProcess.begin(environment)
-        if self._warm is None or self._warm.why_not is not None:
-            return None
-        return None if self._warm.has_loaded(_own_modules(config.code.folder)) else self._warm
+            self._cold = self._warm is None
+        return self._warm if forkable(config, self._warm) else None
+
+
+def forkable(config: RunFile, warm: WarmProcess | None) -> bool:
+    """Whether a run's process can be forked: not where it needs an interpreter that has not imported anything yet,
+    because of variables, of a script that may set some, or of modules of its own that are called like others.
+    """
+    if warm is None or warm.why_not is not None or config.env or config.entry_point is not None:
+        return False
+    return warm.has_loaded(_own_modules(config.code.folder)) is None
 
 
 def visible_gpus() -> list[str]:

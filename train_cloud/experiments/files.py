@@ -4,8 +4,10 @@ but to name runs when the experiment file is not at hand.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +21,15 @@ from train_cloud.artifacts.experiment import (
 )
 from train_cloud.artifacts.uploads import MANIFEST, Upload, as_json, make, now, read_uploads
 from train_cloud.config import Experiment
-from train_cloud.errors import CorruptCheckpoint, InputError, StoreError
+from train_cloud.errors import CorruptCheckpoint, InputError, ObjectMissing, StoreError
 from train_cloud.experiments.standing import Standing, run_store
+from train_cloud.report.pull import Pulled, pull
+from train_cloud.report.status import run_ids
 from train_cloud.run import layout
 from train_cloud.run.head import read_head
 from train_cloud.runtime.experiment_files import result
 from train_cloud.store import open_store
+from train_cloud.whole_file import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +124,7 @@ def manifest(root: str, name: str, found: Sequence[Member], created_at: str | No
             continue
         for upload in read[0].uploaded_files if read is not None else ():
             uploads.append(upload.model_copy(update={"local_path": (folder / upload.local_path).as_posix()}))
-    return as_json(make(name, root, uploads, created_at=created_at or now()))
+    return as_json(make(name, open_store(root).url, uploads, created_at=created_at or now()))
 
 
 def _write_manifest(root: str, name: str, found: Sequence[Member]) -> None:
@@ -129,3 +134,39 @@ def _write_manifest(root: str, name: str, found: Sequence[Member]) -> None:
     except CorruptCheckpoint:
         read = None
     store.put(MANIFEST, manifest(root, name, found, read[0].created_at if read is not None else None))
+
+
+def pull_experiment(
+    root: str,
+    name: str,
+    found: Sequence[Member],
+    *,
+    what: Sequence[str] = (),
+    out: Path,
+    each: Callable[[str, int], None] = lambda name, size: None,
+) -> list[Pulled]:
+    """Fetch the artifacts of all runs that have some, each into its folder (:func:`folders`), and the experiment's own
+    files beside them.
+
+    :param what: as of :func:`train_cloud.report.pull.pull`
+    :raises InputError: no run has artifacts
+    """
+    there = set(run_ids(root))
+    done = []
+    for run_id, folder in folders(found).items():
+        artifacts = open_store(f"{layout.run_url(root, run_id)}/{layout.ARTIFACTS.rstrip('/')}")
+        if run_id in there and next(iter(artifacts.list()), None) is not None:
+            told = functools.partial(_below, each, folder.as_posix())
+            done.append(pull(root, run_id, what=what, out=out / folder, each=told))
+    if not done:
+        raise InputError("experiment", name, f"none of its runs has artifacts under {root} yet")
+    store = open_store(experiment_url(root, name))
+    for file in (CONFIG, RESULTS):
+        with contextlib.suppress(ObjectMissing):
+            write_whole(out / file, bytes(store.get(file).body))
+    write_whole(out / MANIFEST, manifest(root, name, found))
+    return done
+
+
+def _below(each: Callable[[str, int], None], folder: str, name: str, size: int) -> None:
+    each(f"{folder}/{name}", size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 
+from train_cloud.artifacts.experiment import experiment_url
 from train_cloud.errors import CorruptCheckpoint, HeadMissing, InputError, StoreError
 from train_cloud.operations.acquire import acquire
 from train_cloud.report.status import run_status
@@ -61,6 +62,19 @@ def delete(root: str, run_id: str, *, force: bool = False) -> int:
     store.delete([layout.HEAD])
     foreign, left = store.clear()
     return _completed(store, deleted + 1 + foreign, left)
+
+
+def delete_experiment_files(root: str, experiment: str) -> int:
+    """Delete an experiment's own files, which are made from its runs.
+
+    :return: how many there were
+    """
+    store = open_store(experiment_url(root, experiment))
+    assert isinstance(store, FileStore)
+    keys = [info.key for info in store.list()]
+    store.delete(keys)
+    foreign, left = store.clear()
+    return _completed(store, len(keys) + foreign, left)
 
 
 def _completed(store: ObjectStore, deleted: int, left: list[str]) -> int:
