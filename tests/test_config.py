@@ -27,6 +27,7 @@ from train_cloud.config import (
     load_run_file,
     parse_run_file,
 )
+from train_cloud.config.architecture import Architecture
 from train_cloud.config.artifacts import Artifacts, Wandb
 from train_cloud.config.code import NEVER
 from train_cloud.config.curriculum import Advance, Curriculum, Mix, Regress, Stage
@@ -608,6 +609,7 @@ def fields_as_markdown() -> str:
     """The tables of docs/run-file.md. ``python tests/test_config.py`` writes them there."""
     sections: list[tuple[str, type[BaseModel]]] = [
         ("", RunFile),
+        ("architecture", Architecture),
         ("environment", Environment),
         ("curriculum", Curriculum),
         ("curriculum.stages", Stage),

@@ -19,6 +19,7 @@ BROUGHT_BY = {
     "highway_env": "examples",
     "imageio_ffmpeg": "sb3",
     "minari": "demonstrations",
+    "minigrid": "examples",
     "moto": "rehearsal",
     "mpe2": "examples",
     "pyarrow": "demonstrations",
@@ -26,6 +27,7 @@ BROUGHT_BY = {
     "sb3_contrib": "contrib",
     "stable_baselines3": "sb3",
     "torch": "sb3",
+    "torch_geometric": "graphs",
     "tqdm": "sb3",
     "wandb": "wandb",
 }

@@ -13,7 +13,20 @@ from typing import Annotated
 import typer
 
 from train_cloud import extras, hash_seed
-from train_cloud.cli import account, artifacts, evaluate, files, init, record, rehearse, report, runs, train, worker
+from train_cloud.cli import (
+    account,
+    architectures,
+    artifacts,
+    evaluate,
+    files,
+    init,
+    record,
+    rehearse,
+    report,
+    runs,
+    train,
+    worker,
+)
 from train_cloud.errors import Interrupted, TrainCloudError
 from train_cloud.installed import is_installed
 from train_cloud.safe_text import adopt, clean, guarded, show_traceback
@@ -69,7 +82,7 @@ def _root(
     logging.getLogger("train_cloud").setLevel(logging.INFO)
 
 
-for module in (init, train, record, files, rehearse, report, artifacts, evaluate, runs, account, worker):
+for module in (init, train, record, files, architectures, rehearse, report, artifacts, evaluate, runs, account, worker):
     module.register(app)
 
 

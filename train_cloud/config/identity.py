@@ -15,6 +15,7 @@ PARTS: Mapping[str, Literal["identity", "budget"]] = {
     "experiment": "identity",
     "algorithm": "identity",
     "policy": "identity",
+    "architecture": "identity",
     "seed": "identity",
     "device": "identity",
     "environment": "identity",

@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError, SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from train_cloud.config.architecture import Architecture
 from train_cloud.config.artifacts import Artifacts, Wandb
 from train_cloud.config.curriculum import Advance, Curriculum, Mix, Regress, Stage
 from train_cloud.config.environment import Environment
@@ -35,6 +36,7 @@ _INSTEAD = {"save_frequency": "max_seconds_at_risk", "max_seconds_at_risk": "sav
 
 _SECTIONS: dict[str, type[BaseModel]] = {
     "": RunFile,
+    "architecture": Architecture,
     "environment": Environment,
     "curriculum": Curriculum,
     "curriculum.stages.*": Stage,

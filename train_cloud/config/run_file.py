@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, model_validator
 
+from train_cloud.config.architecture import Architecture
+from train_cloud.config.architecture import from_text as architecture_from_text
 from train_cloud.config.artifacts import Artifacts, Wandb
 from train_cloud.config.code import code_digests, code_files, file_digest, program_digest
 from train_cloud.config.curriculum import Curriculum
@@ -204,6 +206,9 @@ class RunFile(Section):
         "Those of sb3-contrib need the extra `contrib`.",
     )
     policy: Text = Field("MlpPolicy", description="SB3's policy name, or `module:Class`.")
+    architecture: Annotated[Architecture | None, BeforeValidator(architecture_from_text)] = Field(
+        None, description="Networks by name; see below and [architectures.md](architectures.md). Text is its `name`."
+    )
     seed: Annotated[Whole, Field(ge=0, lt=2**32)] = Field(0, description="Seed of every generator; 0 to 4294967295.")
     device: Annotated[Text, matching(re.compile(r"auto|cpu|cuda(:\d+)?"), "use auto, cpu, cuda or cuda:N")] = Field(
         "auto",
@@ -381,6 +386,10 @@ class RunFile(Section):
         if not (MODULE.fullmatch(self.policy) and "." not in self.policy) and not REFERENCE.fullmatch(self.policy):
             raise InputError("policy", self.policy, "use SB3's name, for example MlpPolicy, or module:Class")
 
+        if self.architecture is not None:
+            self.architecture.policy_of(self.algorithm, self.policy if "policy" in self.model_fields_set else None)
+            self.architecture.check_against(self.hyperparameters.get("policy_kwargs"))
+
     def _check_hyperparameters(self) -> None:
         for name, value in self.hyperparameters.items():
             if name in ELSEWHERE:
@@ -402,8 +411,8 @@ class RunFile(Section):
                 fix = f"there is no such file below code.folder, {self.code.folder}"
                 raise InputError("entry_point", self.entry_point, fix)
         for field in (
-            *("algorithm", "policy", "environment", "curriculum", "hyperparameters", "callbacks", "initial_model"),
-            "pretraining",
+            *("algorithm", "policy", "architecture", "environment", "curriculum", "hyperparameters", "callbacks"),
+            *("initial_model", "pretraining"),
         ):
             value = getattr(self, field)
             if field in self.model_fields_set and value not in (None, (), {}):
@@ -430,11 +439,17 @@ class RunFile(Section):
     def extras(self) -> tuple[str, ...]:
         """The package's extras that this run needs to be trained."""
         wrappers = self.environment.wrappers if self.environment is not None else ()
-        named = (ALGORITHMS.get(self.algorithm or "", self.algorithm or ""), self.policy, *wrappers, *self.callbacks)
+        named = (
+            ALGORITHMS.get(self.algorithm or "", self.algorithm or ""),
+            self.chosen_policy,
+            *wrappers,
+            *self.callbacks,
+        )
         contrib = any(name.split(":")[0].split(".")[0] == CONTRIB for name in named)
         minari = self.pretraining is not None and not self.pretraining.demonstrations.endswith(".npz")
         return (
             *(["contrib"] if contrib else []),
+            *(["graphs"] if self.architecture is not None and self.architecture.extra else []),
             *(["wandb"] if self.wandb is not None else []),
             *(["demonstrations"] if minari else []),
         )
@@ -453,6 +468,15 @@ class RunFile(Section):
         }
         written = section.categories if "categories" in section.model_fields_set else {}
         return section.model_copy(update={"categories": {**stages, **written}})
+
+    @property
+    def chosen_policy(self) -> str:
+        """SB3's policy name, or ``module:Class``: the architecture's, where there is one."""
+        if self.architecture is None:
+            return self.policy
+        return self.architecture.policy_of(
+            self.algorithm or "", self.policy if "policy" in self.model_fields_set else None
+        )
 
     @property
     def schedule_timesteps(self) -> int:

@@ -348,7 +348,9 @@ def _hyperparameters(config: RunFile) -> dict[str, Any]:
     environment = config.environment
     found: dict[str, Any] = {"algorithm": config.algorithm or config.entry_point, "seed": config.seed}
     if environment is not None:
-        found |= {"environment": environment.id, "n_envs": environment.n_envs, "policy": config.policy}
+        found |= {"environment": environment.id, "n_envs": environment.n_envs, "policy": config.chosen_policy}
+    if config.architecture is not None:
+        found["architecture"] = config.architecture.name
 
     def flatten(prefix: str, values: Mapping[str, Any]) -> None:
         for key, value in values.items():

@@ -24,10 +24,12 @@ def load_algorithm(run_file: RunFile) -> type[BaseAlgorithm]:
 
 
 def load_policy(run_file: RunFile) -> str | type[BasePolicy]:
-    if ":" in run_file.policy:
-        loaded: type[BasePolicy] = load_object(run_file.policy, "policy", BasePolicy)
+    architecture, name = run_file.architecture, run_file.chosen_policy
+    field = "policy" if architecture is None or architecture.policy is None else "architecture.policy"
+    if ":" in name:
+        loaded: type[BasePolicy] = load_object(name, field, BasePolicy)
         return loaded
     aliases = tuple(load_algorithm(run_file).policy_aliases)
-    if run_file.policy not in aliases:
-        raise InputError("policy", run_file.policy, f"use {', '.join(aliases)} or module:Class")
-    return run_file.policy
+    if name not in aliases:
+        raise InputError(field, name, f"use {', '.join(aliases)} or module:Class")
+    return name

@@ -75,7 +75,7 @@ def build_model(run_file: RunFile, trial: Mapping[str, Any] | None = None, begun
         env = make_vec_env(run_file.environment, run_file.seed, choice, run_file.curriculum)
     try:
         if run_file.algorithm != MULTIAGENT:
-            arguments = arguments_of(run_file, algorithm, env.action_space)
+            arguments = arguments_of(run_file, algorithm, env.action_space, env.observation_space)
             model = construct(run_file, algorithm, policy, env, arguments)
         there, taken = psutil.virtual_memory().total, psutil.Process().memory_info().rss
         check_memory(run_file, buffer_bytes(model), there, "this machine", beside=taken)
@@ -144,22 +144,25 @@ def explaining(
             return True
 
         known = inspect.signature(algorithm.__init__).parameters
-        for field, value, changed in _left_out(run_file.hyperparameters, arguments):
+        for field, value, changed in _left_out(run_file, arguments):
             if goes_well(policy, changed):
                 raise InputError(field, value, f"{algorithm.__name__} refuses it: {told(error)}") from error
         for other in algorithm.policy_aliases:
             if other != policy and goes_well(other, arguments):
-                raise InputError("policy", run_file.policy, f"{told(error)}: use {other}") from error
+                raise InputError("policy", run_file.chosen_policy, f"{told(error)}: use {other}") from error
         what = run_file.environment.id if run_file.environment else "the environment"
         raise InputError("algorithm", run_file.algorithm, f"it refuses {what}: {told(error)}") from error
 
 
-def _left_out(written: Mapping[str, Any], arguments: Mapping[str, Any]) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+def _left_out(run_file: RunFile, arguments: Mapping[str, Any]) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     """``(field, value as written, the other arguments)`` for each argument, and for each within policy_kwargs."""
-    inner = arguments.get("policy_kwargs") or {}
-    for name in inner:
+    written, inner = run_file.hyperparameters, arguments.get("policy_kwargs") or {}
+    own = written.get("policy_kwargs") or {}
+    for name in own:
         fewer = {key: value for key, value in inner.items() if key != name}
-        value = written["policy_kwargs"][name]
-        yield f"hyperparameters.policy_kwargs.{name}", value, {**arguments, "policy_kwargs": fewer}
+        yield f"hyperparameters.policy_kwargs.{name}", own[name], {**arguments, "policy_kwargs": fewer}
+    if run_file.architecture is not None:
+        fewer = {key: value for key, value in inner.items() if key in own}
+        yield "architecture", run_file.architecture.name, {**arguments, "policy_kwargs": fewer}
     for name in written:
         yield f"hyperparameters.{name}", written[name], {k: value for k, value in arguments.items() if k != name}

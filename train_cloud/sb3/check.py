@@ -149,7 +149,7 @@ def _check(run_file: RunFile, initial: Initial | None, begun: StateTrial | None)
         if "use_masking" in inspect.signature(algorithm.learn).parameters and not env.has_attr("action_masks"):
             fix = f"{algorithm.__name__} needs an environment with action_masks(): sb3_contrib's ActionMasker adds one"
             raise InputError("environment.id", run_file.environment.id, fix)
-        arguments = arguments_of(run_file, algorithm, env.action_space)
+        arguments = arguments_of(run_file, algorithm, env.action_space, env.observation_space)
         _check_hindsight(run_file, arguments, env)
 
         def attempt(policy: Any, arguments: Mapping[str, Any], callbacks: Sequence[BaseCallback] = ()) -> BaseAlgorithm:

@@ -6,8 +6,10 @@ of the model (``skeleton``) and the tensors.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
+import pickle
 import pprint
 import sys
 import zipfile
@@ -22,6 +24,9 @@ from train_cloud.snapshot import Snapshot
 
 #: A program of its own, of which a copy goes with each model.
 _PLAY = Path(__file__).with_name("play_script.py")
+#: SB3's name for what JSON cannot say.
+_PACKED = ":serialized:"
+_ARCHITECTURES = "train_cloud.sb3.architectures"
 _FILLED_IN = "RUN: dict[str, Any] = {}\n"
 
 
@@ -108,5 +113,27 @@ def _write_model(snapshot: Snapshot, prefix: str, facts: Mapping[str, Any], path
         save_to_zip_file(path, data=None, params=parameters, pytorch_variables=variables or None)
     data = json.loads(snapshot.parts[f"{prefix}skeleton"].blob)
     data.update({key: value for key, value in facts["algorithm"].items() if key != "class"})
+    _carry_architecture(data)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("data", json.dumps(data, indent=4))
+
+
+def _carry_architecture(data: dict[str, Any]) -> None:
+    """Have a network of ours travel in the zip as a whole, where SB3 has only its name: it loads without train-cloud.
+
+    :param data: SB3's description of the model; changed in place
+    """
+    written: dict[str, Any] = data.get("policy_kwargs") or {}
+    packed = base64.b64decode(written.get(_PACKED, ""))
+    if _ARCHITECTURES.encode() not in packed:
+        return
+    import cloudpickle
+
+    from train_cloud.sb3 import architectures
+
+    kwargs = pickle.loads(packed)  # of this run's checkpoint, as the whole export
+    cloudpickle.register_pickle_by_value(architectures)
+    try:
+        data["policy_kwargs"] = {**written, _PACKED: base64.b64encode(cloudpickle.dumps(kwargs)).decode()}
+    finally:
+        cloudpickle.unregister_pickle_by_value(architectures)

@@ -19,6 +19,7 @@ from train_cloud.config import RunFile
 from train_cloud.config.run_file import ELSEWHERE, SCHEDULED
 from train_cloud.envs.make import load_object
 from train_cloud.errors import InputError, suggestion
+from train_cloud.sb3 import architectures
 
 ACTIVATIONS = {
     "elu": torch.nn.ELU,
@@ -142,8 +143,13 @@ NORMALIZE_RULES: dict[str, Rule] = {
 }
 
 
-def arguments_of(run_file: RunFile, algorithm: type[BaseAlgorithm], action_space: spaces.Space[Any]) -> dict[str, Any]:
-    """The run file's hyperparameters as the algorithm takes them: names turned into objects.
+def arguments_of(
+    run_file: RunFile,
+    algorithm: type[BaseAlgorithm],
+    action_space: spaces.Space[Any],
+    observation_space: spaces.Space[Any],
+) -> dict[str, Any]:
+    """The run file's hyperparameters as the algorithm takes them: names turned into objects, the architecture included.
 
     :raises InputError: an argument that it does not have, or a value that it could not work with
     """
@@ -161,6 +167,12 @@ def arguments_of(run_file: RunFile, algorithm: type[BaseAlgorithm], action_space
         if name in RULES and value is not None and not RULES[name][0](value):
             raise InputError(field, value, RULES[name][1])
         arguments[name] = _argument(name, value, field, run_file, action_space)
+    of_architecture = {
+        key: _policy_argument(key, value, f"architecture.policy_kwargs.{key}", run_file)
+        for key, value in architectures.policy_arguments(run_file, observation_space).items()
+    }
+    if of_architecture:
+        arguments["policy_kwargs"] = {**(arguments.get("policy_kwargs") or {}), **of_architecture}
     defaults = {name: parameter.default for name, parameter in signature.items()}
     _check_together(run_file, {**defaults, **arguments})
     return arguments
@@ -215,7 +227,7 @@ def _noise(value: Any, field: str, action_space: spaces.Space[Any]) -> ActionNoi
 
 
 def _policy_argument(name: str, value: Any, field: str, run_file: RunFile) -> Any:
-    if name == "net_arch" and ":" not in run_file.policy:
+    if name == "net_arch" and ":" not in run_file.chosen_policy:
         parts = value.values() if isinstance(value, dict) else [value]
         if not all(isinstance(part, list) and all(_is_whole(width, 1) for width in part) for part in parts):
             raise InputError(field, value, "give a list of layer widths, or {pi: [widths], qf: [widths]}")
@@ -225,7 +237,7 @@ def _policy_argument(name: str, value: Any, field: str, run_file: RunFile) -> An
         return _named(value, field, ACTIVATIONS, torch.nn.Module)
     if name == "optimizer_class":
         return _named(value, field, OPTIMIZERS, torch.optim.Optimizer)
-    if name == "features_extractor_class":
+    if name == "features_extractor_class" and not isinstance(value, type):
         return _named(value, field, {}, torch.nn.Module)
     return value
 

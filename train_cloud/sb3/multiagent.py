@@ -399,7 +399,7 @@ def _learner(run_file: RunFile, together: Together, name: str, number: int, chan
     seed = (run_file.seed + number) % 2**32
     own = run_file.model_copy(update={"hyperparameters": written, "seed": seed})
     seat = _Seat(together.observation_space[agent], together.action_space[agent])
-    arguments = {**arguments_of(own, SAC, seat.action_space), **changed}
+    arguments = {**arguments_of(own, SAC, seat.action_space, seat.observation_space), **changed}
     kind = arguments.get("replay_buffer_class")
     if isinstance(kind, type) and issubclass(kind, HerReplayBuffer):
         fix = f"{ALGORITHM} has no hindsight: remove it"
