@@ -23,6 +23,7 @@ BROUGHT_BY = {
     "moto": "rehearsal",
     "mpe2": "examples",
     "pyarrow": "demonstrations",
+    "pygame": "examples",
     "pynvml": "sb3",
     "sb3_contrib": "contrib",
     "stable_baselines3": "sb3",
