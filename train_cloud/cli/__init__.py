@@ -17,6 +17,7 @@ from train_cloud.cli import (
     account,
     architectures,
     artifacts,
+    compare,
     evaluate,
     files,
     init,
@@ -82,7 +83,21 @@ def _root(
     logging.getLogger("train_cloud").setLevel(logging.INFO)
 
 
-for module in (init, train, record, files, architectures, rehearse, report, artifacts, evaluate, runs, account, worker):
+for module in (
+    init,
+    train,
+    record,
+    files,
+    architectures,
+    rehearse,
+    report,
+    compare,
+    artifacts,
+    evaluate,
+    runs,
+    account,
+    worker,
+):
     module.register(app)
 
 

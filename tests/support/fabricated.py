@@ -1,0 +1,90 @@
+"""Runs in a store that nobody has trained: sessions, heads and evaluations written by the code that writes those."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from train_cloud.evaluate.results import Episode, Evaluation, summarise
+from train_cloud.run import layout
+from train_cloud.run.head import Lease, Reference
+from train_cloud.run.session import begin_session, end_session, write_progress
+from train_cloud.store import open_store
+
+#: Of a machine: two dollars an hour.
+PRICE = {"spot": 2.0, "on_demand": 5.0, "life_cycle": "spot"}
+
+
+def evaluation(timesteps: int, returns: Mapping[str, Sequence[float]], solved: float | None = 0.5) -> Evaluation:
+    """:param returns: category → each episode's
+    :param solved: from this return on an episode has succeeded; None where nothing tells
+    """
+    played = {
+        name: [
+            Episode.model_validate(
+                {
+                    "category": name,
+                    "index": index,
+                    "seed": index,
+                    "level": None,
+                    "return": value,
+                    "length": 10,
+                    "terminated": True,
+                    "success": None if solved is None else value >= solved,
+                    "collisions": None,
+                    "inference_ms": 0.5,
+                }
+            )
+            for index, value in enumerate(values)
+        ]
+        for name, values in returns.items()
+    }
+    return Evaluation(
+        timesteps=timesteps,
+        model="0",
+        at="2026-01-01T00:00:00+00:00",
+        seconds=1.0,
+        deterministic=True,
+        overall=summarise(played),
+        categories={name: summarise({name: each}) for name, each in played.items()},
+        episodes=tuple(episode for each in played.values() for episode in each),
+    )
+
+
+def fabricate(
+    root: Path,
+    run_id: str,
+    evaluations: Mapping[int, Mapping[str, Sequence[float]]],
+    *,
+    outcome: str | None = "completed",
+    reason: str | None = None,
+    priced: bool = True,
+    run_file: Mapping[str, Any] | None = None,
+    speed: float = 100.0,
+    solved: float | None = 0.5,
+    hours: float = 1.0,
+) -> None:
+    """A run of one session whose last evaluation is at its end.
+
+    :param evaluations: timesteps → category → returns of episodes
+    :param outcome: None for a run that is being trained
+    """
+    store = open_store(layout.run_url(str(root), run_id))
+    end = max(evaluations, default=0)
+    details: dict[str, Any] = {"run_file": {"total_timesteps": max(1000, end), **(run_file or {})}}
+    if priced:
+        details |= {"instance_type": "g5.xlarge", "setup_seconds": 3600.0 * hours, "price": PRICE}
+    session = begin_session(
+        store, root / ".state" / run_id, instance_id="i-1", boot_id=run_id, details=details, persist=False
+    )
+    lease = Lease.take(store, session.token, "i-1")
+    lease.commit(Reference(key="checkpoints/x", size=1, crc64nvme=0), end)
+    progress = {"first_timestep": 0, "timesteps": end, "committed_timesteps": end, "steps_per_second": speed}
+    write_progress(store, session, exact=True, exact_because="", **progress)
+    for timesteps, returns in evaluations.items():
+        body = evaluation(timesteps, returns, solved).model_dump_json(by_alias=True).encode()
+        store.put(layout.evaluation_key(timesteps), body)
+    if outcome is not None:
+        end_session(store, session, ended_by=outcome, first_timestep=0, last_timestep=end)
+        lease.conclude(outcome, reason)  # type: ignore[arg-type]

@@ -1,0 +1,86 @@
+"""compare: an experiment's levels against each other, from what its runs have left in the store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from train_cloud.config.comparison import CRITERIA, METRICS
+from train_cloud.config.experiment import load_experiment
+from train_cloud.errors import InputError, suggestion
+from train_cloud.experiments import models
+from train_cloud.experiments.comparison import Comparison, compare
+from train_cloud.experiments.page import page, tables
+from train_cloud.experiments.pictures import draw
+from train_cloud.experiments.records import Plan, grouped, planned, read
+from train_cloud.run.session import now
+from train_cloud.whole_file import write_whole
+
+
+def compare_experiment(
+    root: str,
+    experiment: Path | str,
+    *,
+    metric: str | None = None,
+    overrides: Sequence[str] = (),
+    latency: bool = True,
+) -> Comparison:
+    """Compare what is there, whatever state the runs are in. Reads the store and writes nothing.
+
+    :param root: store root
+    :param experiment: its file; or the name that runs have as their ``experiment``
+    :param metric: instead of the file's
+    :param latency: measure how long the models take here; it loads torch, in a process of its own
+    :raises InputError: there is no such experiment, or its evaluations lack the metric
+    """
+    plan = (
+        planned(load_experiment(experiment, overrides), root)
+        if isinstance(experiment, Path)
+        else grouped(experiment, root)
+    )
+    plan = _with_metric(plan, metric)
+    runs = read(plan, root, [name for name in plan.settings.criteria if name not in CRITERIA])
+    chosen = models.representatives(plan, runs)
+    return compare(
+        plan,
+        runs,
+        made=now(),
+        parameters=models.parameters(root, chosen),
+        latencies=models.latencies(root, chosen) if latency and chosen else {},
+    )
+
+
+def write_comparison(found: Comparison, out: Path, source: str) -> Path:
+    """Write page, pictures, tables and ``comparison.json``, and return the page's path. Files of other names stay.
+
+    :param source: where the runs are
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    pictures = draw(found)
+    for picture in pictures:
+        write_whole(out / f"{picture.name}.png", picture.body)
+    for name, text in tables(found).items():
+        write_whole(out / name, text.encode())
+    write_whole(out / "comparison.json", (found.model_dump_json(indent=1) + "\n").encode())
+    path = out / "index.html"
+    write_whole(path, page(found, pictures, source).encode())
+    return path
+
+
+def _with_metric(plan: Plan, metric: str | None) -> Plan:
+    if metric is None:
+        return plan
+    if metric not in METRICS:
+        raise InputError("--metric", metric, suggestion(metric, tuple(METRICS)) or f"use one of {', '.join(METRICS)}")
+    if metric == plan.settings.metric:
+        return plan
+    # What the file says of its own metric's values is not for another one's.
+    update: dict[str, object] = {
+        "metric": metric,
+        "direction": None,
+        "optimum": None,
+        "normalise": {},
+        "thresholds": (),
+    }
+    settings = plan.settings.model_copy(update=update)
+    return Plan(plan.experiment, plan.runs, settings, plan.unnamed)

@@ -1,0 +1,351 @@
+"""A comparison as one HTML page that needs nothing else, and as tables."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from train_cloud.experiments.comparison import Comparison, Curve, Level, RunRow
+from train_cloud.experiments.decision import Matrix
+from train_cloud.experiments.pictures import Picture, number, told
+
+_NONE = "-"
+_MOST_PAIRS = 30
+
+
+def page(found: Comparison, pictures: Sequence[Picture], source: str) -> str:
+    """The page's HTML.
+
+    :param source: where the runs are
+    """
+    level_columns, level_rows = levels_table(found)
+    text: str = _template().render(
+        found=found,
+        source=source,
+        metric=found.metric.replace("_", " "),
+        counted=sum(run.counted for run in found.runs),
+        percent=f"{100 * found.confidence:g} %",
+        wrong=f"{50 * (1 - found.confidence):.2g} %",
+        headline=headline(found),
+        reason=reason(found),
+        level_columns=level_columns,
+        level_rows=level_rows,
+        effect_columns=("factor", "level minus baseline", "within", "difference", "seeds", "p"),
+        effect_rows=_effects(found),
+        pair_columns=("better", "other", "P(better)", "difference by seed", "seeds", "p"),
+        pair_rows=_pairs(found)[:_MOST_PAIRS],
+        pairs_left_out=max(0, len(found.pairs) - _MOST_PAIRS),
+        matrix=None if found.matrix is None else _matrix(found, found.matrix),
+        run_columns=("run", "level", "state", "timesteps", "evaluated at", found.metric.replace("_", " "), "counts"),
+        run_rows=[_run(run) for run in found.runs],
+        pictures=[
+            {
+                "title": picture.title,
+                "alt": picture.alt,
+                "data": f"data:image/png;base64,{base64.b64encode(picture.body).decode()}",
+            }
+            for picture in pictures
+        ],
+    )
+    return text
+
+
+def headline(found: Comparison) -> str:
+    """Who won, in a few words."""
+    verdict = found.verdict
+    so_far = "So far: " if verdict.provisional else ""
+    if verdict.winner is not None:
+        return f"{so_far}{verdict.winner} wins"
+    return f"{so_far}no winner" + (f"; {verdict.leading} leads" if verdict.leading and len(found.levels) > 1 else "")
+
+
+def reason(found: Comparison) -> str:
+    """Why."""
+    verdict = found.verdict
+    text = verdict.because
+    if verdict.leading is not None:
+        leading = next(level for level in found.levels if level.name == verdict.leading)
+        text += f". Its interquartile mean: {told(leading.metric['iqm'])}, over {leading.counted} runs"
+    return text[:1].upper() + text[1:] + "."
+
+
+def levels_table(found: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows; columns that nothing is known for are left out."""
+    columns = [
+        "level",
+        "runs",
+        f"{found.metric.replace('_', ' ')} (IQM)",
+        "mean",
+        "optimality gap",
+        "steps/s",
+        "hours",
+        "dollars",
+        "parameters",
+        "ms per action p50",
+        "p99",
+    ]
+    rows = [[level.name, f"{level.counted} of {level.planned}", *_figures(level)] for level in found.levels]
+    kept = [at for at in range(len(columns)) if at < 3 or any(row[at] != _NONE for row in rows)]
+    return [columns[at] for at in kept], [[row[at] for at in kept] for row in rows]
+
+
+def _figures(level: Level) -> list[str]:
+    metrics = [told(level.metric[key]) if key in level.metric else _NONE for key in ("iqm", "mean", "optimality_gap")]
+    costs = [
+        number(level.costs[key].value) if key in level.costs else _NONE
+        for key in ("steps_per_second", "hours", "dollars")
+    ]
+    parameters = _NONE if level.parameters is None else f"{level.parameters:,}"
+    latency = [_NONE, _NONE] if level.latency is None else [number(level.latency.p50), number(level.latency.p99)]
+    return [*metrics, *costs, parameters, *latency]
+
+
+def _effects(found: Comparison) -> list[list[str]]:
+    rows = []
+    for effect in found.effects:
+        against = f"{effect.level} minus {effect.baseline}"
+        overall = _NONE if effect.overall is None else told(effect.overall, sign=True)
+        rows.append([effect.factor, against, "all", overall, str(effect.seeds), _p(effect.p)])
+        if len(effect.within) > 1:
+            rows += [
+                [effect.factor, against, name, told(estimate, sign=True), _NONE, _NONE]
+                for name, estimate in effect.within.items()
+            ]
+    return rows
+
+
+def _pairs(found: Comparison) -> list[list[str]]:
+    return [
+        [
+            pair.one,
+            pair.other,
+            told(pair.improvement),
+            _NONE if pair.difference is None else told(pair.difference, sign=True),
+            str(len(pair.seeds)),
+            _p(pair.p),
+        ]
+        for pair in found.pairs
+    ]
+
+
+def _p(p: float | None) -> str:
+    return _NONE if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _matrix(found: Comparison, matrix: Matrix) -> dict[str, Any]:
+    columns = ["level", "total"]
+    columns += [f"{name} ({weight:.0%}, {matrix.directions[name]})" for name, weight in matrix.weights.items()]
+    rows = []
+    for total in matrix.totals:
+        low, high = total.interval
+        row = [total.level, f"{total.value:.2f} ({low:.2f} to {high:.2f})"]
+        for name in matrix.weights:
+            entry = matrix.entries[name][total.level]
+            row.append(f"{number(entry.value)}{'' if entry.separable else ' ≈'}")
+        rows.append(row)
+    return {
+        "columns": columns,
+        "rows": rows,
+        "sentence": decision(found),
+        "changes": sensitivity(matrix),
+    }
+
+
+def decision(found: Comparison) -> str:
+    """What the matrix says, in a sentence."""
+    matrix = found.matrix
+    if matrix is None:
+        return ""
+    first, *others = matrix.totals
+    unclear = [total.level for total in others if not total.separable]
+    few = [level.name for level in found.levels if level.counted < 3]
+    sentence = f"With these weights {first.level} is first"
+    if few:
+        return f"{sentence}, but fewer than three runs of {', '.join(few)} count: nothing is decided."
+    if unclear:
+        return f"{sentence}, but not separable from {', '.join(unclear)}: the intervals of the totals overlap."
+    return f"{sentence}, and the intervals of the totals part from all others." if others else f"{sentence}."
+
+
+def sensitivity(matrix: Matrix) -> list[str]:
+    """What changes with half of a weight, or half as much again."""
+    found = []
+    for change in matrix.changes:
+        what = "half the weight" if change.factor < 1 else "1.5 times the weight"
+        now = tuple(total.level for total in matrix.totals)
+        if change.differs:
+            found.append(f"With {what} of {change.criterion}, {change.first} is first.")
+        elif change.order != now:
+            found.append(f"With {what} of {change.criterion}, the order is {', '.join(change.order)}.")
+    return found or ["Half of any weight, or half as much again, changes nothing in the order."]
+
+
+def _run(run: RunRow) -> list[str]:
+    counts = "yes" if run.counted else "no"
+    return [
+        run.run_id,
+        run.level,
+        run.state,
+        f"{run.timesteps:,}",
+        _NONE if run.evaluated_at is None else f"{run.evaluated_at:,}",
+        _NONE if run.metric is None else number(run.metric),
+        f"{counts}: {run.because}" if run.because else counts,
+    ]
+
+
+def tables(found: Comparison) -> dict[str, str]:
+    """CSV files, name to content: every number of the comparison, unrounded."""
+    files = {
+        "runs.csv": _csv(_run_rows(found)),
+        "levels.csv": _csv(_level_rows(found)),
+        "categories.csv": _csv(
+            {"level": level.name, "category": name, **_ends(estimate)}
+            for level in found.levels
+            for name, estimate in level.categories.items()
+        ),
+        "pairs.csv": _csv(
+            {
+                "better": pair.one,
+                "other": pair.other,
+                **_ends(pair.improvement, "probability"),
+                **_ends(pair.difference, "difference"),
+                "seeds": " ".join(map(str, pair.seeds)),
+                "by_seed": " ".join(map(repr, pair.by_seed)),
+                "p": pair.p,
+            }
+            for pair in found.pairs
+        ),
+        "effects.csv": _csv(
+            {
+                "factor": effect.factor,
+                "level": effect.level,
+                "baseline": effect.baseline,
+                "within": name,
+                **_ends(estimate, "difference"),
+                "p": effect.p if name == "all" else None,
+            }
+            for effect in found.effects
+            for name, estimate in {**effect.within, "all": effect.overall}.items()
+        ),
+        "curves.csv": _csv(
+            {"level": level.name, **point}
+            for level in found.levels
+            for name, curve in (("timesteps", level.over_timesteps), (found.cost, level.over_cost))
+            for point in _points(name, curve)
+        ),
+        "profiles.csv": _csv(
+            {"level": level.name, **point} for level in found.levels for point in _points("threshold", level.profile)
+        ),
+        "stages.csv": _csv(
+            {"level": level.name, "run_id": run_id, "timesteps": at, "stage": stage}
+            for level in found.levels
+            for run_id, points in level.stages.items()
+            for at, stage in points
+        ),
+    }
+    if found.matrix is not None:
+        files["matrix.csv"] = _csv(_matrix_rows(found.matrix))
+        files["weights.csv"] = _csv(
+            {
+                "criterion": change.criterion,
+                "factor": change.factor,
+                "first": change.first,
+                "differs": change.differs,
+                "order": " > ".join(change.order),
+            }
+            for change in found.matrix.changes
+        )
+    return {name: text for name, text in files.items() if text}
+
+
+def _run_rows(found: Comparison) -> list[dict[str, Any]]:
+    levels = {level.name: level.levels for level in found.levels}
+    rows = []
+    for run in found.runs:
+        told_of = run.model_dump(exclude={"scores", "metrics"})
+        scores = {f"{found.metric} in {name}": run.scores.get(name) for name in found.categories}
+        rows.append({**told_of, **levels[run.level], **run.metrics, **scores})
+    return rows
+
+
+def _level_rows(found: Comparison) -> list[dict[str, Any]]:
+    rows = []
+    for level in found.levels:
+        row: dict[str, Any] = {"level": level.name, **level.levels, "planned": level.planned, "counted": level.counted}
+        for key, estimate in {**level.metric, **level.costs}.items():
+            row |= _ends(estimate, key)
+        row |= {"parameters": level.parameters, "evaluation_inference_ms": level.inference_ms}
+        if level.latency is not None:
+            row |= {"inference_ms_p50": level.latency.p50, "inference_ms_p99": level.latency.p99}
+        rows.append(row)
+    return rows
+
+
+def _matrix_rows(matrix: Matrix) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = [
+        {
+            "level": total.level,
+            "criterion": name,
+            "weight": weight,
+            "direction": matrix.directions[name],
+            "value": matrix.entries[name][total.level].value,
+            "low": matrix.entries[name][total.level].interval[0],
+            "high": matrix.entries[name][total.level].interval[1],
+            "utility": matrix.entries[name][total.level].utility,
+            "separable": matrix.entries[name][total.level].separable,
+        }
+        for total in matrix.totals
+        for name, weight in matrix.weights.items()
+    ]
+    rows += [
+        {
+            "level": total.level,
+            "criterion": "total",
+            "weight": 1.0,
+            "direction": "larger",
+            "value": total.value,
+            "low": total.interval[0],
+            "high": total.interval[1],
+            "utility": total.value,
+            "separable": total.separable,
+        }
+        for total in matrix.totals
+    ]
+    return rows
+
+
+def _ends(estimate: Any, name: str = "value") -> dict[str, float | None]:
+    low, high = (None, None) if estimate is None or estimate.interval is None else estimate.interval
+    return {name: None if estimate is None else estimate.value, f"{name}_low": low, f"{name}_high": high}
+
+
+def _points(name: str, curve: Curve | None) -> Iterable[dict[str, Any]]:
+    if curve is None:
+        return
+    for at, value, low, high in zip(curve.at, curve.value, curve.low, curve.high, strict=True):
+        yield {"over": name, "at": at, "value": value, "low": low, "high": high}
+
+
+def _csv(rows: Iterable[Mapping[str, Any]]) -> str:
+    """With all columns of all rows; empty where there is no row."""
+    every = list(rows)
+    if not every:
+        return ""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(dict.fromkeys(key for row in every for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(every)
+    return file.getvalue()
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string((Path(__file__).parent / "comparison.html").read_text(encoding="utf-8"))
