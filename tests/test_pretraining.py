@@ -12,10 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sessions import Rehearsed
 
+from train_cloud.checkpoint import read_manifest
 from train_cloud.config import Environment, RunFile, parse_run_file
 from train_cloud.envs.demonstrations import read
 from train_cloud.evaluate.record import Chosen, Expert, record
+from train_cloud.run.session import read_sessions
+from train_cloud.runtime.pretraining import CLONED, FIGURES
 from train_cloud.sb3.build import build_model
 from train_cloud.sb3.callback import IdleHost, learn
 from train_cloud.sb3.compare import differences
@@ -285,3 +289,112 @@ def test_the_normaliser_knows_the_demonstrations_and_nothing_else(recorded: Any)
     assert np.allclose(normalizer.obs_rms.var, precise.var(axis=0))
     assert normalizer.obs_rms.count == len(there)
     assert normalizer.ret_rms.var > 100, "of discounted sums of rewards of 1"
+
+
+# ------------------------------------------------------------------------------------------------- whole runs, killed
+
+
+@pytest.fixture(scope="module")
+def cartpole(warm: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Rehearsed, dict[str, Any]]:
+    """A run that was never interrupted, and its file."""
+    folder = tmp_path_factory.mktemp("cartpole")
+    (folder / "code").mkdir()
+    demonstrations(folder / "code", "balance", 6, id="CartPole-v1")
+    values: dict[str, Any] = {
+        "algorithm": "ppo",
+        "seed": 3,
+        "total_timesteps": 384,
+        "save_frequency": 64,
+        "environment": {"id": "CartPole-v1", "normalize": {}, "n_envs": 2},
+        "hyperparameters": {
+            "n_steps": 32,
+            "batch_size": 32,
+            "policy_kwargs": {"net_arch": [32], "features_extractor_class": "demonstrating:Interrupted"},
+        },
+        "callbacks": ["interrupting:InterruptAt"],
+        "code": {"folder": str(folder / "code")},
+        "pretraining": {
+            "demonstrations": str(next((folder / "code").glob("*.npz"))),
+            "epochs": 3,
+            "learning_rate": 3e-3,
+            "keep": {"weight": 0.5, "until": 300},
+        },
+        "evaluation": {"episodes": 3},
+    }
+    twin = Rehearsed(warm, folder / "twin", values)
+    assert twin.session() == 0, twin.log()
+    return twin, values
+
+
+def left(run: Rehearsed) -> tuple[Any, Any, dict[str, Any]]:
+    """Figures, cloned policy, and what was evaluated: model and mean return, by timesteps."""
+    figures = json.loads(bytes(run.store.get(f"artifacts/{FIGURES}").body))
+    policy = torch.load(io.BytesIO(run.store.get(f"artifacts/{CLONED}").body), weights_only=True)
+    found = [json.loads(bytes(run.store.get(info.key).body)) for info in run.store.list("evaluations/")]
+    evaluated = {str(each["timesteps"]): (each["model"], each["overall"]["returns"]["mean"]) for each in found}
+    return figures, {name: tensor.tolist() for name, tensor in policy.items()}, evaluated
+
+
+def curves(run: Rehearsed) -> dict[str, list[tuple[int, float]]]:
+    return {tag: points for tag, points in run.scalars(shown=True).items() if not tag.startswith("eval/")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "interruptions",
+    [
+        # In the middle of epochs 1 and 2, and during RL; an epoch has 43 updates.
+        [("SIGTERM", 10, 0), ("SIGKILL", 60, 0), ("SIGKILL", 0, 230)],
+        [("SIGKILL", 5, 0), ("SIGTERM", 129, 0), ("SIGTERM", 0, 100)],
+    ],
+)
+def test_a_run_that_is_killed_ends_where_the_uninterrupted_one_ends(
+    warm: Any, cartpole: tuple[Rehearsed, dict[str, Any]], tmp_path: Path, interruptions: list[tuple[str, int, int]]
+) -> None:
+    twin, values = cartpole
+    killed = Rehearsed(warm, tmp_path, values)
+    for name, update, step in interruptions:
+        asked = {"AT_UPDATE": f"{name}@{update}"} if update else {}
+        code = killed.session(f"{name}@{step}" if step else "", env=asked)
+        assert code == (75 if name == "SIGTERM" else -9), killed.log()
+    assert killed.session() == 0, killed.log()
+    assert differences(killed.final(), twin.final()) == []
+    assert left(killed) == left(twin)
+    assert curves(killed) == curves(twin)
+    exact = [(session.progress or {}).get("exact") for session in read_sessions(killed.store)]
+    assert False not in exact, killed.log()
+
+
+@pytest.mark.slow
+def test_the_first_evaluation_is_the_cloned_policys(cartpole: tuple[Rehearsed, dict[str, Any]]) -> None:
+    twin, _ = cartpole
+    figures, _, evaluated = left(twin)
+    assert sorted(evaluated, key=int)[0] == "0" and len(evaluated) == 2
+    assert evaluated["0"][1] >= 400, "a random policy has 20"
+    assert figures["epochs"][-1]["held_out_accuracy"] > 0.85
+    scalars = twin.scalars()
+    assert [step for step, _ in scalars["pretrain/loss"]] == [1, 2, 3]
+    found = {tag for tag in scalars if tag.startswith("pretrain/")}
+    assert found == {f"pretrain/{name}" for name in ("loss", "value_loss", "held_out_loss", "held_out_accuracy")}
+    kept = [(each.timesteps, each.rows) for each in read_manifest(twin.store, twin.head().manifest).kept]  # type: ignore[arg-type]
+    assert len({timesteps for timesteps, _ in kept}) == len(kept), "of all at timesteps 0 at most one stays"
+
+
+@pytest.mark.slow
+def test_killed_before_its_first_epoch_it_begins_again(
+    warm: Any, cartpole: tuple[Rehearsed, dict[str, Any]], tmp_path: Path
+) -> None:
+    """And what it learns from may not be exchanged in the middle of it."""
+    _, values = cartpole
+    folder = tmp_path / "code"
+    folder.mkdir()
+    path = demonstrations(folder, "balance", 3, id="CartPole-v1")
+    changed = {**values, "code": {"folder": str(folder)}, "evaluation": None, "total_timesteps": 64}
+    changed["pretraining"] = {"demonstrations": str(path), "epochs": 3, "batch_size": 32}
+    run = Rehearsed(warm, tmp_path / "run", changed)
+    assert run.session(env={"AT_UPDATE": "SIGTERM@20"}) == 75, run.log()
+    facts = read_manifest(run.store, run.head().manifest).facts[PRETRAINING]  # type: ignore[arg-type]
+    assert (facts["finished"], facts["epoch"]) == (False, 0)
+    path.write_bytes(demonstrations(tmp_path, "balance", 2, id="CartPole-v1").read_bytes())
+    assert run.session() == 64, run.log()
+    assert "pretraining.demonstrations" in run.log()

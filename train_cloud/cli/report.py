@@ -371,6 +371,8 @@ def _run_view(found: RunStatus) -> RenderableType:
         lines.append(f"  interruptions: {found.interruptions}, steps done again: {again}")
     if found.curriculum is not None:
         lines.append(f"  curriculum: {escape(_curriculum(found.curriculum))}")
+    if found.pretraining is not None:
+        lines.append(f"  pretraining: {_pretraining(found.pretraining)}")
     if found.evaluation is not None:
         lines.append(f"  evaluation: {escape(_evaluation(found.evaluation))}")
         lines += [f"    {escape(warning)}" for warning in found.evaluation.get("warnings", ())]
@@ -429,12 +431,19 @@ def _curriculum(found: dict[str, Any]) -> str:
     return f"{at}: {', '.join(told)} in {found['episodes']} of its episodes"
 
 
+def _pretraining(found: dict[str, Any]) -> str:
+    names = ("loss", "held_out_loss", "held_out_accuracy", "held_out_error")
+    figures = [f"{name.replace('_', ' ')} {found[name]:.4g}" for name in names if name in found]
+    return f"epoch {found['epoch']:.0f}, {', '.join(figures)}"
+
+
 def _evaluation(found: dict[str, Any]) -> str:
     if "failed" in found:
         return f"failed at {found['timesteps']:,} timesteps, {found['failed']}"
     rate = found.get("success_rate")
     succeeded = "" if rate is None else f", success rate {rate:.0%}"
-    return f"mean return {found['mean_return']:,.2f}{succeeded} at {found['timesteps']:,} timesteps"
+    fallen = "" if "below_cloned" not in found else f", below the cloned policy's {found['below_cloned']:,.2f}"
+    return f"mean return {found['mean_return']:,.2f}{succeeded} at {found['timesteps']:,} timesteps{fallen}"
 
 
 def _cost(cost: Cost) -> str:

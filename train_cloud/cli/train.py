@@ -79,7 +79,12 @@ def validate(
         from train_cloud.runtime.initial_model import read_initial
 
         initial = read_initial(model, store or "").initial
-    found = check(checked, initial, begun)
+    demonstrations = None
+    if checked.pretraining is not None:
+        from train_cloud.runtime.pretraining import read_demonstrations
+
+        demonstrations = read_demonstrations(checked.pretraining)
+    found = check(checked, initial, begun, demonstrations)
     if checked.evaluation is not None:
         from train_cloud.child_process import code_on_path
         from train_cloud.evaluate.play import check as check_evaluation
@@ -119,6 +124,8 @@ def validate(
     if model is not None:
         told = "fits" if initial is not None else "not tried: give --store"
         echo(f"  begins with   {model.source} ({told})")
+    if demonstrations is not None:
+        echo(f"  pretrains on  {len(demonstrations):,} steps of {len(demonstrations.starts)} episodes")
     if checked.seeds is not None:
         echo(f"  seeds         {', '.join(map(str, checked.seeds))}: a run for each")
     echo("  it can be trained")

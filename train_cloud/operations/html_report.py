@@ -10,7 +10,7 @@ from typing import Any
 
 from train_cloud.artifacts import tensorboard
 from train_cloud.errors import ObjectMissing
-from train_cloud.report.html_report import MEDIA_BYTES, page
+from train_cloud.report.html_report import MEDIA_BYTES, PRETRAIN, page
 from train_cloud.report.status import run_status
 from train_cloud.run import layout
 from train_cloud.run.session import now
@@ -40,7 +40,10 @@ def write_page(root: str, run_id: str, out: Path, *, reached: Mapping[int, int] 
     text = page(
         run,
         run_yaml=_run_yaml(store),
-        scalars={tag: [(at, value) for at, value in points if at <= there] for tag, points in scalars.items()},
+        scalars={
+            tag: [(at, value) for at, value in points if at <= there or tag.startswith(PRETRAIN)]
+            for tag, points in scalars.items()
+        },
         evaluations=evaluations,
         media=media,
         left_out=left_out,

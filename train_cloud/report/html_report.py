@@ -14,6 +14,7 @@ from typing import Any
 import jinja2
 from matplotlib.ticker import MaxNLocator
 
+from train_cloud.report.cloned import Cloned, Evaluated, cloned
 from train_cloud.report.status import RunStatus, SessionStatus, exactness_in_words
 from train_cloud.run.cost import in_words, repeated
 
@@ -27,6 +28,8 @@ _FIRST = {
     "rollout/success_rate": "success rate of the last 100 training episodes",
     "rollout/ep_len_mean": "mean length of the last 100 training episodes",
 }
+#: Curves of the pretraining, whose steps are epochs.
+PRETRAIN = "pretrain/"
 _RATE = (0.0, 1.0)
 _MOST_STAGES, _MOST_NAMES = 40, 8
 """Changes of a curriculum's stage that are marked in curves, and that have their names there."""
@@ -57,6 +60,7 @@ class _Plot:
     marks: list[float]
     stages: list[tuple[float, str]]
     names: list[tuple[float, str]]
+    level: float | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,7 @@ def page(
         summaries=[(name, {**each, "success_percent": _percent(each["success_interval"])}) for name, each in summaries],
         evaluations=len(evaluations),
         best=_best(evaluations),
+        cloned=_cloned(evaluations),
         videos=[medium for medium in shown if medium.name.endswith(".mp4")],
         pictures=[medium for medium in shown if medium.name.endswith(".png")],
         left_out=left_out,
@@ -128,6 +133,11 @@ def _best(evaluations: Sequence[Mapping[str, Any]]) -> int | None:
     """Timesteps of the one with the highest mean return; None where there is no other, or another is as good."""
     means = sorted(((each["overall"]["returns"]["mean"], each["timesteps"]) for each in evaluations), reverse=True)
     return means[0][1] if len(means) > 1 and means[0][0] > means[1][0] else None
+
+
+def _cloned(evaluations: Sequence[Mapping[str, Any]]) -> Cloned | None:
+    spreads = ((each["timesteps"], each["overall"]["returns"]) for each in evaluations)
+    return cloned(Evaluated(at, returns["mean"], returns["interval"]) for at, returns in spreads)
 
 
 def _percent(interval: Sequence[float] | None) -> list[float] | None:
@@ -246,7 +256,9 @@ def _evaluated(evaluations: Sequence[Mapping[str, Any]], marks: _Marks) -> list[
     ]
     points = [(at, spread["mean"]) for at, spread in spreads]
     band = [(at, *(spread["interval"] or (spread["mean"],) * 2)) for at, spread in spreads]
-    found.append(_plot("mean return in evaluations, with its 95 % interval", points, marks, band))
+    begun = _cloned(evaluations)
+    level = begun.mean_return if begun is not None else None
+    found.append(_plot("mean return in evaluations, with its 95 % interval", points, marks, band, level=level))
     points = [(at, overall["success_rate"]) for at, overall in rates]
     band = [(at, *overall["success_interval"]) for at, overall in rates]
     found.append(_plot("success rate in evaluations, with its 95 % interval", points, marks, band, _RATE))
@@ -259,7 +271,7 @@ def _others(scalars: Mapping[str, Points], marks: _Marks) -> list[tuple[str, lis
     for tag in sorted(scalars):
         if tag in _FIRST or tag.startswith("eval/"):
             continue
-        plot = _plot(tag, scalars[tag], marks)
+        plot = _plot(tag, scalars[tag], _Marks(()) if tag.startswith(PRETRAIN) else marks)  # whose steps are epochs
         if plot is not None:
             groups.setdefault(tag.split("/")[0], []).append(plot)
     return list(groups.items())
@@ -271,10 +283,12 @@ def _plot(
     marks: _Marks,
     band: Sequence[tuple[int, float, float]] = (),
     within: tuple[float, float] | None = None,
+    level: float | None = None,
 ) -> _Plot | None:
     """None where there are no two points to join.
 
     :param within: what the values can be, which the axis then shows
+    :param level: a value that is marked over the whole width
     """
     points = [(at, value) for at, value in points if math.isfinite(value)]
     if len(points) < 2 or points[0][0] == points[-1][0]:
@@ -311,6 +325,7 @@ def _plot(
         marks=[x(at) for at in marks.interrupted if left < at < right],
         stages=stages if len(marks.stages) <= _MOST_STAGES else [],
         names=[(at / 10, name) for at, name in stages] if len(marks.stages) <= _MOST_NAMES else [],
+        level=None if level is None else y(level),
     )
 
 

@@ -134,13 +134,15 @@ class RunStatus(BaseModel):
     """About the most that it can have been: the same number where all is known; None where too little is."""
     cost: Cost
     evaluation: dict[str, Any] | None
-    """The last one: ``timesteps``, ``mean_return``, ``success_rate``, and ``warnings`` if there are any; or ``failed``
-    and why."""
+    """The last one: ``timesteps``, ``mean_return``, ``success_rate``, and ``warnings`` if there are any, and
+    ``below_cloned`` where it is worse than the cloned policy's mean return, which that gives; or ``failed`` and why."""
     curriculum: dict[str, Any] | None = None
     """Where it stands, at the newest checkpoint: ``stage``, ``name``, ``names``, ``since``, the ``episodes`` that count
     with their ``success_rate`` and ``mean_return``, episodes ``played`` and ``succeeded`` in each stage, and the newest
     ``changes``, ``[timesteps, stage]`` each. None without a curriculum; see docs/curriculum.md.
     """
+    pretraining: dict[str, Any] | None
+    """Figures of its last epoch (docs/pretraining.md); None where there is none."""
     not_exported: dict[str, Any] | None
     """Checkpoints whose models could not be written: ``timesteps`` and ``because``. The next session tries again."""
     checkpoints: list[CheckpointStatus] | None
@@ -213,6 +215,7 @@ def _unreadable(store: ObjectStore, run_id: str, error: Exception) -> RunStatus:
         repeated_at_most=0,
         cost=cost([]),
         evaluation=None,
+        pretraining=None,
         not_exported=None,
         checkpoints=None,
         damaged=why,
@@ -334,6 +337,7 @@ def _derived(
         cost=spent,
         evaluation=_evaluation(records, committed),
         curriculum=_curriculum(records, committed),
+        pretraining=_pretraining(records),
         not_exported=latest.get("not_exported"),
         checkpoints=_checkpoints(newest) if checkpoints else None,
         damaged=damaged,
@@ -367,6 +371,11 @@ def _curriculum(records: Sequence[SessionRecord], committed: int) -> dict[str, A
     unknown = dict.fromkeys(("episodes", "success_rate", "mean_return", "played", "succeeded"))
     here = {"timesteps": committed, "stage": stage, "name": found["names"][stage], "since": since, "changes": changes}
     return {**found, **unknown, **here}
+
+
+def _pretraining(records: Sequence[SessionRecord]) -> dict[str, Any] | None:
+    reported = ((record.progress or {}).get("pretraining") for record in reversed(records))
+    return next((dict(found) for found in reported if isinstance(found, Mapping) and "epoch" in found), None)
 
 
 def _checkpoints(newest: Manifest | None) -> list[CheckpointStatus]:

@@ -23,6 +23,7 @@ from train_cloud.checkpoint.format import crc64nvme
 from train_cloud.checkpoint.manifest import Manifest
 from train_cloud.errors import ObjectMissing
 from train_cloud.evaluate.results import Evaluation, Results
+from train_cloud.report.cloned import Evaluated, cloned
 from train_cloud.run import layout
 from train_cloud.snapshot import OF_THE_BLOB, Part, Snapshot
 from train_cloud.store import ObjectStore
@@ -168,6 +169,11 @@ class Evaluations:
         self.latest = {"timesteps": timesteps, "mean_return": mean, "success_rate": rate}
         if found.warnings:
             self.latest["warnings"] = list(found.warnings)
+        spreads = ((each.timesteps, each.overall.returns) for each in every)
+        begun = cloned(Evaluated(at, returns.mean, returns.interval) for at, returns in spreads)
+        if begun is not None and timesteps in begun.below:
+            self.latest["below_cloned"] = begun.mean_return
+            log.warning("at %d timesteps it is worse than the cloned policy was: %.2f", timesteps, begun.mean_return)
         log.info(
             "evaluated at %d timesteps: mean return %.2f%s",
             timesteps,

@@ -27,6 +27,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from train_cloud.config import RunFile
 from train_cloud.config.run_file import MULTIAGENT
+from train_cloud.envs.demonstrations import Demonstrations
 from train_cloud.envs.make import close, refusing
 from train_cloud.envs.trial import Choice, sample
 from train_cloud.errors import InputError, TrainCloudError
@@ -37,6 +38,7 @@ from train_cloud.sb3.capture import Capture, get_generators, set_generators
 from train_cloud.sb3.environment import StateTrial
 from train_cloud.sb3.hyperparameters import arguments_of
 from train_cloud.sb3.initial import Initial, begin_with
+from train_cloud.sb3.pretraining import Pretraining
 from train_cloud.sb3.resources import buffer_bytes, check_device
 from train_cloud.sb3.script import prepare
 from train_cloud.sb3.vector_environments import make_vec_env
@@ -85,11 +87,17 @@ class CheckReport:
         return int(rows * self.row_bytes) + kept * self.parts_bytes
 
 
-def check(run_file: RunFile, initial: Initial | None = None, begun: StateTrial | None = None) -> CheckReport:
+def check(
+    run_file: RunFile,
+    initial: Initial | None = None,
+    begun: StateTrial | None = None,
+    demonstrations: Demonstrations | None = None,
+) -> CheckReport:
     """Try a run file out.
 
     :param initial: what the run is to begin with; not tried where it is None
     :param begun: the trial of its environment's state, if it was begun already
+    :param demonstrations: what it is to be pretrained on; not tried where they are None
     :raises InputError: naming the field that Gymnasium, SB3, torch or the user's own code refuses
     """
     with _undisturbed(run_file):
@@ -98,7 +106,7 @@ def check(run_file: RunFile, initial: Initial | None = None, begun: StateTrial |
             return CheckReport()
         if run_file.algorithm == MULTIAGENT:
             return _check_several(run_file, begun)
-        return _check(run_file, initial, begun)
+        return _check(run_file, initial, begun, demonstrations)
 
 
 def _check_several(run_file: RunFile, begun: StateTrial | None) -> CheckReport:
@@ -135,7 +143,9 @@ def _check_several(run_file: RunFile, begun: StateTrial | None) -> CheckReport:
         close(env)
 
 
-def _check(run_file: RunFile, initial: Initial | None, begun: StateTrial | None) -> CheckReport:
+def _check(
+    run_file: RunFile, initial: Initial | None, begun: StateTrial | None, demonstrations: Demonstrations | None
+) -> CheckReport:
     assert run_file.environment is not None
     check_device(run_file.device)
     algorithm, policy = load_algorithm(run_file), load_policy(run_file)
@@ -171,6 +181,11 @@ def _check(run_file: RunFile, initial: Initial | None, begun: StateTrial | None)
             model = attempt(policy, arguments)
         if initial is not None:
             begin_with(model, initial, buffer=False)
+        if demonstrations is not None:
+            pretraining = Pretraining(run_file, model, demonstrations)
+            with refusing("pretraining", demonstrations.source, "learning a batch raises"):
+                pretraining.begin()
+                next(pretraining.batches())
         if callbacks:
             names = ", ".join(run_file.callbacks)
             field, value = ("callbacks", names) if names else ("curriculum", run_file.environment.id)

@@ -48,6 +48,7 @@ from torch.nn import functional
 from train_cloud.config import RunFile
 from train_cloud.config.pretraining import Pretraining as Settings
 from train_cloud.envs.demonstrations import Array, Demonstrations, Observations, check
+from train_cloud.envs.state import undisturbed
 from train_cloud.errors import InputError
 from train_cloud.snapshot import Part
 
@@ -750,12 +751,14 @@ def _frozen(actor: torch.nn.Module) -> torch.nn.Module:
     """A copy that does not learn. Its distribution is another object; what the last one was made of is no state."""
     known: dict[int, Any] = {}
     for module in actor.modules():
+        known |= {id(value): value for value in vars(module).values() if isinstance(value, spaces.Space)}
         distribution, optimizer = getattr(module, "action_dist", None), getattr(module, "optimizer", None)
         if distribution is not None:
             known[id(distribution)] = copy.copy(distribution)
         if optimizer is not None:
             known[id(optimizer)] = None
-    frozen = copy.deepcopy(actor, known)
+    with undisturbed():  # NumPy draws a seed for each generator that it copies
+        frozen = copy.deepcopy(actor, known)
     frozen.requires_grad_(False)
     frozen.train(False)
     return frozen
