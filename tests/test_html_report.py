@@ -19,7 +19,9 @@ from PIL import Image
 from train_cloud.artifacts import tensorboard
 from train_cloud.cli import main
 from train_cloud.evaluate.results import Episode, Evaluation, summarise
-from train_cloud.report.html_report import _best, _plot
+from train_cloud.report.cloned import Evaluated, cloned
+from train_cloud.report.html_report import _best, _Marks, _plot
+from train_cloud.report.status import run_status
 from train_cloud.run import layout
 from train_cloud.run.head import Lease, Reference
 from train_cloud.run.session import begin_session, end_session, write_progress
@@ -188,7 +190,7 @@ def test_a_run_that_has_only_been_launched_has_a_page(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [*CONSTANTS, 0.0])
 def test_a_constant_curve_has_an_axis_to_be_read_from(value: float) -> None:
-    plot = _plot("t", [(0, value), (10, value)], [])
+    plot = _plot("t", [(0, value), (10, value)], _Marks(()))
     assert plot is not None
     labels = [label for _, label in plot.y_ticks]
     assert len(labels) >= 3 and len(set(labels)) == len(labels) and "0" in labels
@@ -198,7 +200,7 @@ def test_a_constant_curve_has_an_axis_to_be_read_from(value: float) -> None:
 
 
 def test_a_rate_is_shown_between_0_and_1() -> None:
-    plot = _plot("t", [(0, 0.4), (10, 0.5)], [], [(0, 0.2, 0.9), (10, 0.1, 1.0)], (0.0, 1.0))
+    plot = _plot("t", [(0, 0.4), (10, 0.5)], _Marks(()), [(0, 0.2, 0.9), (10, 0.1, 1.0)], (0.0, 1.0))
     assert plot is not None and [plot.y_ticks[0][1], plot.y_ticks[-1][1]] == ["0", "1"]
 
 
@@ -208,6 +210,50 @@ def test_a_rate_is_shown_between_0_and_1() -> None:
 def test_the_best_is_better_than_all_others(means: list[float], best: int | None) -> None:
     evaluations = [{"timesteps": at, "overall": {"returns": {"mean": mean}}} for at, mean in enumerate(means, 1)]
     assert _best(evaluations) == best
+
+
+@pytest.mark.parametrize(
+    ("means", "below"),
+    [
+        ([(0, 5.0), (10, 4.5), (20, 3.9), (30, 9.0)], [20]),
+        ([(0, 5.0), (10, 1.0), (20, 2.0)], [10, 20]),
+        ([(0, 5.0)], []),
+        ([(10, 5.0), (20, 1.0)], None),
+        ([], None),
+    ],
+)
+def test_a_fall_below_the_cloned_policy_is_marked(means: list[tuple[int, float]], below: list[int] | None) -> None:
+    found = cloned(Evaluated(at, mean, (mean - 1, mean + 1)) for at, mean in means)
+    assert (found and found.below) == below
+    without = cloned(Evaluated(at, mean, None) for at, mean in means)
+    assert (without is None) == (below is None)
+    if without is not None:
+        assert without.below == [at for at, mean in means if mean < 5.0]
+
+
+def test_the_page_says_where_it_fell_below_the_cloned_policy(tmp_path: Path) -> None:
+    store: ObjectStore = open_store(layout.run_url(str(tmp_path), "racer"))
+    session = begin_session(store, tmp_path, instance_id="i-0", boot_id="0", details={}, persist=False)
+    Lease.take(store, session.token, "i-0").commit(Reference(key="checkpoints/x", size=1, crc64nvme=0), 2000)
+    epochs = {"epoch": 2.0, "loss": 0.5, "held_out_accuracy": 0.75}
+    below = {"timesteps": 2000, "mean_return": -30.0, "success_rate": None, "below_cloned": 5.0}
+    reached = {"first_timestep": 0, "timesteps": 2000, "exact": True, "exact_because": ""}
+    write_progress(store, session, **reached, evaluation=below, pretraining=epochs)
+    for timesteps, reward in ((0, 5.0), (1000, 5.0), (2000, -30.0)):
+        body = evaluation(timesteps, reward).model_dump_json(by_alias=True).encode()
+        store.put(layout.evaluation_key(timesteps), body)
+    for epoch in (1, 5000):
+        scalars = {"pretrain/loss": 1.0 / epoch}
+        tensorboard.write_scalars(tmp_path / "events" / f"events.out.tfevents.{epoch:09d}", epoch, scalars)
+    for path in (tmp_path / "events").iterdir():
+        store.put(layout.TENSORBOARD + path.name, path.read_bytes())
+    out = tmp_path / "racer.html"
+    assert main(["report", "racer", "--store", str(tmp_path), "--out", str(out)]) == 0
+    text = out.read_text()
+    assert "the evaluation at 2,000 timesteps" in " ".join(text.split()) and 'class="level"' in text
+    assert "pretrain/loss" in text, "an epoch is no timestep"
+    found = run_status(str(tmp_path), "racer")
+    assert found.pretraining == epochs and found.evaluation == below
 
 
 def chromium() -> str:

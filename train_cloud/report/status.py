@@ -141,7 +141,7 @@ class RunStatus(BaseModel):
     with their ``success_rate`` and ``mean_return``, episodes ``played`` and ``succeeded`` in each stage, and the newest
     ``changes``, ``[timesteps, stage]`` each. None without a curriculum; see docs/curriculum.md.
     """
-    pretraining: dict[str, Any] | None
+    pretraining: dict[str, Any] | None = None
     """Figures of its last epoch (docs/pretraining.md); None where there is none."""
     not_exported: dict[str, Any] | None
     """Checkpoints whose models could not be written: ``timesteps`` and ``because``. The next session tries again."""
