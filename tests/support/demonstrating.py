@@ -121,3 +121,33 @@ class Forgets(FlattenExtractor):
 
     def forward(self, observations: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.dropout(super().forward(observations), 0.3, self.training)
+
+
+class Doubled(gymnasium.ObservationWrapper[Any, Any, Any]):
+    """Shows everything twice as large."""
+
+    def observation(self, observation: Any) -> Any:
+        return 2 * observation
+
+
+def halved(env: Any, observation: Any) -> int:
+    return balance(env, observation / 2)
+
+
+def wrong(env: Any, observation: Any) -> int:
+    return 7
+
+
+REACHES = 3
+
+
+class Pressed(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Presses a key as a keyboard does, when the first episode begins."""
+
+    def reset(self, **kwargs: Any) -> Any:
+        import pygame
+
+        key = os.environ.get("PRESSED")
+        if key and pygame.display.get_init():
+            pygame.event.post(pygame.event.Event(pygame.KEYDOWN, key=ord(key)))
+        return super().reset(**kwargs)

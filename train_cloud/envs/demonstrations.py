@@ -272,6 +272,9 @@ def _read_minari(folder: Path, source: str) -> Demonstrations:
     if not columns:
         raise InputError(FIELD, source, "it has no steps: record some episodes, with train-cloud record for example")
     arrays = {name: np.concatenate(parts) for name, parts in columns.items()}
+    count, said = len(arrays["rewards"]), metadata.get("total_steps")
+    if isinstance(said, int) and count != said:
+        raise InputError(FIELD, source, f"{count} of its {said} steps are there: download or copy it again")
     return make(arrays, _of_spec(metadata.get("env_spec")), source)
 
 
