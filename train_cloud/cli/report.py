@@ -369,6 +369,8 @@ def _run_view(found: RunStatus) -> RenderableType:
     if found.interruptions or found.repeated_at_most:
         again = in_words(found.repeated_timesteps, found.repeated_at_most)
         lines.append(f"  interruptions: {found.interruptions}, steps done again: {again}")
+    if found.hardware is not None:
+        lines.append(f"  hardware: {escape(_hardware(found.hardware))}")
     if found.curriculum is not None:
         lines.append(f"  curriculum: {escape(_curriculum(found.curriculum))}")
     if found.pretraining is not None:
@@ -420,6 +422,12 @@ def _not_exported(found: RunStatus) -> str:
     missing = ", ".join(f"{at:,}" for at in told.get("timesteps", ()))
     because = told.get("because")
     return f"the models of {missing} timesteps, because {because} (by hand: train-cloud export {found.run_id} --at …)"
+
+
+def _hardware(found: dict[str, Any]) -> str:
+    batch = "" if found["batch_size"] is None else f", batch_size {found['batch_size']}"
+    on = found["gpu"] or "no GPU"
+    return f"n_envs {found['n_envs']}{batch}, chosen for {found['cores']} cores and {on}"
 
 
 def _curriculum(found: dict[str, Any]) -> str:

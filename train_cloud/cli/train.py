@@ -57,7 +57,7 @@ def validate(
     if store is not None:
         from train_cloud.report.preflight import check_standing
 
-        check_standing(store, checked)
+        checked = checked.with_hardware(check_standing(store, checked).get("hardware"))
     hide_variables(checked, warn=True)
     if not extras.is_here(_TRAINER):
         if prove_too:
@@ -121,6 +121,9 @@ def validate(
         if found.not_kept:
             exact = f"not exact: no checkpoint keeps {'; '.join(found.not_kept)}"
         echo(f"  resume        {exact} (environment's state: {found.choice.provider})")
+    if found.hardware is not None:
+        for name in ("n_envs", "batch_size"):
+            echo(f"  hardware      {name} {found.hardware[name]}: {found.hardware['because'][name]}")
     if model is not None:
         told = "fits" if initial is not None else "not tried: give --store"
         echo(f"  begins with   {model.source} ({told})")

@@ -16,6 +16,7 @@ PARTS: Mapping[str, Literal["identity", "budget"]] = {
     "algorithm": "identity",
     "policy": "identity",
     "architecture": "identity",
+    "hardware": "identity",
     "seed": "identity",
     "device": "identity",
     "environment": "identity",

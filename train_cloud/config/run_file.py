@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, Strict, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, Strict, model_validator
 
 from train_cloud.config.architecture import Architecture
 from train_cloud.config.architecture import from_text as architecture_from_text
@@ -215,6 +216,11 @@ class RunFile(Section):
         description="`auto` takes a GPU where there is one, and fails where torch cannot use NVIDIA's that is there; "
         "`cpu`; `cuda` or `cuda:N` fail where there is none.",
     )
+    hardware: Literal["auto"] | None = Field(
+        None,
+        description="`auto` chooses `environment.n_envs` where it is 1, and `hyperparameters.batch_size` where there "
+        "is none, for the machine that the run begins on, once; see below.",
+    )
     total_timesteps: Annotated[Whole, Field(ge=1)] = Field(
         description="Environment steps to train for, over all sessions and environments."
     )
@@ -293,6 +299,9 @@ class RunFile(Section):
     reproducibility: Reproducibility = Field(
         Reproducibility(), description="Evidence that the run goes on exactly; see below."
     )
+
+    _written: RunFile | None = PrivateAttr(None)
+    _chosen: dict[str, Any] | None = PrivateAttr(None)
 
     @model_validator(mode="after")
     def _check(self) -> RunFile:
@@ -411,7 +420,16 @@ class RunFile(Section):
                 fix = f"there is no such file below code.folder, {self.code.folder}"
                 raise InputError("entry_point", self.entry_point, fix)
         for field in (
-            *("algorithm", "policy", "architecture", "environment", "curriculum", "hyperparameters", "callbacks"),
+            *(
+                "algorithm",
+                "policy",
+                "architecture",
+                "hardware",
+                "environment",
+                "curriculum",
+                "hyperparameters",
+                "callbacks",
+            ),
             *("initial_model", "pretraining"),
         ):
             value = getattr(self, field)
@@ -479,6 +497,27 @@ class RunFile(Section):
         )
 
     @property
+    def chosen(self) -> Mapping[str, Any] | None:
+        """What ``hardware`` has chosen; None before that."""
+        return self._chosen
+
+    def with_hardware(self, chosen: Mapping[str, Any] | None) -> RunFile:
+        """With what ``hardware`` leaves open; its identity stays what is written.
+
+        :param chosen: as ``train_cloud.sb3.hardware.choose`` returns it; None for nothing
+        """
+        if chosen is None or self.hardware is None or self.environment is None:
+            return self
+        changed: dict[str, Any] = {}
+        if self.environment.n_envs == 1:
+            changed["environment"] = self.environment.model_copy(update={"n_envs": chosen["n_envs"]})
+        if chosen["batch_size"] is not None:
+            changed["hyperparameters"] = {"batch_size": chosen["batch_size"], **self.hyperparameters}
+        found = self.model_copy(update=changed)
+        found._written, found._chosen = self._written or self, dict(chosen)
+        return found
+
+    @property
     def schedule_timesteps(self) -> int:
         """Timesteps over which schedules run."""
         return self.schedule_total or self.total_timesteps
@@ -488,6 +527,8 @@ class RunFile(Section):
 
         :raises InputError: the code folder cannot be read
         """
+        if self._written is not None:
+            return self._written.identity()
         whole = self.model_dump(mode="json", exclude={"code"})
         same: dict[str, Any] = {
             field: whole[field] for field, part in PARTS.items() if part == "identity" and field in whole

@@ -158,10 +158,11 @@ class _Kind:
 
         from train_cloud.config.run_file import MULTIAGENT
         from train_cloud.sb3.algorithms import load_algorithm
+        from train_cloud.sb3.hardware import completed
 
-        assert config.environment is not None
         with child_process.code_on_path(config.code.folder):
-            algorithm = load_algorithm(config)
+            algorithm, config = load_algorithm(config), completed(config)
+        assert config.environment is not None
         known = inspect.signature(algorithm.__init__).parameters
         given = {name: parameter.default for name, parameter in known.items()} | dict(config.hyperparameters)
         episode = 0

@@ -143,6 +143,9 @@ class RunStatus(BaseModel):
     """
     pretraining: dict[str, Any] | None = None
     """Figures of its last epoch (docs/pretraining.md); None where there is none."""
+    hardware: dict[str, Any] | None = None
+    """What ``hardware: auto`` chose when the run began: ``n_envs``, ``batch_size``, ``amp``, for which ``cores`` and
+    ``gpu``, and ``because`` of each. None without it."""
     not_exported: dict[str, Any] | None
     """Checkpoints whose models could not be written: ``timesteps`` and ``because``. The next session tries again."""
     checkpoints: list[CheckpointStatus] | None
@@ -338,6 +341,7 @@ def _derived(
         evaluation=_evaluation(records, committed),
         curriculum=_curriculum(records, committed),
         pretraining=_pretraining(records),
+        hardware=next((p["hardware"] for p in (r.progress or {} for r in reversed(records)) if "hardware" in p), None),
         not_exported=latest.get("not_exported"),
         checkpoints=_checkpoints(newest) if checkpoints else None,
         damaged=damaged,

@@ -70,7 +70,7 @@ class Artifacts:
     ) -> None:
         self.folder = state_dir / FOLDER
         self.events = self.folder / EVENTS
-        self._config, self._store, self._state_dir = config, store, state_dir
+        self.config, self._store, self._state_dir = config, store, state_dir
         self._urgent, self._timesteps = urgent, timesteps
         self._sync: Sync | None = None
         self._logged: Logged | None = None
@@ -111,7 +111,7 @@ class Artifacts:
         _clear_unless_ours(self.folder, self._state_dir, self._store)
         self.events.mkdir(parents=True, exist_ok=True)
         self._sync = run_sync(
-            self._store, self._state_dir, self._config.run_id, (token.session, token.restart), yields=self._urgent
+            self._store, self._state_dir, self.config.run_id, (token.session, token.restart), yields=self._urgent
         )
         self._sync.begin()
         self._sync.restore(lambda name: _NEEDED.fullmatch(name) is not None)
@@ -124,11 +124,11 @@ class Artifacts:
             tables.cut(self.folder / name, resumed_at)
         self._sync.now(self._growing())  # from here on what lies there is what these begin with
         self._log = Tee(self.folder / "logs" / f"session-{token.session:06d}.log")
-        _write_config(self.folder, self._config, versions)
-        if self._config.wandb is not None:
-            shown = _hyperparameters(self._config)
+        _write_config(self.folder, self.config, versions)
+        if self.config.wandb is not None:
+            shown = _hyperparameters(self.config)
             scratch = self._state_dir / "wandb"
-            self._wandb = Wandb(self._config.wandb, self._config.run_id, self.folder, scratch, shown)
+            self._wandb = Wandb(self.config.wandb, self.config.run_id, self.folder, scratch, shown)
             self._wandb.committed(resumed_at)
         self._thread = threading.Thread(target=self._run, name="train-cloud-artifacts", daemon=True)
         self._thread.start()
@@ -141,10 +141,10 @@ class Artifacts:
         from train_cloud.sb3.scalars import Episodes, SessionTensorBoard, Table
 
         board = SessionTensorBoard(self.events, self._number, self._resumed_at)
-        board.add_hyperparameters(masked_values(_hyperparameters(self._config)), {"rollout/ep_rew_mean": 0.0})
+        board.add_hyperparameters(masked_values(_hyperparameters(self.config)), {"rollout/ep_rew_mean": 0.0})
         if notices:
             board.add_text("system/interruptions", notices, self._resumed_at)
-        staged = self._config.curriculum is not None
+        staged = self.config.curriculum is not None
         self._episodes = Episodes(self.folder / MONITOR, environment, time.time(), staged=staged)
         self._outputs = (board, Table(self.folder / PROGRESS))
         self._pace = (time.monotonic(), self._timesteps())
@@ -268,7 +268,7 @@ class Artifacts:
 
     def _run(self) -> None:
         assert self._sync is not None
-        every = self._config.artifacts.sync_seconds
+        every = self.config.artifacts.sync_seconds
         machine = Machine()
         due = time.monotonic() + every
         while not self._over.wait(min(_SAMPLE_SECONDS, max(0.05, due - time.monotonic()))):

@@ -17,13 +17,15 @@ from train_cloud.runtime.replay import Replay
 
 class Beside:
     """:ivar each_second: called by the heartbeat's thread, in this order
+    :ivar hardware: what ``hardware`` of the run file has chosen, once that is known
     :ivar proof: what the session does besides as a part of a proof
     :ivar step: for the trainer, at every step of the environments: not one call more than it takes
     :ivar on_replay: called once a replay has come to a result, in its thread
     """
 
     def __init__(self, inputs: Inputs) -> None:
-        config = inputs.config
+        config = self._config = inputs.config
+        self.hardware: Mapping[str, Any] | None = None
         self._evaluations = inputs.evaluations
         self.on_replay: Callable[[], None] = lambda: None
         self.each_second: list[Callable[[], None]] = [inputs.signals.look, self._look_after_evaluations]
@@ -50,6 +52,14 @@ class Beside:
         self.replay = Replay(config, inputs.store.url, inputs.state_dir, lambda: inputs.lock, self._replayed)
         inputs.deadline.when_set = self.replay.stop
         self.heartbeat.start()
+
+    def use(self, chosen: Mapping[str, Any] | None) -> None:
+        """What ``hardware`` of the run file has chosen is known now; None where it chooses nothing."""
+        if chosen is not None:
+            self.hardware = chosen
+            self._config = self._config.with_hardware(chosen)
+            self.artifacts.config = self._config
+            self.replay.use(self._config)
 
     def close(self) -> None:
         self.replay.close()

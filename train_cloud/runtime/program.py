@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from train_cloud.config import RunFile
 from train_cloud.config.current import training
 from train_cloud.errors import InputError, TrainCloudError
+from train_cloud.run.session import read_sessions
 from train_cloud.runtime.code_folder import CodeFolder
 from train_cloud.runtime.initial_model import begin_with
 from train_cloud.runtime.inputs import Inputs
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 #: In a checkpoint's facts: what its environments' trial has found, and what its run began with.
 TRIAL, BEGUN_WITH = "environment_trial", "initial_model"
+#: And what was chosen for the machine that it began on (``train_cloud.sb3.hardware``).
+HARDWARE = "hardware"
 
 
 class FinishedHost(Host, Protocol):
@@ -128,6 +131,14 @@ class Script(Program):
         )
 
 
+def _chosen(inputs: Inputs) -> Mapping[str, Any] | None:
+    """What a session chose for its machine that died before the first checkpoint; None where none did."""
+    if inputs.config.hardware is None:
+        return None
+    told = (record.progress or {} for record in read_sessions(inputs.store))
+    return next((progress[HARDWARE] for progress in told if HARDWARE in progress), None)
+
+
 def build(inputs: Inputs, code: CodeFolder, facts: Mapping[str, Any], graphs: Path | None) -> Program:
     """:param facts: of the newest checkpoint; empty where there is none
     :param graphs: for a proof: where to write what can be reached in the training
@@ -140,10 +151,12 @@ def build(inputs: Inputs, code: CodeFolder, facts: Mapping[str, Any], graphs: Pa
     begun = StateTrial(config, facts.get(TRIAL)) if config.environment is not None else None
     from train_cloud.sb3 import accounting
     from train_cloud.sb3.build import build_callbacks, build_model
+    from train_cloud.sb3.hardware import completed
     from train_cloud.sb3.resources import check_device
     from train_cloud.sb3.script import prepare
 
     accounting.record_to(graphs)
+    config = completed(config, facts.get(HARDWARE) or _chosen(inputs))
     if config.evaluation is not None:
         from train_cloud.evaluate.play import check
 
@@ -161,6 +174,6 @@ def build(inputs: Inputs, code: CodeFolder, facts: Mapping[str, Any], graphs: Pa
     except BaseException:
         built.close()
         raise
-    known = {TRIAL: built.trial, BEGUN_WITH: begun_with}
+    known = {TRIAL: built.trial, BEGUN_WITH: begun_with, HARDWARE: config.chosen}
     kept = {name: value for name, value in known.items() if value is not None}
     return Model(code, kept, built, callbacks, pretraining)

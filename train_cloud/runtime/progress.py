@@ -37,6 +37,8 @@ class Progress:
         """From here on it is written once a minute, and when a replay is over, whatever else writes it."""
         self._beside.on_replay = self._soon
         self._beside.each_second.append(self._every_second)
+        if self._beside.hardware is not None:
+            self.write()  # a session that dies before its first commit has chosen for the next one too
 
     def write(self) -> None:
         """What is known now. A store that refuses it or does not answer ends no training."""
@@ -92,10 +94,12 @@ class Progress:
         return {"evaluation": latest} if latest is not None else {}
 
     def _known_later(self) -> dict[str, Any]:
-        """The last evaluation, which kept checkpoints have no model, and a price that could not be read at first."""
+        """The last evaluation, what was chosen for the machine, which kept checkpoints have no model, and so on."""
         found = self.evaluated()
         if self._pretrained:
             found["pretraining"] = dict(self._pretrained)
+        if self._beside.hardware is not None:
+            found["hardware"] = dict(self._beside.hardware)
         not_exported = self._beside.artifacts.not_exported
         if not_exported is not None:
             found["not_exported"] = not_exported

@@ -91,6 +91,10 @@ class Replay:
         """Timesteps of the checkpoint that has to stay for it."""
         return [] if self._over or self._begin is None else [self._begin[0].timesteps]
 
+    def use(self, config: RunFile) -> None:
+        """The run file, with what was left to the machine."""
+        self._config = config
+
     def committed(self, head: Head, facts: Mapping[str, Any], recording: Recording) -> None:
         """A checkpoint of this session is committed.
 
@@ -481,6 +485,7 @@ def _train(config: RunFile, order: Mapping[str, Any], folder: Path) -> None:
         from train_cloud.sb3.build import build_callbacks, build_model
         from train_cloud.sb3.callback import hosted_by, learn
         from train_cloud.sb3.digest import Digests
+        from train_cloud.sb3.hardware import completed
         from train_cloud.sb3.script import prepare
         from train_cloud.trainer import TrainingStopped
 
@@ -493,6 +498,7 @@ def _train(config: RunFile, order: Mapping[str, Any], folder: Path) -> None:
                 script()
             return
         callbacks = build_callbacks(config)
+        config = completed(config, manifest.facts.get("hardware"))
         built = build_model(config, manifest.facts.get("environment_trial"))
         try:
             with contextlib.suppress(TrainingStopped):

@@ -38,7 +38,7 @@ from train_cloud.runtime.host import SessionHost
 from train_cloud.runtime.inputs import Inputs
 from train_cloud.runtime.masking import hide_variables
 from train_cloud.runtime.predecessor import note_reached
-from train_cloud.runtime.program import Program, build
+from train_cloud.runtime.program import HARDWARE, Program, build
 from train_cloud.runtime.progress import Progress
 from train_cloud.runtime.restoring import begin_restore
 from train_cloud.runtime.saving import Saving
@@ -80,6 +80,7 @@ class TrainingSession:
         _ = inputs.identity  # of the code as it is now
         with code_on_path(inputs.config.code.folder), training(inputs.config, self._beside.artifacts.folder):
             program = self._build(self.code, facts)  # before the run is acquired: bad input leaves no trace
+            self._beside.use(program.facts.get(HARDWARE))
             with contextlib.closing(program):
                 begun = self.begun or self._begin()
                 return self._train(program, begun, self._acquire(begun))

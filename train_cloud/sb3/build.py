@@ -26,6 +26,7 @@ from train_cloud.errors import InputError
 from train_cloud.sb3.algorithms import load_algorithm, load_policy
 from train_cloud.sb3.curriculum import StageChanges
 from train_cloud.sb3.environment import StateTrial, asked
+from train_cloud.sb3.hardware import completed
 from train_cloud.sb3.hyperparameters import arguments_of
 from train_cloud.sb3.resources import buffer_bytes, check_device, check_memory
 from train_cloud.sb3.vector_environments import MakeEnv, make_vec_env, sources_of
@@ -59,6 +60,7 @@ def build_model(run_file: RunFile, trial: Mapping[str, Any] | None = None, begun
     :param begun: a new one, if it was begun already
     :raises InputError: a field that Gymnasium, SB3 or the user's own code refuses
     """
+    run_file = completed(run_file)
     assert run_file.environment is not None and run_file.algorithm is not None
     check_device(run_file.device)
     algorithm, policy = load_algorithm(run_file), load_policy(run_file)

@@ -10,7 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ from train_cloud.sb3.algorithms import load_algorithm, load_policy
 from train_cloud.sb3.build import build_callbacks, explaining
 from train_cloud.sb3.capture import Capture, get_generators, set_generators
 from train_cloud.sb3.environment import StateTrial
+from train_cloud.sb3.hardware import completed
 from train_cloud.sb3.hyperparameters import arguments_of
 from train_cloud.sb3.initial import Initial, begin_with
 from train_cloud.sb3.pretraining import Pretraining
@@ -78,6 +79,8 @@ class CheckReport:
     """Timesteps that the replay buffer holds."""
     not_kept: tuple[str, ...] = ()
     """What checkpoints will not have, each with its path and why: resumes will not be exact."""
+    hardware: Mapping[str, Any] | None = None
+    """What ``hardware`` of the run file chooses, as ``sb3.hardware.choose`` has it; None where it chooses nothing."""
 
     def stored_bytes(self, run_file: RunFile) -> int:
         """What lies in the store at most: rows of the newest checkpoints, and everything else of all that stay."""
@@ -104,9 +107,12 @@ def check(
         if run_file.entry_point is not None:
             prepare(run_file)
             return CheckReport()
+        run_file = completed(run_file)
         if run_file.algorithm == MULTIAGENT:
-            return _check_several(run_file, begun)
-        return _check(run_file, initial, begun, demonstrations)
+            found = _check_several(run_file, begun)
+        else:
+            found = _check(run_file, initial, begun, demonstrations)
+        return replace(found, hardware=run_file.chosen)
 
 
 def _check_several(run_file: RunFile, begun: StateTrial | None) -> CheckReport:
