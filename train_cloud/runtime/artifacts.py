@@ -56,7 +56,8 @@ log = logging.getLogger(__name__)
 
 
 class Artifacts:
-    """:param store: of the run
+    """:ivar config: the run file, with what was left to the machine once that is known
+    :param store: of the run
     :param urgent: whether a commit needs the line: somebody has asked to stop
     """
 
