@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 from sessions import Rehearsed
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from train_cloud.config import RunFile, dump_run_file, identity_changes, parse_run_file
+from train_cloud.config import RunFile, check_fork, dump_run_file, identity_changes, parse_run_file
 from train_cloud.config.curriculum import Curriculum, Result, measured, next_stage
 from train_cloud.config.load import read_yaml
 from train_cloud.envs.curriculum import Levels, Staged, check_together, choose_all
@@ -25,7 +25,10 @@ from train_cloud.envs.known import recall, record
 from train_cloud.envs.pickling import dumps, loads
 from train_cloud.envs.trial import Choice
 from train_cloud.errors import InputError, NotYet
+from train_cloud.evaluate.play import at_category, check
 from train_cloud.operations.html_report import write_page
+from train_cloud.operations.prove import prove
+from train_cloud.operations.rollback import rollback
 from train_cloud.report.status import run_status
 from train_cloud.sb3.build import build_callbacks
 from train_cloud.sb3.compare import differences
@@ -278,6 +281,30 @@ def test_an_evaluation_plays_all_stages(written: dict[str, Any] | None, played: 
     assert {name: category.kwargs for name, category in config.evaluated.categories.items()} == played
 
 
+def test_a_category_calls_a_method_before_each_reset() -> None:
+    config = parsed(BY_METHOD)
+    category = config.evaluated.categories["longest"]
+    env = at_category(Corridor(), category, "longest")
+    for seed in range(2):
+        env.reset(seed=seed)
+        assert isinstance(env.unwrapped, Corridor) and env.unwrapped.length == 8
+        env.unwrapped.set_length(3)
+    check(parse_run_file({**run(BY_METHOD), "evaluation": {}}))
+    wrong = {"categories": {"odd": {"method": "set_lenght", "args": [3]}}}
+    told = "evaluation.categories.odd.*: 'set_lenght': neither Corridor nor .*: did you mean set_length?"
+    with pytest.raises(InputError, match=told):
+        check(parse_run_file({**run(BY_METHOD), "evaluation": wrong}))
+    with pytest.raises(InputError, match="args are for a method"):
+        parse_run_file({**run(BY_METHOD), "evaluation": {"categories": {"odd": {"args": [3]}}}})
+
+
+def test_a_fork_cannot_change_it() -> None:
+    old, new = parsed().identity(), parsed(mix=0.5).identity()
+    assert check_fork(old, parsed().identity(), replays=False) == []
+    with pytest.raises(InputError, match=r"curriculum.mix: .*a fork cannot change it"):
+        check_fork(old, new, replays=False)
+
+
 # -------------------------------------------------------------------------------------------------------- environments
 
 
@@ -472,6 +499,7 @@ RUNS = {
     "method, dqn, processes": {
         **run(BY_METHOD, {"n_envs": 2, "vectorization": "subproc"}, mix={"share": 0.3, "all_stages": True}),
         "algorithm": "dqn",
+        "evaluation": {"episodes": 1, "categories": {"huge": {"method": "set_length", "args": [20]}}},
         "total_timesteps": 500,
         "save_frequency": 90,
         "hyperparameters": {"learning_starts": 40, "batch_size": 16, "buffer_size": 120, "train_freq": 4,
@@ -499,13 +527,51 @@ def test_killed_anywhere_it_has_the_same_stages(warm: Any, tmp_path: Path, name:
     columns, *rows = (tmp_path / "run" / "state" / "artifacts" / "monitor.csv").read_text().splitlines()[1:]
     assert columns == "timesteps,r,l,t,env,stage"
     assert Counter(int(row.rpartition(",")[2]) for row in rows) == Counter(dict(enumerate(told["played"])))
-    if "evaluation" in RUNS[name]:
-        _check_what_is_shown(run, told)
+    _check_what_is_shown(run, told, [*NAMES, *RUNS[name]["evaluation"].get("categories", ())])
+    back = read_checkpoints(run)[1]
+    rollback(run.root, "a-run", back)
+    earlier = run_status(run.root, "a-run").curriculum
+    assert earlier is not None and earlier["episodes"] is None
+    assert earlier["changes"] == [change for change in told["changes"] if change[0] <= back]
+    assert (earlier["since"], earlier["stage"]) == tuple(earlier["changes"][-1])
 
 
-def _check_what_is_shown(run: Rehearsed, told: dict[str, Any]) -> None:
+@pytest.mark.slow
+def test_a_longer_total_goes_on_with_the_decision_that_was_due(warm: Any, tmp_path: Path) -> None:
+    values = {name: value for name, value in RUNS["kwargs, ppo, normalised"].items() if name != "evaluation"}
+    twin = Rehearsed(warm, tmp_path / "twin", values)
+    assert twin.session() == 0, twin.log()
+    run = Rehearsed(warm, tmp_path / "run", values)
+    assert run.session(options=("--set", "total_timesteps=480")) == 0, run.log()
+    assert run.session() == 0, run.log()
+    assert differences(run.final(), twin.final()) == []
+    told, shown = (run_status(each.root, "a-run").curriculum for each in (twin, run))
+    assert told is not None and told == shown
+    # Decided when the run of 480 timesteps had ended: else this would say nothing of it.
+    assert 480 in [at for at, _ in told["changes"]]
+
+
+@pytest.mark.slow
+def test_every_attribute_is_accounted_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRAIN_CLOUD_THREADS", "1")
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "run.yaml"
+    YAML().dump(run(environment={"n_envs": 2}, regress={"success": 0.2}, mix=0.2), path)
+    proof = prove(path, steps=330, quick=True)
+    assert proof.equal and proof.reproducible and proof.because is None, proof
+    assert proof.attributes > 500 and not proof.unaccounted, proof
+
+
+def read_checkpoints(run: Rehearsed) -> list[int]:
+    found = run_status(run.root, "a-run", checkpoints=True).checkpoints
+    return [each.timesteps for each in found or ()]
+
+
+def _check_what_is_shown(run: Rehearsed, told: dict[str, Any], categories: list[str]) -> None:
     evaluated = json.loads((run.folder / "state" / "artifacts" / "eval_results.json").read_text())["evaluations"]
-    assert [list(each["categories"]) for each in evaluated] == [list(NAMES)] * 2
+    assert {tuple(each["categories"]) for each in evaluated} == {tuple(categories)}
+    lengths = {episode["category"]: episode["length"] for episode in evaluated[-1]["episodes"]}
+    assert lengths["longest"] >= 6, "no step is longer than 1.5"
     page = write_page(run.root, "a-run", run.folder / "page.html").read_text()
     assert f"<span>stage {told['stage'] + 1} of 3</span>" in page
     assert "<h2>Curriculum</h2>" in page and '<path class="stage"' in page

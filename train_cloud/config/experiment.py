@@ -312,7 +312,7 @@ def _twice(seeds: Sequence[int]) -> int | None:
 
 def _check_categories(cells: Sequence[Cell]) -> None:
     """What is compared must have been tried on the same categories."""
-    named = {cell.run_id: set(cell.config.evaluation.categories) if cell.config.evaluation else set() for cell in cells}
+    named = {cell.run_id: set(cell.config.evaluated.categories) if cell.config.evaluation else set() for cell in cells}
     having = {name: run_id for run_id, names in named.items() for name in names}
     for run_id, names in named.items():
         if missing := sorted(having.keys() - names):
