@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 from ruamel.yaml import YAML
 
 from train_cloud.config import Experiment, dump_run_file, is_experiment, load_experiment, load_run_file
+from train_cloud.config.experiment import TotalLimits
 from train_cloud.errors import InputError, NotYet
 
+DOCS = Path(__file__).parent.parent / "docs" / "experiments.md"
+BEGIN, END = "<!-- fields: written by python tests/test_experiment.py -->\n", "<!-- end -->"
 BASE: dict[str, Any] = {
     "run_id": "base",
     "algorithm": "ppo",
@@ -243,3 +248,35 @@ def test_many_runs_expand_without_torch(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.split() == ["210", "False"]
+
+
+def fields() -> str:
+    """The tables of docs/experiments.md."""
+    sections: list[tuple[str, type[BaseModel]]] = [("", Experiment), ("limits", TotalLimits)]
+    lines = []
+    for section, model in sections:
+        lines += [f"\n### `{section}`\n"] if section else [""]
+        lines += ["| field | default | meaning |", "|---|---|---|"]
+        for name, field in model.model_fields.items():
+            given = {} if isinstance(field.default, BaseModel) else field.default
+            default = "required" if field.is_required() else f"`{json.dumps(given)}`"
+            lines.append(f"| `{name}` | {default} | {field.description} |")
+    return "\n".join(lines) + "\n\n"
+
+
+def test_the_documented_fields_are_those_that_there_are() -> None:
+    assert DOCS.read_text().split(BEGIN)[1].split(END)[0] == fields()
+
+
+def test_the_documented_example_is_right(tmp_path: Path) -> None:
+    path = tmp_path / "nets.yaml"
+    path.write_text(DOCS.read_text().split("```yaml\n")[1].split("```")[0])
+    YAML().dump({**BASE, "algorithm": "sac", "hyperparameters": {"buffer_size": 64}}, tmp_path / "pendulum.yaml")
+    found = load_experiment(path)
+    assert (found.cells[0].run_id, found.cells[-1].run_id) == ("nets-small-slow-s1", "nets-large-fast-s3")
+    assert len(found.cells) == 12
+
+
+if __name__ == "__main__":
+    before, rest = DOCS.read_text().split(BEGIN)
+    DOCS.write_text(before + BEGIN + fields() + END + rest.split(END, 1)[1])

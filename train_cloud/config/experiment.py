@@ -102,7 +102,7 @@ class Experiment(Section):
         3, description="Failures in a row without a new commit, after which a run is not tried again."
     )
     limits: TotalLimits = Field(TotalLimits(), description="Where the whole experiment stops; see below.")
-    compare: Compare | None = Field(None, description="How `train-cloud compare` compares its levels; see below.")
+    compare: Compare | None = Field(None, description="How `train-cloud compare` compares its levels.")
     search: Any = Field(None, description="Instead of `vary`: a space to search. Not yet.")
 
     _cells: tuple[Cell, ...] = PrivateAttr(())
