@@ -23,9 +23,10 @@ from train_cloud.cli import main
 from train_cloud.config import load_experiment
 from train_cloud.experiments.engine import shortly
 from train_cloud.experiments.estimate import Pace, estimates, measured
-from train_cloud.experiments.standing import Standing, failures_in_a_row
+from train_cloud.experiments.standing import Standing, failures_in_a_row, standings
+from train_cloud.operations.cancel import cancel
 from train_cloud.run import layout
-from train_cloud.run.head import Head, read_head
+from train_cloud.run.head import Head, Lease, Token, conclude, read_head
 from train_cloud.run.session import SessionRecord, read_sessions
 from train_cloud.runtime.evaluations import model_checksum
 from train_cloud.runtime.heartbeat import read_timesteps
@@ -231,6 +232,39 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path: Path, capsys: pytes
     (tmp_path / "code" / "mine.py").write_text(FAILING.replace('"no luck"', '"worse luck"'))
     again = train(path, "--continue")
     assert "RuntimeError: worse luck" in again.stderr or "code" in again.stderr
+
+
+def test_states_follow_from_the_heads(tmp_path: Path) -> None:
+    names = ("new", "cancelled", "limited", "own-limit", "failed", "begun", "damaged", "empty")
+    vary: dict[str, Any] = {"way": {name: {} for name in names}}
+    vary["way"]["own-limit"] = {"limits": {"hours": 1}}
+    cells = load_experiment(write(tmp_path, vary=vary, seeds=[1])).cells
+    stores = {name: open_store(layout.run_url(str(tmp_path / "store"), f"nets-{name}-s1")) for name in names}
+    cancel(str(tmp_path / "store"), "nets-cancelled-s1", begun=False)
+    conclude(stores["limited"], "stopped", "limits of the experiment nets: 1 hours are used", session=0, owner="a")
+    conclude(stores["own-limit"], "stopped", "limits.hours: 1.0 instance hours are used", session=1, owner="a")
+    stores["own-limit"].put(layout.start_key(1), json.dumps({"setup_seconds": 4000}).encode())
+    conclude(stores["failed"], "failed", "for good", session=1, owner="a")
+    Lease.take(stores["begun"], Token(1, 0), "a")
+    stores["damaged"].put(layout.HEAD, b"{")
+    stores["empty"].put(layout.start_key(1), b"{}")  # as one that was killed before it had a head
+
+    def states(**options: Any) -> dict[str, str]:
+        found = standings(str(tmp_path / "store"), cells, 3, **options)
+        return {one.cell.levels["way"]: one.state for one in found}
+
+    expected = {
+        "new": "new",
+        "cancelled": "cancelled",
+        "limited": "open",
+        "own-limit": "stopped",
+        "failed": "failed",
+        "begun": "open",
+        "damaged": "failed",
+        "empty": "new",
+    }
+    assert states() == expected
+    assert states(go_on=True) == {**expected, "cancelled": "open", "failed": "open"}
 
 
 def record(number: int, ended_by: str | None, first: int = 0, committed: int = 0) -> SessionRecord:

@@ -89,8 +89,11 @@ def status(
         raise InputError("--watch", True, "leave out one of --watch and --json")
     if watch:
         one = run_id
-        wanted = [name for name in run_ids(root) if not seeded or name in seeded]
-        _watch(lambda: [_one(root, one)] if one else statuses(root, wanted if seeded else run_ids(root)), every)
+
+        def look() -> list[RunStatus]:
+            return statuses(root, [name for name in run_ids(root) if not seeded or name in seeded])
+
+        _watch(lambda: [_one(root, one)] if one else look(), every, len(seeded))
         return
     if run_id is not None:
         found = _one(root, run_id)
@@ -299,15 +302,18 @@ def find(run: str | None, store: str | None) -> tuple[str, str | None]:
     return root, run_id
 
 
-def _watch(read: Callable[[], list[RunStatus]], every: float) -> None:
-    """Show what is read in the same place until all runs have ended."""
+def _watch(read: Callable[[], list[RunStatus]], every: float, many: int = 0) -> None:
+    """Show what is read in the same place until all runs have ended.
+
+    :param many: so many there will be, though not all have begun
+    """
     from rich.live import Live
 
     with Live(refresh_per_second=1, transient=False) as live:
         while True:
             found = read()
             live.update(_run_view(found[0]) if len(found) == 1 else _table_of_runs(found), refresh=True)
-            if all(run.state in ("completed", "stopped", "failed") for run in found):
+            if len(found) >= many and all(run.state in ("completed", "stopped", "failed") for run in found):
                 return
             time.sleep(every)
 

@@ -199,6 +199,7 @@ class Engine:
             return False
         config, environment = row.cell.config, self._environment(row)
         row.state_dir.mkdir(parents=True, exist_ok=True)
+        mark_as_cache(row.state_dir)  # it may lie in the code folder
         command = child_process.command("train_cloud", *self._arguments(row), user_code=True)
         with (row.state_dir / OUTPUT).open("ab") as said:
             row.child = warm_process.start(

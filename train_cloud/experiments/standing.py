@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from train_cloud.checkpoint import read_manifest
 from train_cloud.config import Cell, RunFile, identity_changes
-from train_cloud.errors import InputError
+from train_cloud.errors import CorruptCheckpoint, InputError
 from train_cloud.operations.cancel import is_cancelled
 from train_cloud.report.preflight import check_standing, is_over
 from train_cloud.run import layout
@@ -63,10 +63,17 @@ def standings(root: str, cells: Sequence[Cell], max_attempts: int, *, go_on: boo
 
 
 def standing(root: str, cell: Cell, max_attempts: int, *, go_on: bool = False, check: bool = True) -> Standing:
-    """Of one run.
+    """Of one run; one that is damaged has failed.
 
     :param check: whether its run file is still its own
     """
+    try:
+        return _standing(root, cell, max_attempts, go_on, check)
+    except CorruptCheckpoint as error:  # the others can be trained all the same
+        return Standing(cell, "failed", reason=str(error))
+
+
+def _standing(root: str, cell: Cell, max_attempts: int, go_on: bool, check: bool) -> Standing:
     store = run_store(root, cell.run_id)
     read = read_head(store)
     if read is None:
