@@ -21,10 +21,12 @@ from test_html_report import _Loads, chromium
 from train_cloud.cli import main
 from train_cloud.config import load_experiment
 from train_cloud.errors import InputError
+from train_cloud.experiments.analysis import compare
 from train_cloud.experiments.compare import compare_experiment, write_comparison
-from train_cloud.experiments.comparison import Comparison, Level, compare
+from train_cloud.experiments.comparison import Comparison, Level
 from train_cloud.experiments.decision import Samples, decide
 from train_cloud.experiments.records import Planned, Run, grouped, planned, read
+from train_cloud.operations.cancel import cancel
 from train_cloud.operations.train import train
 
 BASE: dict[str, Any] = {
@@ -321,6 +323,38 @@ def test_different_lengths_and_stopped_runs_are_said(tmp_path: Path) -> None:
     assert found.runs[0].counted and found.runs[0].because == "stopped early: limits.dollars"
 
 
+@pytest.mark.parametrize("vary", [{}, {"network": {"small": {}}}])
+def test_one_level_alone_has_nothing_to_win(tmp_path: Path, vary: Mapping[str, Any]) -> None:
+    path = experiment_file(tmp_path, vary, [1, 2, 3])
+    for cell in load_experiment(path).cells:
+        fabricate(tmp_path / "store", cell.run_id, {10: {"easy": [1.0, 0.0]}})
+    found = compare_experiment(str(tmp_path / "store"), path, latency=False)
+    assert found.verdict.winner is None and "nothing to compare" in found.verdict.because
+    assert found.levels[0].counted == 3 and not found.pairs and not found.effects
+    assert any("No curve of" in note for note in found.notes)
+    assert write_comparison(found, tmp_path / "out", "").exists()
+
+
+def test_a_store_of_either_kind(store_root: str, tmp_path: Path) -> None:
+    path = experiment_file(tmp_path, NETWORKS, [1])
+    for name in ("small", "wide"):
+        fabricate(store_root, f"sizes-{name}-s1", {10: {"easy": [1.0]}, 20: {"easy": [2.0]}}, folder=tmp_path)
+    cancel(store_root, "sizes-small-s1")
+    fabricate(store_root, "sizes-old-s1", {10: {"easy": [1.0]}}, outcome=None, folder=tmp_path)
+    found = compare_experiment(store_root, path, latency=False)
+    assert [run.state for run in found.runs] == ["completed", "completed"] and "sizes-old-s1" in found.notes[0]
+
+
+def test_a_cancelled_run_does_not_count(tmp_path: Path) -> None:
+    path = experiment_file(tmp_path, NETWORKS, [1])
+    fabricate(tmp_path / "store", "sizes-small-s1", {10: {"easy": [1.0]}}, outcome=None)
+    cancel(str(tmp_path / "store"), "sizes-small-s1")
+    fabricate(tmp_path / "store", "sizes-wide-s1", {10: {"easy": [1.0]}})
+    found = compare_experiment(str(tmp_path / "store"), path, latency=False)
+    assert [(run.state, run.counted) for run in found.runs] == [("cancelled", False), ("completed", True)]
+    assert found.verdict.leading == "wide" and found.verdict.winner is None and not found.verdict.provisional
+
+
 def test_nothing_trained_yet_is_a_comparison_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = experiment_file(tmp_path, NETWORKS, [1, 2, 3])
     (tmp_path / "store" / "runs").mkdir(parents=True)
@@ -347,7 +381,7 @@ def test_normalised_scores(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ([], "EXPERIMENT: None: name an experiment file or"),
-        (["nothing"], "there are: none"),
+        (["nothing"], "no run of an experiment of that name has begun"),
         (["a", "--experiment", "b"], "EXPERIMENT: 'a'"),
         (["nothing", "--set", "a=1"], "--set"),
         (["{file}", "--metric", "sucess_rate"], "--metric: 'sucess_rate': did you mean success_rate?"),

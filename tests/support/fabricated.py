@@ -53,7 +53,7 @@ def evaluation(timesteps: int, returns: Mapping[str, Sequence[float]], solved: f
 
 
 def fabricate(
-    root: Path,
+    root: Path | str,
     run_id: str,
     evaluations: Mapping[int, Mapping[str, Sequence[float]]],
     *,
@@ -64,11 +64,13 @@ def fabricate(
     speed: float = 100.0,
     solved: float | None = 0.5,
     hours: float = 1.0,
+    folder: Path | None = None,
 ) -> None:
     """A run of one session whose last evaluation is at its end.
 
     :param evaluations: timesteps → category → returns of episodes
     :param outcome: None for a run that is being trained
+    :param folder: for files of sessions, where the root is no folder
     """
     store = open_store(layout.run_url(str(root), run_id))
     end = max(evaluations, default=0)
@@ -76,7 +78,12 @@ def fabricate(
     if priced:
         details |= {"instance_type": "g5.xlarge", "setup_seconds": 3600.0 * hours, "price": PRICE}
     session = begin_session(
-        store, root / ".state" / run_id, instance_id="i-1", boot_id=run_id, details=details, persist=False
+        store,
+        (folder or Path(root)) / ".state" / run_id,
+        instance_id="i-1",
+        boot_id=run_id,
+        details=details,
+        persist=False,
     )
     lease = Lease.take(store, session.token, "i-1")
     lease.commit(Reference(key="checkpoints/x", size=1, crc64nvme=0), end)

@@ -1,4 +1,4 @@
-"""How long a model takes for one action: ``python -m train_cloud.evaluate.latency FILE``, a process of its own.
+"""How long models take for one action.
 
 One observation at a time, on one thread of the CPU, through ``predict`` as everybody calls it. The models take turns,
 so that whatever else the machine does falls on all of them alike.
@@ -6,9 +6,6 @@ so that whatever else the machine does falls on all of them alike.
 
 from __future__ import annotations
 
-import contextlib
-import json
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,19 +26,12 @@ _SECONDS = 60.0
 _LEAST_ROUNDS = 3
 
 
-def main() -> None:
-    """Measure the models that the JSON file names, and print one line of JSON: name → figures, or why there are none.
-
-    The file has for each ``name``, ``path`` (of a ``model.zip``), ``algorithm`` (``module:Class``) and ``code_folder``.
-    """
-    wanted = json.loads(Path(sys.argv[1]).read_text())
-    with contextlib.redirect_stdout(sys.stderr):  # people's code prints
-        found = measure(wanted)
-    print(json.dumps(found))
-
-
 def measure(wanted: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """:return: name → ``blocks``, a list of lists of milliseconds; or ``because``"""
+    """
+    :param wanted: for each model ``name``, ``path`` (of a ``model.zip``), ``algorithm`` (``module:Class``) and
+        ``code_folder``
+    :return: name → ``blocks``, a list of lists of milliseconds; or ``because``
+    """
     torch.set_num_threads(1)
     found: dict[str, dict[str, Any]] = {}
     models: dict[str, tuple[BaseAlgorithm, Any]] = {}
@@ -77,7 +67,3 @@ def _milliseconds(model: BaseAlgorithm, observation: Any, calls: int) -> list[fl
         taken.append(1000 * (time.perf_counter() - began))
         started = np.zeros(1, dtype=bool)
     return taken
-
-
-if __name__ == "__main__":
-    main()

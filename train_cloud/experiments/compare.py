@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from train_cloud.checkpoint import signing
 from train_cloud.config.comparison import CRITERIA, METRICS
 from train_cloud.config.experiment import load_experiment
 from train_cloud.errors import InputError, suggestion
 from train_cloud.experiments import models
-from train_cloud.experiments.comparison import Comparison, compare
+from train_cloud.experiments.analysis import compare
+from train_cloud.experiments.comparison import Comparison
 from train_cloud.experiments.page import page, tables
 from train_cloud.experiments.pictures import draw
 from train_cloud.experiments.records import Plan, grouped, planned, read
@@ -33,11 +36,14 @@ def compare_experiment(
     :param latency: measure how long the models take here; it loads torch, in a process of its own
     :raises InputError: there is no such experiment, or its evaluations lack the metric
     """
-    plan = (
-        planned(load_experiment(experiment, overrides), root)
-        if isinstance(experiment, Path)
-        else grouped(experiment, root)
-    )
+    if isinstance(experiment, Path):
+        loaded = load_experiment(experiment, overrides)
+        for key in {cell.config.signing_key for cell in loaded.cells}:
+            if key is not None and key in os.environ:
+                os.environ.setdefault(signing.VARIABLE, key)
+        plan = planned(loaded, root)
+    else:
+        plan = grouped(experiment, root)
     plan = _with_metric(plan, metric)
     runs = read(plan, root, [name for name in plan.settings.criteria if name not in CRITERIA])
     chosen = models.representatives(plan, runs)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,16 +13,16 @@ import numpy as np
 from train_cloud import child_process
 from train_cloud.checkpoint import read_manifest, restore
 from train_cloud.checkpoint.manifest import Manifest
-from train_cloud.errors import CorruptCheckpoint, ObjectMissing
-from train_cloud.experiments.comparison import Latency, level_names
+from train_cloud.errors import CorruptCheckpoint, InputError
+from train_cloud.experiments.analysis import level_names
+from train_cloud.experiments.comparison import Latency
 from train_cloud.experiments.records import Plan, Run
 from train_cloud.extras import is_here
 from train_cloud.run import layout
 from train_cloud.run.head import read_head
 from train_cloud.snapshot import OF_THE_BLOB
-from train_cloud.store import ObjectStore, open_store
+from train_cloud.store import open_store
 
-_MODEL = f"{layout.FINAL}model.zip"
 _PARALLEL = 8
 _SECONDS = 600
 
@@ -44,13 +42,12 @@ def parameters(root: str, run_ids: Sequence[str]) -> dict[str, int]:
     """
 
     def one(run_id: str) -> int | None:
-        store = open_store(layout.run_url(root, run_id))
         try:
-            if (manifest := _newest(store)) is None:
+            if (manifest := newest(root, run_id)) is None:
                 return None
             names = {name for name in manifest.parts if name.rpartition("/")[2] == "model"}
-            parts = restore(store, manifest, parts=names).parts
-        except CorruptCheckpoint:
+            parts = restore(open_store(layout.run_url(root, run_id)), manifest, parts=names).parts
+        except (CorruptCheckpoint, InputError):  # the latter where it is signed, and the key is not here
             return None
         return sum(array.size for part in parts.values() for name, array in part.arrays.items() if _is_learned(name))
 
@@ -67,54 +64,13 @@ def _is_learned(name: str) -> bool:
 
 
 def latencies(root: str, run_ids: Sequence[str]) -> dict[str, Latency | str]:
-    """Run id → the latency of its exported final model on this machine, or why there is none."""
+    """Run id → the latency of its newest model on this machine, or why there is none."""
     if not is_here("torch") or not is_here("stable_baselines3"):
         because = "it takes torch and Stable-Baselines3 here: pip install 'train-cloud[sb3]'"
         return dict.fromkeys(run_ids, because)
-    found: dict[str, Latency | str] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        wanted = []
-        for run_id in run_ids:
-            model = _fetch(root, run_id, Path(folder))
-            if isinstance(model, str):
-                found[run_id] = model
-            else:
-                wanted.append(model)
-        if wanted:
-            found |= _measured(wanted, Path(folder))
-    return found
-
-
-def _fetch(root: str, run_id: str, folder: Path) -> dict[str, Any] | str:
-    store = open_store(layout.run_url(root, run_id))
-    try:
-        manifest = _newest(store)
-        if manifest is None:
-            return "it has no checkpoint"
-        if "learners" in manifest.facts:
-            return "it has several learners, each with a model of its own"
-        body = bytes(store.get(_MODEL).body)
-    except ObjectMissing:
-        return f"there is no {_MODEL}"
-    except CorruptCheckpoint as error:
-        return str(error)
-    path = folder / f"{run_id}.zip"
-    path.write_bytes(body)
-    return {
-        "name": run_id,
-        "path": str(path),
-        "algorithm": manifest.facts["algorithm"]["class"],
-        "code_folder": manifest.facts.get("code_folder"),
-    }
-
-
-def _measured(wanted: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Latency | str]:
-    file = folder / "models.json"
-    file.write_text(json.dumps(list(wanted)))
-    names = [each["name"] for each in wanted]
     try:
         done = subprocess.run(
-            child_process.command("train_cloud.evaluate.latency", str(file), user_code=True),
+            child_process.command("train_cloud.experiments.measure", root, *run_ids, user_code=True),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             timeout=_SECONDS,
@@ -122,11 +78,11 @@ def _measured(wanted: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, La
             text=True,
         )
     except subprocess.TimeoutExpired:
-        return dict.fromkeys(names, f"measuring took more than {_SECONDS} seconds")
+        return dict.fromkeys(run_ids, f"measuring took more than {_SECONDS} seconds")
     if done.returncode != 0:
-        return dict.fromkeys(names, f"measuring ended with exit code {done.returncode}")
+        return dict.fromkeys(run_ids, f"measuring ended with exit code {done.returncode}")
     told = json.loads(done.stdout.splitlines()[-1])
-    return {name: _latency(name, told[name]) for name in names}
+    return {run_id: _latency(run_id, told[run_id]) for run_id in run_ids}
 
 
 def _latency(run_id: str, told: Mapping[str, Any]) -> Latency | str:
@@ -138,6 +94,11 @@ def _latency(run_id: str, told: Mapping[str, Any]) -> Latency | str:
     return Latency(p50=p50, p99=p99, calls=blocks.size, p50_between=(low, high), run_id=run_id)
 
 
-def _newest(store: ObjectStore) -> Manifest | None:
+def newest(root: str, run_id: str) -> Manifest | None:
+    """The manifest of a run's newest checkpoint; None before the first.
+
+    :raises CorruptCheckpoint: head or manifest cannot be read
+    """
+    store = open_store(layout.run_url(root, run_id))
     head = read_head(store)
     return read_manifest(store, head[0].manifest) if head is not None and head[0].manifest is not None else None

@@ -72,9 +72,7 @@ def draw(found: Comparison) -> list[Picture]:
     pictures += _effects(found, metric)
     if found.matrix is not None:
         pictures.append(_decision(found))
-    if any(level.stages for level in found.levels):
-        pictures.append(_stages(found))
-    return pictures
+    return pictures + _stages(found)
 
 
 def _figure(height: float) -> tuple[Figure, Axes]:
@@ -205,9 +203,8 @@ def _curves(
         for place, (level, curve) in enumerate(piece):
             colour = _COLOURS[place]
             drawstyle: Any = "steps-post" if steps else "default"
-            axes.fill_between(
-                curve.at, curve.low, curve.high, color=colour, alpha=0.12, linewidth=0, step="post" if steps else None
-            )
+            shade: dict[str, Any] = {"color": colour, "alpha": 0.12 if len(piece) < 5 else 0.07, "linewidth": 0}
+            axes.fill_between(curve.at, curve.low, curve.high, step="post" if steps else None, **shade)
             axes.plot(
                 curve.at,
                 curve.value,
@@ -226,7 +223,7 @@ def _curves(
         if max(curve.at[-1] for _, curve in piece) >= 10_000:
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         figure.legend(loc="outside lower center", ncols=1, fontsize=_FONT - 2, frameon=False, handlelength=4)
-        number_of = f", part {part} of {len(pieces)}" if len(pieces) > 1 else ""
+        number_of = _part(part, pieces)
         alt = f"{title}{number_of}, with intervals; at the end: " + "; ".join(
             f"{level} {number(curve.value[-1])} ({number(curve.low[-1])} to {number(curve.high[-1])})"
             for level, curve in piece
@@ -353,28 +350,37 @@ def _decision(found: Comparison) -> Picture:
     return _png(figure, "decision", "decision matrix", alt)
 
 
-def _stages(found: Comparison) -> Picture:
-    with_stages = [level for level in found.levels if level.stages][:_AT_ONCE]
-    figure, axes = _figure(3.4 + 0.26 * len(with_stages))
-    for place, level in enumerate(with_stages):
-        for index, points in enumerate(level.stages.values()):
-            axes.plot(
-                [at for at, _ in points],
-                [stage + 0.04 * place for _, stage in points],
-                color=_COLOURS[place],
-                linestyle=_LINES[place],
-                drawstyle="steps-post",
-                linewidth=1.5,
-                label=level.name if index == 0 else None,
-            )
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("timesteps", fontsize=_FONT)
-    axes.set_ylabel("stage", fontsize=_FONT)
-    figure.legend(loc="outside lower center", fontsize=_FONT - 2, frameon=False, handlelength=4)
-    alt = "Stage of the curriculum over timesteps; at the end: " + "; ".join(
-        f"{level.name} {_ends(points[-1][1] for points in level.stages.values())}" for level in with_stages
-    )
-    return _png(figure, "stages", "stages of the curriculum", alt)
+def _stages(found: Comparison) -> list[Picture]:
+    with_stages = [level for level in found.levels if level.stages]
+    pieces = [with_stages[first : first + _AT_ONCE] for first in range(0, len(with_stages), _AT_ONCE)]
+    pictures = []
+    for part, piece in enumerate(pieces, 1):
+        figure, axes = _figure(3.4 + 0.26 * len(piece))
+        for place, level in enumerate(piece):
+            for index, points in enumerate(level.stages.values()):
+                axes.plot(
+                    [at for at, _ in points],
+                    [stage + 0.04 * place for _, stage in points],
+                    color=_COLOURS[place],
+                    linestyle=_LINES[place],
+                    drawstyle="steps-post",
+                    linewidth=1.5,
+                    label=level.name if index == 0 else None,
+                )
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("timesteps", fontsize=_FONT)
+        axes.set_ylabel("stage", fontsize=_FONT)
+        figure.legend(loc="outside lower center", fontsize=_FONT - 2, frameon=False, handlelength=4)
+        alt = "Stage of the curriculum over timesteps, a line for each run; at the end: " + "; ".join(
+            f"{level.name} {_ends(points[-1][1] for points in level.stages.values())}" for level in piece
+        )
+        title, name = f"stages of the curriculum{_part(part, pieces)}", f"stages{f'-{part}' if len(pieces) > 1 else ''}"
+        pictures.append(_png(figure, name, title, alt))
+    return pictures
+
+
+def _part(part: int, pieces: Sequence[object]) -> str:
+    return f", part {part} of {len(pieces)}" if len(pieces) > 1 else ""
 
 
 def _ends(stages: Iterable[float]) -> str:

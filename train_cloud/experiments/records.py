@@ -72,7 +72,7 @@ class Run:
     dollars: float | None = None
     """None where the price of any session is unknown: part of a sum is no sum."""
     spent: tuple[tuple[int, int, float, float | None], ...] = ()
-    """For each session that has trained: first and last timesteps, hours, dollars."""
+    """For each session: first and last timesteps, hours, dollars."""
     steps_per_second: float | None = None
     run_file: Mapping[str, Any] = field(default_factory=dict)
     """Of its newest session."""
@@ -155,11 +155,6 @@ def _read(store: ObjectStore, run: Planned, status: RunStatus, tags: Sequence[st
     records = read_sessions(store)
     run_file = (records[-1].start.get("run_file") or {}) if records else {}
     wanted = [*tags, *([STAGE] if run_file.get("curriculum") else [])]
-    spent = tuple(
-        (session.first_timestep, session.last_timestep, cost.hours, cost.dollars)
-        for session, cost in zip(status.sessions, status.cost.sessions, strict=True)
-        if session.first_timestep is not None and session.last_timestep is not None
-    )
     state: str = status.state
     if state == "stopped" and (head := read_head(store)) is not None and is_cancelled(head[0]):
         state = "cancelled"
@@ -172,11 +167,21 @@ def _read(store: ObjectStore, run: Planned, status: RunStatus, tags: Sequence[st
         total_timesteps=status.total_timesteps,
         hours=status.cost.hours,
         dollars=None if status.cost.unknown else status.cost.dollars,
-        spent=spent,
+        spent=_spent(status),
         steps_per_second=_speed(records),
         run_file=run_file,
         logged=_logged(store, wanted, status.committed_timesteps) if wanted else {},
     )
+
+
+def _spent(status: RunStatus) -> tuple[tuple[int, int, float, float | None], ...]:
+    """A session that never came to train has its cost where the one before it had ended."""
+    found: list[tuple[int, int, float, float | None]] = []
+    for session, cost in zip(status.sessions, status.cost.sessions, strict=True):
+        first = session.first_timestep if session.first_timestep is not None else found[-1][1] if found else 0
+        last = session.last_timestep if session.last_timestep is not None else first
+        found.append((first, last, cost.hours, cost.dollars))
+    return tuple(found)
 
 
 def _speed(records: Iterable[SessionRecord]) -> float | None:
