@@ -38,7 +38,7 @@ from train_cloud.checkpoint import read_manifest
 from train_cloud.cli import main
 from train_cloud.config.run_file import Limits as RunLimits
 from train_cloud.platforms.ec2.group import Group
-from train_cloud.platforms.ec2.units import FINISH, TRAIN, UnitState
+from train_cloud.platforms.ec2.units import FINISH, TRAIN
 from train_cloud.rehearsal.aws import EmbeddedAws
 from train_cloud.rehearsal.metadata import MetadataService
 from train_cloud.report.status import run_status
@@ -200,13 +200,13 @@ def test_crashes_with_a_commit_between_them_are_no_loop(run: Run, sac: Rehearsed
 
 def test_dying_without_a_word_is_counted_and_named(run: Run) -> None:
     """A trainer that is killed leaves nothing in the head: what systemd told finish about it is the reason."""
-    from train_cloud.platforms.ec2.units import boot_id
+    from train_cloud.platforms.ec2.units import boot_id, ended_with
     from train_cloud.run.exit_record import note_kill
 
     run.befall("150-SIGKILL-always")
     for _ in range(3):
         assert run.go() == -9
-        note_kill(run.folder / "state", boot_id(), UnitState("activating", "auto-restart", "oom-kill", 9, 0))
+        note_kill(run.folder / "state", boot_id(), ended_with({"SERVICE_RESULT": "oom-kill", "EXIT_STATUS": "KILL"}))
     assert run.go() == 1
     head = run.head()
     assert head.outcome == "failed" and head.reason is not None

@@ -5,7 +5,9 @@ Two machines' lives prove most of it, so each is lived once, and several tests l
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -22,6 +24,7 @@ from typing import Any
 
 import psutil
 import pytest
+from service_cases import CASES, Outcome, outcomes, write_units
 from until import until
 
 from train_cloud.config import load_run_file
@@ -32,7 +35,7 @@ from train_cloud.rehearsal.aws import EmbeddedAws
 from train_cloud.rehearsal.instance import Launch
 from train_cloud.rehearsal.machine import Image, MachineInstance, missing, prepare
 from train_cloud.rehearsal.machine import image as images
-from train_cloud.rehearsal.systemd import Line
+from train_cloud.rehearsal.systemd import Line, Machine
 from train_cloud.rehearsal.terraform import Terraform, worker_environment
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "pendulum_sac.yaml"
@@ -268,6 +271,8 @@ class Boot:
     lines: list[Line] = field(default_factory=list)
     answers: dict[str, str] = field(default_factory=dict)
     """What was asked on the machine, with the credentials that its metadata service gives it."""
+    services: dict[str, Outcome] = field(default_factory=dict)
+    """What its systemd makes of small services."""
     train: UnitState | None = None
     timesteps: int = -1
 
@@ -331,14 +336,56 @@ def tamper(stack: Stack, image: Image, folder: Path) -> None:
 def failed_boot(stack: Stack, image: Image, tmp_path_factory: pytest.TempPathFactory) -> Boot:
     folder = tmp_path_factory.mktemp("failed")
     tamper(stack, image, folder)
+    services: dict[str, Outcome] = {}
+
+    def ask(machine: MachineInstance) -> dict[str, str]:
+        services.update(services_of(machine, folder))
+        return {**asked(machine, stack), **in_a_session(machine, stack)}
+
     # A driver that answers, so that it is torch's turn to fail.
-    return boot(
-        stack,
-        image,
-        folder,
-        {"nvidia-smi": "echo 'GPU 0: nobody'"},
-        lambda machine: {**asked(machine, stack), **in_a_session(machine, stack)},
+    booted = boot(stack, image, folder, {"nvidia-smi": "echo 'GPU 0: nobody'"}, ask)
+    return dataclasses.replace(booted, services=services)
+
+
+def services_of(machine: MachineInstance, folder: Path) -> dict[str, Outcome]:
+    units, run = folder / "units", machine.container.run
+    units.mkdir()
+    write_units(units, "/run/cases")
+    packed = subprocess.run(["tar", "-C", str(units), "-cz", "."], capture_output=True, check=True).stdout
+    unpack = f"echo {base64.b64encode(packed).decode()} | base64 -d | tar -C /run/systemd/system -xz"
+    for command in (unpack, "mkdir /run/cases", "systemctl daemon-reload"):
+        done = run("sh", "-c", command)
+        assert done.returncode == 0, done.stderr
+    return outcomes(
+        lambda unit: run("systemctl", "start", "--no-block", unit),
+        lambda unit: run("systemctl", "stop", "--no-block", unit),
+        machine.container.state,
+        until,
+        lambda name: run("sh", "-c", f"cat /run/cases/{name}").stdout,
     )
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    """What the rehearsal without machines makes of the same services."""
+    folder = tmp_path_factory.mktemp("played")
+    for name in ("units", "cases"):
+        (folder / name).mkdir()
+    write_units(folder / "units", str(folder / "cases"))
+    with contextlib.closing(Machine(folder / "units", folder / "machine", restart_speedup=1)) as machine:
+        files = folder / "cases"
+        return outcomes(
+            machine.start,
+            machine.stop,
+            machine.state,
+            until,
+            lambda name: (files / name).read_text() if (files / name).exists() else "",
+        )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_services_end_as_they_do_without_machines(failed_boot: Boot, played: dict[str, Outcome], name: str) -> None:
+    assert played[name] == failed_boot.services[name]
 
 
 def in_a_session(machine: MachineInstance, stack: Stack) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""``watch`` and ``finish``: called by systemd on the worker, with their options from ``worker.env``."""
+"""``watch``, ``ended`` and ``finish``: called by systemd on the worker, with their options from ``worker.env``."""
 
 from __future__ import annotations
 
@@ -55,6 +55,7 @@ _RunFile = Annotated[
 
 def register(app: typer.Typer) -> None:
     app.command(rich_help_panel=options.WORKER)(watch)
+    app.command(rich_help_panel=options.WORKER)(ended)
     app.command(rich_help_panel=options.WORKER)(finish)
     app.command(rich_help_panel=options.WORKER)(requirements)
 
@@ -104,6 +105,19 @@ def watch(
         linger=timedelta(seconds=linger),
         channels=_channels(topic, run_file, retry_timeout_s=0),
     )
+
+
+def ended(state_dir: _StateDir) -> None:
+    """Write down what killed the trainer, for the next one, which takes it into the head.
+
+    systemd tells it in variables, after each attempt.
+    """
+    import os
+
+    from train_cloud.platforms.ec2.units import boot_id, ended_with
+    from train_cloud.run.exit_record import note_kill
+
+    note_kill(state_dir, boot_id(), ended_with(os.environ))
 
 
 def finish(

@@ -67,6 +67,9 @@ class Line(NamedTuple):
     text: str
 
 
+_Ended = Callable[["_Service", "subprocess.Popen[bytes]", int, list[bytes]], None]
+
+
 class _Service:
     """A unit's state. Touched by the machine's thread only."""
 
@@ -80,6 +83,10 @@ class _Service:
         """Command lines still to be run in this start, each with whether it is the main one."""
         self.main = False
         """Whether the running process is the main one."""
+        self.afterwards: list[str] = []
+        """Command lines still to be run after this attempt."""
+        self.code = ""
+        """How the main process ended: exited, killed or dumped."""
         self.verdict = ""
         """A result that systemd itself has come to: watchdog, timeout, protocol."""
         self.stopping = False
@@ -370,13 +377,14 @@ class Machine:
             self._say(service, "Start request repeated too quickly.")
             service.result = "start-limit-hit" if service.result == "success" else service.result
             self._set(service, "failed", "failed")
-            self._ring(service.unit.on_failure)
+            self._trigger(service.unit.on_failure)
             return
         service.starts.append(now)
         service.deadlines.clear()
         service.result, service.status, service.stopping = "success", 0, False
         service.mark = uuid.uuid4().hex
         service.queue = [(line, False) for line in unit.exec_start_pre] + [(line, True) for line in unit.exec_start]
+        service.afterwards, service.code = list(unit.exec_stop_post), ""
         self._set(service, "activating", "start")
         if unit.start_s != float("inf"):
             service.deadlines["start"] = now + unit.start_s
@@ -405,14 +413,16 @@ class Machine:
             service.queue.clear()
             self._wind_up(service)
             return
-        process = service.process
+        self._follow(service, service.process, self._ended)
+        if service.main and unit.type in ("simple", "exec"):
+            self._up(service)
+
+    def _follow(self, service: _Service, process: subprocess.Popen[bytes], ended: _Ended) -> None:
         assert process.stdout is not None
         os.set_blocking(process.stdout.fileno(), False)
         pidfd, tail = os.pidfd_open(process.pid), [b""]
-        self._selector.register(pidfd, selectors.EVENT_READ, lambda: self._ended(service, process, pidfd, tail))
+        self._selector.register(pidfd, selectors.EVENT_READ, lambda: ended(service, process, pidfd, tail))
         self._selector.register(process.stdout, selectors.EVENT_READ, lambda: self._said(service, process, tail))
-        if service.main and unit.type in ("simple", "exec"):
-            self._up(service)
 
     def _spawn(
         self, words: list[str], environment: dict[str, str], working_directory: str | None
@@ -478,7 +488,7 @@ class Machine:
         if service.process is None:  # waiting for its next attempt, or a oneshot that remains
             service.deadlines.clear()
             self._set(service, "inactive", "dead")
-            self._ring(service.unit.on_success)
+            self._trigger(service.unit.on_success)
             return
         self._signal_stop(service)
 
@@ -512,12 +522,15 @@ class Machine:
         assert service.process is not None
         _kill({service.process.pid}, signal.SIGABRT)
 
-    def _ended(self, service: _Service, process: subprocess.Popen[bytes], pidfd: int, tail: list[bytes]) -> None:
+    def _reap(self, service: _Service, process: subprocess.Popen[bytes], pidfd: int, tail: list[bytes]) -> int:
         self._selector.unregister(pidfd)
         os.close(pidfd)
         code = process.wait()
         self._said(service, process, tail)
-        unit = service.unit
+        return code
+
+    def _ended(self, service: _Service, process: subprocess.Popen[bytes], pidfd: int, tail: list[bytes]) -> None:
+        code, unit = self._reap(service, process, pidfd, tail), service.unit
         names = {signal.Signals(-code).name, -code} if code < 0 else set()
         if code < 0:
             clean = -code in _CLEAN_SIGNALS and unit.type != "oneshot"
@@ -531,6 +544,7 @@ class Machine:
         service.process = None
         if service.main:
             service.status = status
+            service.code = "exited" if code >= 0 else "dumped" if result == "core-dump" else "killed"
         service.result = service.verdict or ("success" if clean else result)
         if clean and not service.verdict and (service.queue or (unit.type == "oneshot" and starting)):
             self._next(service)
@@ -564,25 +578,51 @@ class Machine:
             self._settle(service)
 
     def _settle(self, service: _Service) -> None:
-        """The attempt is over: ring its bells, and try again if the unit says so."""
+        """The attempt is over: the service is tried again if the unit says so, or what follows its end is started."""
         unit, failed = service.unit, service.result != "success"
-        self._set(service, "failed" if failed else "inactive", "failed" if failed else "dead")
+        if service.afterwards and not self._off:
+            self._afterwards(service)
+            return
         if failed:
             self._say(service, f"Failed with result '{service.result}'.")
-        self._ring(unit.on_failure if failed else unit.on_success)
         prevented = service.status in unit.restart_prevent and service.result in ("success", "exit-code")
         if service.stopping or self._off or prevented or not _restarts(unit.restart, service.result):
+            self._set(service, "failed" if failed else "inactive", "failed" if failed else "dead")
+            self._trigger(unit.on_failure if failed else unit.on_success)
             return
-        service.restarts += 1
-        self._say(service, f"Scheduled restart, restart counter is at {service.restarts}.")
         self._set(service, "activating", "auto-restart")
         service.deadlines["restart"] = time.monotonic() + unit.restart_s / self._restart_speedup
 
+    def _afterwards(self, service: _Service) -> None:
+        """The next command of ``ExecStopPost=``, which is told how the main process ended (systemd.exec(5))."""
+        self._set(service, "deactivating", "stop-post")
+        told = {"SERVICE_RESULT": service.result}
+        if service.code:
+            status = str(service.status) if service.code == "exited" else signal.Signals(service.status).name[3:]
+            told |= {"EXIT_CODE": service.code, "EXIT_STATUS": status}
+        ignored = True
+
+        def over(_: _Service, process: subprocess.Popen[bytes], pidfd: int, tail: list[bytes]) -> None:
+            failed = self._reap(service, process, pidfd, tail) != 0
+            service.process = None
+            if failed and not ignored and service.result == "success":
+                service.result = "exit-code"
+            self._settle(service)
+
+        environment = {**self._environment_of(service), **told}
+        words, ignored = command(service.afterwards.pop(0), environment, service.unit.name)
+        service.process = self._spawn(words, environment, service.unit.working_directory)
+        self._follow(service, service.process, over)
+
     def _restart_over(self, service: _Service) -> None:
         if not self._off:
+            service.restarts += 1
+            self._say(service, f"Scheduled restart job, restart counter is at {service.restarts}.")
+            # A booted machine with systemd 252 does this: the service is inactive for a moment between two attempts.
+            self._trigger(service.unit.on_success)
             self._enter(service)
 
-    def _ring(self, units: Sequence[str]) -> None:
+    def _trigger(self, units: Sequence[str]) -> None:
         for name in units:
             if name in self._services:
                 self._start(self._services[name], by_hand=True)

@@ -36,6 +36,7 @@ class Unit:
     exec_start: tuple[str, ...] = ()
     """Command lines as written, paths mapped, variables not yet expanded."""
     exec_start_pre: tuple[str, ...] = ()
+    exec_stop_post: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     environment_files: tuple[str, ...] = ()
     working_directory: str | None = None
@@ -100,6 +101,7 @@ def read_unit(path: Path, paths: Mapping[str, str]) -> Unit:
         type=kind,
         exec_start=tuple(values.pop("ExecStart", [])),
         exec_start_pre=tuple(values.pop("ExecStartPre", [])),
+        exec_stop_post=tuple(values.pop("ExecStopPost", [])),
         environment=dict(_assignments(path.name, shlex.split(" ".join(values.pop("Environment", []))))),
         environment_files=tuple(values.pop("EnvironmentFile", [])),
         working_directory=last("WorkingDirectory", "") or None,

@@ -1,8 +1,8 @@
 """How the attempt before this one ended: left on the machine's disk by whoever knew, read when the run is taken again.
 
-A trainer that is killed cannot say why, and its head would not either. systemd knows, and ``finish``, which it starts
-at every failed attempt, asks it; what stood still is seen by the trainer's own heartbeat. And one that left by itself
-with all committed has not failed, whoever starts it again.
+A trainer that is killed cannot say why, and its head would not either. systemd knows, and tells what it runs after each
+attempt (``ExecStopPost=``); what stood still is seen by the trainer's own heartbeat. And one that left by itself with
+all committed has not failed, whoever starts it again.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Attempt(Protocol):
     """What the machine's supervisor knows of the trainer's process."""
 
     @property
-    def killed_before_restart(self) -> bool:
-        """It will be started again, and what ended it was no exit of its own."""
+    def killed(self) -> bool:
+        """What ended it was no exit of its own."""
 
     def in_words(self) -> str:
         """How it ended, as the end of a sentence that begins with "the trainer"."""
@@ -59,8 +59,8 @@ def stand_still(state_dir: Path, words: str) -> None:
 
 
 def note_kill(state_dir: Path, boot_id: str, train: Attempt) -> None:
-    """By ``finish``: the attempt that systemd will follow by another one had no last word."""
-    if train.killed_before_restart:
+    """By what systemd runs after the trainer: it had no last word."""
+    if train.killed:
         write_local(state_dir / _KILLED, {"boot_id": boot_id, "words": f"the trainer {train.in_words()}"})
 
 

@@ -1,4 +1,4 @@
-"""finish: what follows the end of a training. systemd starts it at every ending; the head says what the ending was.
+"""finish: what follows the end of a training. systemd starts it at every end; the head says what the end was.
 
 :func:`decide` is the whole of the judgement, a pure function of what was seen; :func:`act` carries it out.
 """
@@ -34,7 +34,6 @@ from train_cloud.platforms.ec2.notices import Notice, local_notice
 from train_cloud.platforms.ec2.units import TRAIN, UnitState, boot_id, unit_state
 from train_cloud.platforms.notifications import Channel, announce_end
 from train_cloud.run import layout
-from train_cloud.run.exit_record import note_kill
 from train_cloud.run.head import Head, conclude, read_head
 from train_cloud.run.session import Session, local_session
 from train_cloud.store import ObjectStore
@@ -160,8 +159,6 @@ def finish(
         train=until_it_holds(lambda: unit_state(TRAIN), retry_timeout_s=None),
         boot=boot,
     )
-    with contextlib.suppress(OSError):
-        note_kill(state_dir, this_boot, facts.train)
     decision = decide(facts)
     _log.info("%s: %s", decision.verb, decision.why)
     if decision.verb in ("close", "fail") and session is not None and not boot:

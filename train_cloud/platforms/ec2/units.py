@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,9 +49,9 @@ class UnitState:
         return self.status if self.result in ("success", "exit-code") else None
 
     @property
-    def killed_before_restart(self) -> bool:
-        """It will be started again, and what ended it was no exit of its own."""
-        return self.sub == "auto-restart" and self.result not in ("success", "exit-code")
+    def killed(self) -> bool:
+        """What ended it was no exit of its own."""
+        return self.result not in ("success", "exit-code")
 
     def in_words(self) -> str:
         """How it ended, as the end of a sentence that begins with "the trainer"."""
@@ -96,6 +97,17 @@ def unit_state(unit: str) -> UnitState:
         )
     except (KeyError, ValueError) as error:
         raise CloudUnavailable(f"systemctl show {unit} printed {said!r}") from error
+
+
+def ended_with(variables: Mapping[str, str]) -> UnitState:
+    """What systemd tells a program that it runs by ``ExecStopPost=`` of the main process that has ended.
+
+    :param variables: ``SERVICE_RESULT`` and ``EXIT_STATUS``, a number or the name of a signal (systemd.exec(5),
+        "Environment Variables in Spawned Processes"); without them nothing has ended
+    """
+    said = variables.get("EXIT_STATUS", "")
+    status = int(said) if said.isdigit() else getattr(signal, f"SIG{said}", 0)
+    return UnitState("deactivating", "stop-post", variables.get("SERVICE_RESULT", "success"), int(status), 0)
 
 
 def boot_id() -> str:
