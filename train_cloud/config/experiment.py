@@ -7,6 +7,7 @@ a run id, a seed and the experiment's name, and is checked as every run file is.
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, Field, PrivateAttr, ValidationE
 
 from train_cloud.config.comparison import Compare, Criterion
 from train_cloud.config.load import (
+    ALIASES,
     describes_experiment,
     explain,
     launched_with,
@@ -27,8 +29,9 @@ from train_cloud.config.load import (
     read_mapping,
 )
 from train_cloud.config.run_file import RunFile
+from train_cloud.config.search import Dimension, Search, check_field
 from train_cloud.config.shapes import Arguments, Number, Section, Text, Whole, matching
-from train_cloud.errors import InputError, NotYet, suggestion
+from train_cloud.errors import InputError, suggestion
 
 #: What the experiment decides about each of its runs.
 _DECIDED = ("run_id", "seed", "seeds", "experiment")
@@ -103,19 +106,41 @@ class Experiment(Section):
     )
     limits: TotalLimits = Field(TotalLimits(), description="Where the whole experiment stops; see below.")
     compare: Compare | None = Field(None, description="How `train-cloud compare` compares its levels.")
-    search: Any = Field(None, description="Instead of `vary`: a space to search. Not yet.")
+    search: Search | None = Field(
+        None,
+        description="Instead of `vary`: values that are searched, in trials whose runs are called "
+        "`<experiment>-t<number>-s<seed>`.",
+    )
 
     _cells: tuple[Cell, ...] = PrivateAttr(())
+    _base: Mapping[str, object] = PrivateAttr({})
+    _each: Mapping[str, object] = PrivateAttr({})
 
     @property
     def cells(self) -> tuple[Cell, ...]:
-        """All its runs: by level, the last factor's first, and then by seed."""
+        """All its runs: by level, the last factor's first, and then by seed. Of a search none, see :meth:`trial`."""
         return self._cells
+
+    def trial(self, number: int, values: Mapping[str, Any]) -> tuple[Cell, ...]:
+        """The runs of a search's trial, one for each seed.
+
+        :param values: by key of the space
+        :raises InputError: they cannot stand in a run file
+        """
+        assert self.search is not None
+        levels = {key: _text(value) for key, value in values.items()}
+        combination = [(f"t{number}", values)]
+        seeds = _trial_seeds(self.search, self.seeds, self._base)
+        run_ids = {seed: _run_id(self.experiment, {"trial": f"t{number}"}, seed) for seed in seeds}
+        return tuple(
+            Cell(run_id, levels, seed, _cell(self, run_id, seed, self._base, combination, self._each))
+            for seed, run_id in run_ids.items()
+        )
 
     @model_validator(mode="after")
     def _check(self) -> Experiment:
-        if self.search is not None:
-            raise NotYet("search", self.search, "not in this version: name levels under vary")
+        if self.search is not None and self.vary:
+            raise InputError("search", list(self.search.space), "give search or vary, not both: keep one of them")
         if self.seeds is not None and (twice := _twice(self.seeds)) is not None:
             raise InputError("seeds", list(self.seeds), f"each seed makes a run, and {twice} stands there twice")
         for factor, levels in self.vary.items():
@@ -132,6 +157,8 @@ _SECTIONS: Mapping[str, type[BaseModel]] = {
     "limits": TotalLimits,
     "compare": Compare,
     "compare.criteria.*": Criterion,
+    "search": Search,
+    "search.space.*": Dimension,
 }
 
 
@@ -169,7 +196,11 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
         raise explain(error, _SECTIONS) from error
     if not experiment.base.is_file():
         raise InputError("base", str(experiment.base), "name an existing run file, relative to the experiment file")
-    experiment._cells = tuple(_expand(experiment, {**launched_with(), **each}))
+    each = {**launched_with(), **each}
+    if experiment.search is not None:
+        _prepare_search(experiment, experiment.search, each)
+        return experiment
+    experiment._cells = tuple(_expand(experiment, each))
     _check_categories(experiment.cells)
     return experiment
 
@@ -255,7 +286,6 @@ def _expand(experiment: Experiment, each: Mapping[str, object]) -> list[Cell]:
     combinations = list(itertools.product(*(experiment.vary[factor].items() for factor in factors)))
     if len(combinations) * len(seeds) > _MOST_CELLS:
         raise InputError("vary", f"{len(combinations) * len(seeds)} runs", f"at most {_MOST_CELLS}: vary less")
-    base = {key: value for key, value in base.items() if key not in _DECIDED}
     cells: dict[str, Cell] = {}
     for combination in combinations:
         levels = dict(zip(factors, (level for level, _ in combination), strict=True))
@@ -270,6 +300,10 @@ def _expand(experiment: Experiment, each: Mapping[str, object]) -> list[Cell]:
     return list(cells.values())
 
 
+def _undecided(base: Mapping[str, object]) -> dict[str, object]:
+    return {key: value for key, value in base.items() if key not in _DECIDED}
+
+
 def _cell(
     experiment: Experiment,
     run_id: str,
@@ -278,7 +312,7 @@ def _cell(
     combination: Sequence[tuple[str, Mapping[str, object]]],
     each: Mapping[str, object],
 ) -> RunFile:
-    values = {"run_id": run_id, "experiment": experiment.experiment, **base, "seed": seed}
+    values = {"run_id": run_id, "experiment": experiment.experiment, **_undecided(base), "seed": seed}
     try:
         for _, changes in combination:
             values = merge(values, changes)
@@ -304,6 +338,78 @@ def _seeds_of(base: Mapping[str, object]) -> tuple[int, ...]:
     if (twice := _twice(seeds)) is not None:
         raise InputError("base: seeds", seeds, f"each seed makes a run, and {twice} stands there twice")
     return tuple(seeds)
+
+
+def _prepare_search(experiment: Experiment, search: Search, each: Mapping[str, object]) -> None:
+    """Whether every value that may be drawn can stand in a run file, as far as each bound and choice tells it."""
+    experiment._base, experiment._each = read_mapping(experiment.base, "base", "run_id"), each
+    for key, dimension in search.space.items():
+        check_field(key, str(dimension), tuple(RunFile.model_fields), ALIASES)
+        for given in each:
+            if (given + ".").startswith(key + ".") or key.startswith(given + "."):
+                raise InputError(
+                    f"--set {given}", each[given], f"search.space.{key} is searched: leave one of them out"
+                )
+    seeds = _trial_seeds(search, experiment.seeds, experiment._base)
+    _run_id(experiment.experiment, {"trial": f"t{search.most_trials - 1}"}, max(seeds))
+    for first, (key, values) in enumerate(search.tried()):
+        try:
+            config = experiment.trial(0, values)[0].config
+        except InputError as error:
+            raise _of_space(error, search, None if first == 0 else key) from error
+        _check_evaluated(search, config)
+
+
+def _of_space(error: InputError, search: Search, tried: str | None) -> InputError:
+    """A trial's error as one of the search, where it is about a key of the space.
+
+    :param tried: the key whose value is the only one that has not passed yet
+    """
+    field = error.field.partition(": ")[2]
+    called = {key: _canonical(key) for key in search.space}
+    near = (key for key, name in called.items() if f"{field}.".startswith(f"{name}.") or name.startswith(f"{field}."))
+    if (key := next(near, tried)) is None:
+        return error
+    where = "" if field == called[key] else f": {field}"
+    return type(error)(f"search.space.{key}{where}", error.value, error.fix)
+
+
+def _canonical(key: str) -> str:
+    first, dot, rest = key.partition(".")
+    return ALIASES.get(first, first) + dot + rest
+
+
+def _check_evaluated(search: Search, config: RunFile) -> None:
+    """Whether a trial's run will have what it is judged by."""
+    evaluation = config.evaluation
+    if evaluation is None:
+        raise InputError("search.metric", search.metric, "the base has no evaluation to take it from: add the section")
+    if search.pruner == "none":
+        return
+    if evaluation.every is None or evaluation.every >= config.total_timesteps:
+        fix = (
+            f"it decides by evaluations before the end: set evaluation.every in the base below total_timesteps, "
+            f"{config.total_timesteps}, or pruner: none"
+        )
+        raise InputError("search.pruner", search.pruner, fix)
+    if search.warmup_timesteps >= config.total_timesteps:
+        fix = f"nothing would be pruned: give less than total_timesteps, {config.total_timesteps}"
+        raise InputError("search.warmup_timesteps", search.warmup_timesteps, fix)
+
+
+def _trial_seeds(search: Search, seeds: tuple[int, ...] | None, base: Mapping[str, object]) -> tuple[int, ...]:
+    if seeds is None:
+        given = _seeds_of(base)
+        seeds = given if "seeds" in base else tuple(range(given[0], given[0] + (search.seeds_per_trial or 1)))
+    count = search.seeds_per_trial or len(seeds)
+    if count > len(seeds):
+        fix = f"there are only {len(seeds)} seeds, {list(seeds)}: list more of them, or leave seeds out"
+        raise InputError("search.seeds_per_trial", count, fix)
+    return seeds[:count]
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _twice(seeds: Sequence[int]) -> int | None:
