@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 
 from train_cloud.config import Experiment, dump_run_file, is_experiment, load_experiment, load_run_file
 from train_cloud.config.experiment import TotalLimits
-from train_cloud.errors import InputError, NotYet
+from train_cloud.errors import InputError
 
 DOCS = Path(__file__).parent.parent / "docs" / "experiments.md"
 BEGIN, END = "<!-- fields: written by python tests/test_experiment.py -->\n", "<!-- end -->"
@@ -162,7 +162,7 @@ def categories(*names: str) -> dict[str, Any]:
         ({"compare": {"metrics": "length"}}, "compare.metrics: 'length': unknown key: did you mean metric?"),
         ({"compare": {"criteria": {"length": {"weigh": 1}}}}, "compare.criteria.length.weigh: 1: unknown key"),
         ({"base": "nowhere.yaml"}, "base: "),
-        ({"search": {"space": {}}}, "search: "),
+        ({"search": {"space": {}}}, "search.space: []: name 1 to 100 keys of the run file"),
         ({"experiment": "My Sizes"}, "experiment: 'My Sizes': use 1 to 40 lower-case letters"),
         ({"vary": {"size": {}}}, "vary.size: {}"),
         ({"vary": {"size": ["small", "large"]}}, "vary.size: ['small', 'large']: give a map"),
@@ -219,11 +219,6 @@ def test_overrides_that_are_refused(tmp_path: Path, override: str, words: str) -
     with pytest.raises(InputError) as refused:
         load_experiment(write(tmp_path), [override])
     assert str(refused.value).startswith(words)
-
-
-def test_a_search_is_not_in_this_version(tmp_path: Path) -> None:
-    with pytest.raises(NotYet):
-        load_experiment(write(tmp_path, search={"space": {}}))
 
 
 def test_an_experiment_file_is_told_from_a_run_file(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ BROUGHT_BY = {
     "minigrid": "examples",
     "moto": "rehearsal",
     "mpe2": "examples",
+    "optuna": "search",
     "pyarrow": "demonstrations",
     "pygame": "examples",
     "pynvml": "sb3",

@@ -72,6 +72,12 @@ def train_experiment(
         show_plan(experiment, store, None)
         return
     extras.need(_TRAINER, "train")
+    trials = None
+    if experiment.search is not None:
+        extras.need("optuna", "a search")
+        from train_cloud.experiments.search import Trials
+
+        trials = Trials(experiment, store, go_on=go_on)
     from train_cloud.experiments.engine import Engine, usable_cores
 
     at_once = parallel or experiment.max_parallel or max(1, usable_cores() // experiment.threads)
@@ -81,8 +87,9 @@ def train_experiment(
             source=path.name,
             root=store,
             folder=state_dir or Path(".train-cloud"),
-            parallel=min(at_once, len(experiment.cells)),
+            parallel=at_once if trials is not None else min(at_once, len(experiment.cells)),
             go_on=go_on,
+            trials=trials,
             changed=changed,
         )
         engine.run()

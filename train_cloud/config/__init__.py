@@ -10,6 +10,7 @@ from train_cloud.config.identity import PARTS, identity_changes
 from train_cloud.config.initial_model import InitialModel
 from train_cloud.config.load import ALIASES, dump_run_file, load_run_file, parse_overrides, parse_run_file, read_yaml
 from train_cloud.config.run_file import SUPPORTED, Code, Limits, Preservation, RunFile
+from train_cloud.config.search import Dimension, Search
 from train_cloud.config.seeds import expand
 
 __all__ = [
@@ -18,12 +19,14 @@ __all__ = [
     "SUPPORTED",
     "Cell",
     "Code",
+    "Dimension",
     "Environment",
     "Experiment",
     "InitialModel",
     "Limits",
     "Preservation",
     "RunFile",
+    "Search",
     "check_fork",
     "code_files",
     "dump_run_file",

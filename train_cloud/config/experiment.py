@@ -7,7 +7,6 @@ a run id, a seed and the experiment's name, and is checked as every run file is.
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -118,8 +117,15 @@ class Experiment(Section):
 
     @property
     def cells(self) -> tuple[Cell, ...]:
-        """All its runs: by level, the last factor's first, and then by seed. Of a search none, see :meth:`trial`."""
+        """All its runs: by level, the last factor's first, and then by seed. Of a search those of the trials that were
+        included.
+        """
         return self._cells
+
+    def include(self, cells: Sequence[Cell]) -> None:
+        """Of a search: these runs belong to it from now on."""
+        known = {cell.run_id for cell in self._cells}
+        self._cells += tuple(cell for cell in cells if cell.run_id not in known)
 
     def trial(self, number: int, values: Mapping[str, Any]) -> tuple[Cell, ...]:
         """The runs of a search's trial, one for each seed.
@@ -128,10 +134,10 @@ class Experiment(Section):
         :raises InputError: they cannot stand in a run file
         """
         assert self.search is not None
-        levels = {key: _text(value) for key, value in values.items()}
+        levels = {"trial": f"t{number}"}
         combination = [(f"t{number}", values)]
         seeds = _trial_seeds(self.search, self.seeds, self._base)
-        run_ids = {seed: _run_id(self.experiment, {"trial": f"t{number}"}, seed) for seed in seeds}
+        run_ids = {seed: _run_id(self.experiment, levels, seed) for seed in seeds}
         return tuple(
             Cell(run_id, levels, seed, _cell(self, run_id, seed, self._base, combination, self._each))
             for seed, run_id in run_ids.items()
@@ -406,10 +412,6 @@ def _trial_seeds(search: Search, seeds: tuple[int, ...] | None, base: Mapping[st
         fix = f"there are only {len(seeds)} seeds, {list(seeds)}: list more of them, or leave seeds out"
         raise InputError("search.seeds_per_trial", count, fix)
     return seeds[:count]
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _twice(seeds: Sequence[int]) -> int | None:

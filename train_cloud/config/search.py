@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, Strict, model_validator
 
 from train_cloud.config.comparison import METRICS
-from train_cloud.config.shapes import Number, Plain, Section, Text, Whole
+from train_cloud.config.shapes import Number, Section, Text, Values, Whole
 from train_cloud.errors import InputError, suggestion
 
 #: Fields of the run file that no trial may have for itself, and why.
@@ -59,7 +59,7 @@ class Dimension(Section):
         description="Whether only whole numbers are drawn; null for yes where `low`, `high` and `step` are written as "
         "such.",
     )
-    choices: tuple[Plain, ...] | None = Field(
+    choices: Values | None = Field(
         None, max_length=_MOST_CHOICES, description="Values to choose from: text, numbers, `true`, null, lists or maps."
     )
 
@@ -220,29 +220,9 @@ class Search(Section):
                 yield key, {**first, key: end}
 
     def definition(self) -> dict[str, Any]:
-        """What may not change once trials were drawn, as JSON values: what was found would stand for something else."""
-        fixed = ("space", "sampler", "metric", "seed")
-        values = {key: value for key, value in self.model_dump(mode="json").items() if key in fixed}
+        """What decides which trials are drawn and what they count, as JSON values."""
+        values = self.model_dump(mode="json", include={"space", "sampler", "metric", "seed"})
         return {**values, "direction": "maximize" if self.maximize else "minimize"}
-
-
-def definition_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """In which keys two definitions differ, as ``(dotted name, old, new)``."""
-    for key in sorted(old.keys() | new.keys()):
-        before, after = old.get(key), new.get(key)
-        if key == "space" and isinstance(before, Mapping) and isinstance(after, Mapping):
-            for name in sorted(before.keys() | after.keys()):
-                if before.get(name) != after.get(name):
-                    yield f"space.{name}", _short(before.get(name)), _short(after.get(name))
-        elif before != after:
-            yield key, before, after
-
-
-def _short(dimension: Any) -> Any:
-    """Of a dimension, what was given."""
-    if not isinstance(dimension, dict):
-        return dimension
-    return {key: value for key, value in dimension.items() if value is not None and value is not False}
 
 
 def _is_number(value: object) -> bool:

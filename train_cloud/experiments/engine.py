@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock, Timeout
 
@@ -32,13 +32,17 @@ from train_cloud.errors import (
     TrainCloudError,
 )
 from train_cloud.experiments.files import enter_experiment, enter_results
-from train_cloud.experiments.standing import Standing, run_store, standing, standings, total
+from train_cloud.experiments.standing import PRUNED, Standing, run_store, standing, standings, total
 from train_cloud.operations.seeds import write_cell
 from train_cloud.run.head import conclude, read_head
 from train_cloud.runtime.heartbeat import read_timesteps
 from train_cloud.runtime.limits import EXPERIMENT_LIMIT
 from train_cloud.runtime.reproducibility import pin_instructions
+from train_cloud.store import ObjectStore
 from train_cloud.warm_process import Child, WarmProcess
+
+if TYPE_CHECKING:
+    from train_cloud.experiments.search import Trials
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +83,15 @@ class Row:
     began_at: int = 0
     """Timesteps."""
     gpu: str | None = None
+    attempts: int = 0
+    """Of this engine that have failed."""
+    refused: bool = False
+    """Whether its input was refused, which no other attempt mends."""
+
+    @property
+    def limit_file(self) -> Path:
+        """What tells the process that trains it to stop, and why."""
+        return self.state_dir / "limit.txt"
 
     @property
     def total(self) -> int:
@@ -97,6 +110,7 @@ class Engine:
     :param folder: of the sessions' folders
     :param parallel: how many runs are trained at once
     :param go_on: train runs that were cancelled, that have failed for good, or that a callback had ended
+    :param trials: where further runs come from, of a search
     :param changed: called several times a second with all runs, for whoever shows them
     """
 
@@ -109,13 +123,13 @@ class Engine:
         folder: Path,
         parallel: int,
         go_on: bool = False,
+        trials: Trials | None = None,
         changed: Callable[[Sequence[Row]], None] = lambda rows: None,
     ) -> None:
         self._experiment, self._source, self._root = experiment, source, root
         self._folder, self._parallel, self._go_on = folder.absolute(), parallel, go_on
-        self._changed = changed
+        self._trials, self._changed = trials, changed
         self._files = self._folder / f"{experiment.experiment}-experiment"
-        self._limit_file = self._files / "limit.txt"
         self._stops = 0
         """How often somebody has asked to stop; a signal handler does no more than count."""
         self._hurries = False
@@ -138,18 +152,25 @@ class Engine:
         """
         variables.check_all()
         # Before anything is written: what cannot be trained is told of all runs at once.
+        if self._trials is not None:
+            self._trials.prepare()
         found = standings(self._root, self._experiment.cells, self._experiment.max_attempts, go_on=self._go_on)
         self._files.mkdir(parents=True, exist_ok=True)
         mark_as_cache(self._files)
         with self._alone(), self._signals():
-            self._limit_file.unlink(missing_ok=True)
-            self.rows = [self._row(one) for one in found]
+            others: set[str] = set()
+            if self._trials is not None:
+                self._trials.begin(self._files)
+                others = self._trials.of_others()
+            self.rows = [self._row(one) for one in found if one.cell.run_id not in others]
             self._warn_of_dollars()
             enter_experiment(self._root, self._experiment)
             try:
                 self._loop()
             finally:
                 self._end_children()
+                if self._trials is not None:
+                    self._trials.leave()
                 if self._warm is not None:
                     self._warm.close()
             self._changed(self.rows)
@@ -164,11 +185,15 @@ class Engine:
             for row in self.rows:
                 self._look(row)
             self._look_at_limits()
+            if self._trials is not None:
+                for run_id, reason in self._trials.look(self.rows).items():
+                    self._end_early(run_id, reason)
             if not self._stops and self._limit is None:
                 self._start_what_fits()
             self._changed(self.rows)
             over = self._stops or self._limit is not None
-            if not any(row.child is not None for row in self.rows) and (over or not self._next()):
+            waits = bool(self._next()) or (self._trials is not None and self._trials.waits)
+            if not any(row.child is not None for row in self.rows) and (over or not waits):
                 break
             time.sleep(_LOOK_SECONDS)
         for row in self._next():
@@ -187,6 +212,27 @@ class Engine:
             if running >= self._parallel or self._stops:
                 return
             running += self._start(row)
+        while running < self._parallel and self._trials is not None and (more := self._trials.more()):
+            added = [self._row(standing(self._root, cell, self._experiment.max_attempts)) for cell in more]
+            self.rows += added
+            enter_experiment(self._root, self._experiment)
+            for row in added[: self._parallel - running]:
+                running += self._start(row)
+
+    def _end_early(self, run_id: str, reason: str) -> None:
+        """Of a trial that is over."""
+        row = next(row for row in self.rows if row.cell.run_id == run_id)
+        if row.child is not None:
+            if not row.limit_file.exists():
+                _write_whole(row.limit_file, reason)
+            return
+        doing: Literal["stopped", "failed"] = "stopped" if reason.startswith(PRUNED) else "failed"
+        if row.standing.state != "new":  # its process was gone before it could say so itself
+            store = run_store(self._root, run_id)
+            with contextlib.suppress(Fenced):
+                head = conclude(store, doing, reason, session=_session(store), owner=f"engine-{os.getpid()}")
+                row.standing = dataclasses.replace(row.standing, outcome=head.outcome)
+        row.doing, row.reason = doing, shortly(reason)
 
     def _start(self, row: Row) -> bool:
         """:return: whether it is trained now"""
@@ -200,6 +246,7 @@ class Engine:
         config, environment = row.cell.config, self._environment(row)
         row.state_dir.mkdir(parents=True, exist_ok=True)
         mark_as_cache(row.state_dir)  # it may lie in the code folder
+        row.limit_file.unlink(missing_ok=True)
         command = child_process.command("train_cloud", *self._arguments(row), user_code=True)
         with (row.state_dir / OUTPUT).open("ab") as said:
             row.child = warm_process.start(
@@ -229,6 +276,7 @@ class Engine:
             row.doing = "stopped"
         elif row.standing.state in ("new", "open"):
             row.doing, row.reason = self._ended(row, code)
+            row.attempts, row.refused = row.attempts + (row.doing == "failed"), code == InputError.exit_code
         elif row.standing.state == "failed":
             self._give_up(row)
 
@@ -267,9 +315,7 @@ class Engine:
         row.doing, row.reason = "failed", f"{attempts}; --continue tries again"
         store = run_store(self._root, row.cell.run_id)
         with contextlib.suppress(Fenced, StoreError):  # somebody else has it, and decides
-            read = read_head(store)
-            session = read[0].session if read is not None else 0
-            conclude(store, "failed", attempts, session=session, owner=f"engine-{os.getpid()}")
+            conclude(store, "failed", attempts, session=_session(store), owner=f"engine-{os.getpid()}")
             row.standing = dataclasses.replace(row.standing, outcome="failed")
 
     # -------------------------------------------------------------------------------------------------------- limits
@@ -290,9 +336,9 @@ class Engine:
         if self._limit is None:
             return
         log.info("%s", self._limit)
-        part = self._limit_file.with_suffix(".part")
-        part.write_text(self._limit)
-        part.replace(self._limit_file)
+        for row in self.rows:
+            if row.child is not None:
+                _write_whole(row.limit_file, self._limit)
 
     def _warn_of_dollars(self) -> None:
         if self._experiment.limits.dollars is not None:
@@ -349,7 +395,11 @@ class Engine:
         counts = {doing: sum(row.doing == doing for row in self.rows) for doing in ("failed", "fenced", "interrupted")}
         if self._stops or (counts["interrupted"] and not counts["failed"] and self._limit is None):
             raise Interrupted("interrupted with all committed: the same command goes on from there")
-        if bad := [row for row in self.rows if row.doing in ("failed", "fenced")]:
+        bad = [row for row in self.rows if row.doing in ("failed", "fenced")]
+        if self._trials is not None:  # a trial that has failed is told of, and is no reason to try again
+            self._trials.check_end()
+            bad = [row for row in bad if not self._trials.is_over(row.cell.run_id)]
+        if bad:
             first = bad[0]
             others = f", and {len(bad) - 1} more" if len(bad) > 1 else ""
             error = f"{first.cell.run_id} {first.doing}{others}: {(first.reason or '')[:_REASON_CHARACTERS]}"
@@ -375,7 +425,7 @@ class Engine:
             **{
                 variables.THREADS: threads,
                 hash_seed.VARIABLE: os.environ.get(hash_seed.VARIABLE, hash_seed.SEED),
-                EXPERIMENT_LIMIT: str(self._limit_file),
+                EXPERIMENT_LIMIT: str(row.limit_file),
                 variables.PARENT: str(os.getpid()),
             },
         )
@@ -401,6 +451,17 @@ def forkable(config: RunFile, warm: WarmProcess | None) -> bool:
     if warm is None or warm.why_not is not None or config.env or config.entry_point is not None:
         return False
     return warm.has_loaded(_own_modules(config.code.folder)) is None
+
+
+def _write_whole(path: Path, text: str) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(text)
+    part.replace(path)
+
+
+def _session(store: ObjectStore) -> int:
+    read = read_head(store)
+    return read[0].session if read is not None else 0
 
 
 def visible_gpus() -> list[str]:

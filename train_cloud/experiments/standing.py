@@ -22,6 +22,8 @@ from train_cloud.run.session import SessionRecord, read_sessions
 from train_cloud.store import ObjectStore, open_store
 
 State = Literal["new", "open", "completed", "stopped", "cancelled", "failed"]
+#: How the reason begins for which a search has ended a run; it is not trained on.
+PRUNED = "pruned"
 _PARALLEL = 16
 
 
@@ -31,7 +33,8 @@ class Standing:
 
     cell: Cell
     state: State
-    """``new``: nobody has begun it. ``open``: it is to be trained on. ``stopped``: at a limit of its own, which stands.
+    """``new``: nobody has begun it. ``open``: it is to be trained on. ``stopped``: at a limit of its own that stands,
+    or by a search.
     ``failed``: it is not tried again."""
     timesteps: int = 0
     """Committed."""
@@ -127,7 +130,8 @@ def _state(
     if head.outcome == "stopped":
         if is_cancelled(head):
             return "open" if go_on else "cancelled"
-        return "stopped" if _at_own_limit(config, records) else "open"
+        pruned = (head.reason or "").startswith(PRUNED)
+        return "stopped" if pruned or _at_own_limit(config, records) else "open"
     return "open"
 
 
