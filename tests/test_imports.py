@@ -152,7 +152,7 @@ def test_importing_the_package_and_its_commands_is_light() -> None:
     assert not {"torch", "stable_baselines3", "gymnasium", "numpy", "boto3", "pydantic", "requests"} & set(loaded)
 
 
-@pytest.mark.parametrize("command", ["finish", "status", "watch"])
+@pytest.mark.parametrize("command", ["compare", "finish", "status", "watch"])
 def test_light_commands_never_load_torch(command: str) -> None:
     modules = commands()[command]
     assert modules
