@@ -6,9 +6,11 @@ import csv
 import html as entities
 import json
 import re
+import shutil
 import struct
 import subprocess
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -311,6 +313,41 @@ def test_categories_and_runs_that_a_level_lacks_are_said(tmp_path: Path) -> None
     notes = "\n".join(found.notes)
     assert found.categories == ("easy",) and "hard (lacking: sizes-wide-s1)" in notes
     assert "sizes-old-s1. They do not count" in notes and "others, which have 2: wide (1)" in notes
+
+
+def test_what_is_damaged_is_that_runs_trouble_alone(tmp_path: Path) -> None:
+    """A head that is none, an evaluation that cannot be read, a run without any."""
+    path = experiment_file(tmp_path, NETWORKS, [1, 2, 3, 4])
+    store = tmp_path / "store"
+    for name in ("small", "wide"):
+        for seed in (1, 2, 3, 4):
+            fabricate(store, f"sizes-{name}-s{seed}", {10: {"easy": [1.0 * seed]}, 20: {"easy": [2.0 * seed]}})
+    runs = store / "runs"
+    (runs / "sizes-small-s2" / "head.json").write_text("{")
+    (runs / "sizes-wide-s1" / "evaluations" / "000000000020.json").write_text('{"broken')
+    shutil.rmtree(runs / "sizes-wide-s2" / "evaluations")
+    found = compare_experiment(str(store), path, metric="mean_return", latency=False)
+    reasons = {run.run_id: run.because for run in found.runs if not run.counted}
+    assert set(reasons) == {"sizes-small-s2", "sizes-wide-s2"}
+    assert "is not a head, or damaged" in str(reasons["sizes-small-s2"])
+    assert reasons["sizes-wide-s2"] == "it has no evaluation"
+    assert found.categories == ("easy",) and found.verdict.winner is None
+    assert "at which the evaluation is missing" in "\n".join(found.notes)
+
+
+def test_a_return_that_is_not_finite_is_no_result(tmp_path: Path) -> None:
+    path = experiment_file(tmp_path, NETWORKS, [1, 2])
+    for cell in load_experiment(path).cells:
+        fabricate(tmp_path / "store", cell.run_id, {10: {"easy": [1.0]}})
+    runs = read(planned(load_experiment(path), str(tmp_path)), str(tmp_path / "store"))
+    lost = runs[0].evaluations[-1].model_copy(deep=True)
+    summary = lost.categories["easy"]
+    summary = summary.model_copy(update={"returns": summary.returns.model_copy(update={"mean": float("nan")})})
+    runs[0] = replace(runs[0], evaluations=(lost.model_copy(update={"categories": {"easy": summary}}),))
+    plan = planned(load_experiment(path), str(tmp_path))
+    found = compare(replace(plan, settings=plan.settings.model_copy(update={"metric": "mean_return"})), runs, made="")
+    assert [run.counted for run in found.runs] == [False, True, True, True]
+    assert found.runs[0].because == "its last evaluation has no mean return, or one that is not finite"
 
 
 def test_different_lengths_and_stopped_runs_are_said(tmp_path: Path) -> None:

@@ -95,7 +95,8 @@ class _Comparer:
         self.sign = 1.0 if self.direction == "larger" else -1.0
         self.categories = self._categories(self.metric)
         self.counted = {
-            name: [run for run in group if run.finished and self.categories] for name, group in self.groups.items()
+            name: [run for run in group if run.finished and _tells(run, self.metric)]
+            for name, group in self.groups.items()
         }
         self.scores = {name: self._last(group) for name, group in self.counted.items()}
         self.priced = all(
@@ -110,21 +111,25 @@ class _Comparer:
         if self.settings.metric is not None:
             return self.settings.metric
         last = [run.evaluations[-1] for run in self.runs if run.evaluations]
-        told = last and all(each.overall.success_rate is not None for each in last)
+        told = last and all(
+            any(_value(each, name, "success_rate") is not None for name in each.categories) for each in last
+        )
         return "success_rate" if told else "mean_return"
 
     def _categories(self, metric: str) -> tuple[str, ...]:
-        """Those that every finished run has a value in."""
-        last = [run.evaluations[-1] for run in self.runs if run.finished]
-        if not last:
+        """Those that every run has a value in, of the finished ones that have any."""
+        finished = [run for run in self.runs if run.finished]
+        usable = [run for run in finished if _tells(run, metric)]
+        if not finished:
             return ()
+        last = [run.evaluations[-1] for run in usable or finished]
         named = list(dict.fromkeys(name for each in last for name in each.categories))
         shared = tuple(name for name in named if all(_value(each, name, metric) is not None for each in last))
         if left_out := [name for name in named if name not in shared]:
             missing = [
                 run.planned.run_id
-                for run in self.runs
-                if run.finished and any(_value(run.evaluations[-1], name, metric) is None for name in left_out)
+                for run in usable or finished
+                if any(_value(run.evaluations[-1], name, metric) is None for name in left_out)
             ]
             if not shared:
                 fix = f"no category has it for every run; {missing[0]} lacks it: take another metric"
@@ -490,7 +495,7 @@ class _Comparer:
             seed=run.planned.seed,
             state=run.state,
             counted=counted,
-            because=_why(run, counted),
+            because=_why(run, counted, self.metric),
             timesteps=run.timesteps,
             evaluated_at=last and last.timesteps,
             metric=float(np.mean(list(scores.values()))) if scores else None,
@@ -561,9 +566,17 @@ def _ended(run: Run) -> bool:
     return run.state in ("completed", "stopped", "cancelled", "failed")
 
 
-def _why(run: Run, counted: bool) -> str | None:
+def _tells(run: Run, metric: str) -> bool:
+    """Whether its last evaluation has a value in any category."""
+    last = run.evaluations[-1]
+    return any(_value(last, name, metric) is not None for name in last.categories)
+
+
+def _why(run: Run, counted: bool, metric: str) -> str | None:
     if counted:
         return "stopped early" + (f": {run.reason}" if run.reason else "") if run.state == "stopped" else None
+    if run.finished:
+        return f"its last evaluation has no {_words(metric)}, or one that is not finite"
     if run.state in ("completed", "stopped"):
         return "it has no evaluation"
     return run.reason or {"running": "still training", "waiting": "no worker yet"}.get(run.state, run.state)
