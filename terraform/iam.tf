@@ -36,6 +36,19 @@ locals {
       } : null
     )
   }
+
+  # Demonstrations in S3: the folder that a .npz object lies in, or one with all that is in it.
+  demonstrations = {
+    for id, run in local.run_files : id => coalesce(try(tostring(run.content.pretraining.demonstrations), null), try(tostring(run.content.pretraining), null), "none")
+  }
+  demonstration_folders = {
+    for id, source in local.demonstrations : id => can(regex("^s3://[^/]+/.+$", source)) ? {
+      bucket = "arn:${data.aws_partition.current.partition}:s3:::${split("/", source)[2]}"
+      prefix = join("", [
+        for part in slice(split("/", trimsuffix(source, "/")), 3, length(split("/", trimsuffix(source, "/"))) - (endswith(source, ".npz") ? 1 : 0)) : "${part}/"
+      ])
+    } : null
+  }
 }
 
 resource "aws_iam_role" "worker" {
@@ -108,6 +121,19 @@ resource "aws_iam_role_policy" "worker" {
       }],
       [for folder in local.initial_model_folders[each.key][*] : {
         Sid      = "ReadInitialModel"
+        Effect   = "Allow"
+        Action   = "s3:GetObject"
+        Resource = "${folder.bucket}/${folder.prefix}*"
+      }],
+      [for folder in local.demonstration_folders[each.key][*] : {
+        Sid       = "ListDemonstrations"
+        Effect    = "Allow"
+        Action    = "s3:ListBucket"
+        Resource  = folder.bucket
+        Condition = { StringLike = { "s3:prefix" = ["${folder.prefix}*"] } }
+      }],
+      [for folder in local.demonstration_folders[each.key][*] : {
+        Sid      = "ReadDemonstrations"
         Effect   = "Allow"
         Action   = "s3:GetObject"
         Resource = "${folder.bucket}/${folder.prefix}*"

@@ -93,6 +93,13 @@ class Pretraining(Section):
         """Of a local file or folder; None where it is none."""
         return None if self.demonstrations.startswith(("s3://", MINARI)) else Path(self.demonstrations)
 
+    @property
+    def reads_minari(self) -> bool:
+        """Whether it may take Minari's reader; of a folder in S3 nobody knows yet."""
+        if self.path is None:
+            return not self.demonstrations.endswith(".npz")
+        return any((self.path / below / "metadata.json").is_file() for below in (".", "data"))
+
     def check_path(self, folder: Path | None, exclude: tuple[str, ...]) -> None:
         """
         :param folder: the run file's ``code.folder``

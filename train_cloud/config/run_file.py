@@ -464,12 +464,11 @@ class RunFile(Section):
             *self.callbacks,
         )
         contrib = any(name.split(":")[0].split(".")[0] == CONTRIB for name in named)
-        minari = self.pretraining is not None and not self.pretraining.demonstrations.endswith(".npz")
         return (
             *(["contrib"] if contrib else []),
             *(["graphs"] if self.architecture is not None and self.architecture.extra else []),
             *(["wandb"] if self.wandb is not None else []),
-            *(["demonstrations"] if minari else []),
+            *(["demonstrations"] if self.pretraining is not None and self.pretraining.reads_minari else []),
         )
 
     @property

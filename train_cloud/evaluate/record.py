@@ -26,8 +26,8 @@ from train_cloud.config.evaluation import compare
 from train_cloud.envs.copies import copied, copied_whole
 from train_cloud.envs.demonstrations import Episode
 from train_cloud.envs.make import One, close, load_object, refusing
-from train_cloud.errors import InputError, NotInstalled
-from train_cloud.extras import is_here
+from train_cloud.errors import InputError
+from train_cloud.extras import need
 from train_cloud.generators import unseeded_follow
 
 log = logging.getLogger(__name__)
@@ -262,8 +262,7 @@ class Keyboard(Player):
         self._keys = keys
 
     def play(self, recorder: Recorder, chosen: Chosen) -> None:
-        if not is_here("pygame"):
-            raise NotInstalled("pygame", "examples", "record --keyboard")
+        need("pygame", "record --keyboard")
         from gymnasium.utils.play import play
 
         space = recorder.action_space

@@ -180,6 +180,7 @@ class Pretraining:
         """Set out on what is to be learned, at the first consistent point or one that was restored."""
         assert self._demonstrations is not None
         self._data = _Data(self._model, self._demonstrations, self._cloner, fit=not self._resumed)
+        self._demonstrations = None  # which it has copies of
         if not self._resumed:
             if self._settings.critic:
                 self._cloner.begin_values_at(self._data.mean_return)
@@ -215,7 +216,7 @@ class Pretraining:
         """The policy is cloned; from here on it is the algorithm's."""
         self._cloner.finish()
         self.finished = True
-        self._optimizer = self._data = self._demonstrations = None
+        self._optimizer = self._data = None
         if self._settings.keep is not None:
             self._reference = _frozen(self._cloner.actor)
 
