@@ -22,6 +22,7 @@ import psutil
 
 from benchmarks.digest import checksums
 from benchmarks.document import document
+from benchmarks.experiment import side_by_side
 from benchmarks.figures import FULL, LARGE, QUICK, Sizes, checkpoints, notices, starts, throughput
 from benchmarks.measure import Figure
 from benchmarks.worker import ROOT, isolate
@@ -36,6 +37,7 @@ _GROUPS = {
     6: throughput,
     7: starts,
     8: checksums,
+    9: side_by_side,
 }
 #: Of ``--large``: the ring, what the process has besides it, and stock's file, which passes through the page cache.
 _LARGE_MEMORY_GB, _LARGE_DISK_GB = 12.0, 10.0
@@ -45,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--large", action="store_true", help="1M rows of 1080 floats")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does everything, says nothing")
-    parser.add_argument("--only", default="1,2,3,4,5,6,7,8", help="figures, for example 4,7")
+    parser.add_argument("--only", default="1,2,3,4,5,6,7,8,9", help="figures, for example 4,7")
     parser.add_argument("--floats", type=int, help="of figures 1 to 5 only those with so many floats per observation")
     parser.add_argument("--output", type=Path, help="folder for benchmarks/results.json and docs/, if not this one")
     options = parser.parse_args(arguments)
@@ -57,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     sizes = QUICK if options.quick else LARGE if options.large else FULL
     if options.floats is not None:
         sizes = dataclasses.replace(sizes, blocks=tuple(block for block in sizes.blocks if block[0] == options.floats))
-    wanted = {int(number) for number in options.only.split(",")} & ({1, 2, 3} if options.large else set(range(1, 9)))
+    wanted = {int(number) for number in options.only.split(",")} & ({1, 2, 3} if options.large else set(_GROUPS))
     command = "make bench-large" if options.large else "make bench"
     began = time.monotonic()
     where = {"date": datetime.now(timezone.utc).date().isoformat(), "commit": _commit()}

@@ -26,6 +26,7 @@ _TITLES = {
     6: "The whole worker's steps/s, against plain `learn()`",
     7: "Process start to first new step, seconds",
     8: "What the checksums of every step take of the training's speed",
+    9: "Four runs side by side on two cores, against half of what they take one after the other",
 }
 _HOW = {
     1: "A probe among the run's callbacks times blocks of training: one without a checkpoint, one that begins with it and ends "
@@ -51,6 +52,9 @@ _HOW = {
     8: "One training, PPO with Stable-Baselines3's defaults, whose rollouts take turns: with the checksums, without, without, "
     "with. Processor time of the training's thread. The figure is the share that the checksums take of a rollout with its "
     "update; beside it how much slower it is than its neighbour without, where the noise of single rollouts is larger.",
+    9: "`train-cloud train` of an experiment with `--parallel 2`, and of each of its four run files, one after the other, in turns; "
+    "whole commands, from their start to their end, in an empty store on this disk. Forked from one process that has imported "
+    "everything, the four pay for that once.",
 }
 
 

@@ -58,6 +58,8 @@ class Sizes:
     """Seconds that a step of the slow environment takes; 0 leaves it out."""
     rollouts: int
     """Pairs of rollouts, with checksums and without."""
+    experiment: tuple[int, int]
+    """Pairs of four runs, side by side and one after the other, and steps of a run."""
 
 
 FULL = Sizes(
@@ -74,6 +76,7 @@ FULL = Sizes(
     starts=7,
     slow=0.020,
     rollouts=40,
+    experiment=(3, 20_480),
 )
 LARGE = Sizes(
     every=5000,
@@ -89,6 +92,7 @@ LARGE = Sizes(
     starts=0,
     slow=0.0,
     rollouts=0,
+    experiment=(0, 0),
 )
 QUICK = Sizes(
     every=200,
@@ -104,6 +108,7 @@ QUICK = Sizes(
     starts=1,
     slow=0.0,
     rollouts=2,
+    experiment=(1, 128),
 )
 
 

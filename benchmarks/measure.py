@@ -33,7 +33,7 @@ class Figure:
     """One line of the table."""
 
     number: int
-    """Which of the eight."""
+    """Which of the nine."""
     setting: str
     measured: Interval
     limit: float | None

@@ -22,6 +22,7 @@ import gc
 import importlib
 import io
 import json
+import logging
 import os
 import signal
 import socket
@@ -36,6 +37,8 @@ from pathlib import Path
 from typing import IO, Any, NoReturn, Protocol
 
 from train_cloud import child_process
+
+log = logging.getLogger(__name__)
 
 #: What training, evaluating and exporting import sooner or later.
 MODULES = (
@@ -135,13 +138,20 @@ class WarmProcess:
             return None
         ours, theirs = socket.socketpair()
         command = child_process.command("train_cloud.warm_serve", user_code=True)
-        process = subprocess.Popen(command, env=dict(environment), stdin=theirs.fileno())
-        theirs.close()
-        said = _receive(ours)
-        if said is None:
-            ours.close()
-            process.wait()
-            return None
+        with tempfile.TemporaryFile() as printed:
+            process = subprocess.Popen(
+                command, env=dict(environment), stdin=theirs.fileno(), stdout=printed, stderr=printed
+            )
+            theirs.close()
+            said = _receive(ours)
+            if said is None:
+                ours.close()
+                process.wait()
+                printed.seek(0)
+                lines = printed.read().decode(errors="replace").split("\n")
+                last = next((line.strip() for line in reversed(lines) if line.strip()), "no word")
+                log.warning("the process that others are to be forked from has ended with: %s", last)
+                return None
         process.returncode = 0  # waited for in close()
         return cls(ours, process.pid, environment, json.loads(said[0]))
 

@@ -78,6 +78,10 @@ def train_experiment(
         from train_cloud.experiments.search import Trials
 
         trials = Trials(experiment, store, go_on=go_on)
+    for cell in experiment.cells:
+        for module, extra in extras.BROUGHT_BY.items():
+            if extra in cell.config.extras:
+                extras.need(module, cell.run_id)
     from train_cloud.experiments.engine import Engine, usable_cores
 
     at_once = parallel or experiment.max_parallel or max(1, usable_cores() // experiment.threads)

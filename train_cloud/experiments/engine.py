@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from filelock import FileLock, Timeout
 
 from train_cloud import child_process, hash_seed, warm_process
+from train_cloud.checkpoint import signing
 from train_cloud.config import Cell, Experiment, RunFile, variables
 from train_cloud.config.code import mark_as_cache
 from train_cloud.errors import (
@@ -34,6 +35,8 @@ from train_cloud.errors import (
 from train_cloud.experiments.files import enter_experiment, enter_results
 from train_cloud.experiments.standing import PRUNED, Standing, run_store, standing, standings, total
 from train_cloud.operations.seeds import write_cell
+from train_cloud.platforms.here import here
+from train_cloud.platforms.local import Local
 from train_cloud.run.head import conclude, read_head
 from train_cloud.runtime.heartbeat import read_timesteps
 from train_cloud.runtime.limits import EXPERIMENT_LIMIT
@@ -151,6 +154,7 @@ class Engine:
         :raises TrainCloudError: some runs have failed
         """
         variables.check_all()
+        self._refuse_what_no_run_could_do()
         # Before anything is written: what cannot be trained is told of all runs at once.
         if self._trials is not None:
             self._trials.prepare()
@@ -176,6 +180,17 @@ class Engine:
             self._changed(self.rows)
             enter_results(self._root, self._experiment, [row.standing for row in self.rows])
         self._say_how_it_ended()
+
+    def _refuse_what_no_run_could_do(self) -> None:
+        """:raises InputError: this is a worker, which has one run; a variable is missing that runs take as a secret"""
+        platform = here()
+        if not isinstance(platform, Local):
+            fix = "several runs: write a run file for each with train-cloud expand, and name them in run_files"
+            raise InputError("experiment", self._experiment.experiment, fix)
+        for cell in self._experiment.cells:
+            platform.secrets(cell.config)
+            if cell.config.signing_key is not None:  # with which the checkpoints are read, here too
+                os.environ.setdefault(signing.VARIABLE, cell.config.signing_key)
 
     # ------------------------------------------------------------------------------------------------------ the queue
 
@@ -364,15 +379,20 @@ class Engine:
 
     def _pass_on(self) -> None:
         """What somebody has asked for, to the children. A second Ctrl-C says what it says to a single run: leave at the
-        last commit.
+        last commit; a third one ends what does not listen.
         """
         if self._passed_on == self._stops:
             return
         self._passed_on = self._stops
+        number = signal.SIGINT if self._hurries else signal.SIGTERM
         for row in self.rows:
-            if row.child is not None:
-                row.doing = "stopping"
-                row.child.send_signal(signal.SIGINT if self._hurries else signal.SIGTERM)
+            if row.child is None:
+                continue
+            row.doing = "stopping"
+            if self._stops > 2:
+                row.child.kill()
+            elif os.name != "nt":  # there the console sends Ctrl-C to all, and any other signal would end them at once
+                row.child.send_signal(number)
 
     def _end_children(self) -> None:
         """After an error of this process's own: they stop with a commit."""
@@ -441,6 +461,8 @@ class Engine:
         if self._warm is None and not self._cold:
             self._warm = WarmProcess.begin(environment)
             self._cold = self._warm is None
+            if self._warm is not None and self._warm.why_not is not None:
+                log.info("each run imports for itself what it needs: %s", self._warm.why_not)
         return self._warm if forkable(config, self._warm) else None
 
 
