@@ -292,7 +292,7 @@ class Engine:
         elif row.standing.state in ("new", "open"):
             row.doing, row.reason = self._ended(row, code)
             row.attempts, row.refused = row.attempts + (row.doing == "failed"), code == InputError.exit_code
-        elif row.standing.state == "failed":
+        elif row.standing.state == "failed" and row.standing.outcome is None and row.standing.failures:
             self._give_up(row)
 
     def _read(self, row: Row, *, check: bool = False) -> None:
