@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 
 from train_cloud.experiments.comparison import Comparison, Curve, Level, RunRow
-from train_cloud.experiments.decision import Matrix
+from train_cloud.experiments.decision import Change, Matrix
 from train_cloud.experiments.pictures import Picture, number, told
 
 _NONE = "-"
@@ -60,10 +60,11 @@ def page(found: Comparison, pictures: Sequence[Picture], source: str) -> str:
 def headline(found: Comparison) -> str:
     """Who won, in a few words."""
     verdict = found.verdict
-    so_far = "So far: " if verdict.provisional else ""
     if verdict.winner is not None:
-        return f"{so_far}{verdict.winner} wins"
-    return f"{so_far}no winner" + (f"; {verdict.leading} leads" if verdict.leading and len(found.levels) > 1 else "")
+        words = f"{verdict.winner} wins"
+    else:
+        words = "No winner" + (f"; {verdict.leading} leads" if verdict.leading and len(found.levels) > 1 else "")
+    return f"So far: {words}" if verdict.provisional else words
 
 
 def reason(found: Comparison) -> str:
@@ -176,15 +177,16 @@ def decision(found: Comparison) -> str:
 
 def sensitivity(matrix: Matrix) -> list[str]:
     """What changes with half of a weight, or half as much again."""
-    found = []
-    for change in matrix.changes:
-        what = "half the weight" if change.factor < 1 else "1.5 times the weight"
-        now = tuple(total.level for total in matrix.totals)
-        if change.differs:
-            found.append(f"With {what} of {change.criterion}, {change.first} is first.")
-        elif change.order != now:
-            found.append(f"With {what} of {change.criterion}, the order is {', '.join(change.order)}.")
+    now = tuple(total.level for total in matrix.totals)
+    found = [f"With {_weight(change)}, {change.first} is first." for change in matrix.changes if change.differs]
+    behind = [_weight(change) for change in matrix.changes if not change.differs and change.order != now]
+    if behind:
+        found.append(f"Only the order behind {now[0]} changes with {'; '.join(behind)}.")
     return found or ["Half of any weight, or half as much again, changes nothing in the order."]
+
+
+def _weight(change: Change) -> str:
+    return f"{'half' if change.factor < 1 else '1.5 times'} the weight of {change.criterion}"
 
 
 def _run(run: RunRow) -> list[str]:

@@ -67,7 +67,7 @@ def draw(found: Comparison) -> list[Picture]:
         "share of runs and categories",
         steps=True,
     )
-    if len(found.categories) > 1 or len(known) > 1:
+    if len(found.categories) > 1:
         pictures.append(_categories(found, known, metric))
     pictures += _effects(found, metric)
     if found.matrix is not None:
@@ -99,7 +99,7 @@ def _wrapped(name: str) -> str:
 
 def number(value: float) -> str:
     """With three to four digits, without an exponent where that is short."""
-    if value == 0 or 1e-3 <= abs(value) < 1e5:
+    if value == 0 or 0.1 <= abs(value) < 1e5:
         digits = 0 if abs(value) >= 1000 else 1 if abs(value) >= 100 else 2 if abs(value) >= 1 else 3
         return f"{value:,.{digits}f}"
     return f"{value:.3g}"
