@@ -13,11 +13,13 @@ from train_cloud.cli.terminal import echo
 from train_cloud.errors import InputError
 
 if TYPE_CHECKING:
-    from train_cloud.config import Experiment
+    from train_cloud.config import Cell, Experiment
     from train_cloud.experiments.files import Member
     from train_cloud.experiments.standing import Standing
+    from train_cloud.experiments.study import Trial
 
 _TRAINER = "stable_baselines3"
+_EXAMPLES = 3
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,10 @@ class Group:
     name: str
     root: str
     members: list[Member]
+    file: Experiment | None = None
+    """None where it was named without its file."""
+    trials: Sequence[Trial] = ()
+    """Of a search."""
 
 
 def found_members(run: str | None, experiment: str | None, store: str | None) -> Group | None:
@@ -51,7 +57,18 @@ def found_members(run: str | None, experiment: str | None, store: str | None) ->
         return Group(experiment, store, recorded_members(store, experiment))
     assert run is not None
     found = load_experiment(run)
-    return Group(found.experiment, store, members(found))
+    trials = _drawn(found, store)
+    return Group(found.experiment, store, members(found), found, trials)
+
+
+def _drawn(experiment: Experiment, root: str) -> Sequence[Trial]:
+    """The trials of a search so far, whose runs belong to the experiment from now on."""
+    if experiment.search is None:
+        return ()
+    extras.need("optuna", "a search")
+    from train_cloud.experiments.search import drawn
+
+    return drawn(experiment, root)
 
 
 def train_experiment(
@@ -69,7 +86,10 @@ def train_experiment(
 
     experiment = load_experiment(path, overrides)
     if dry_run:
-        show_plan(experiment, store, None)
+        if experiment.search is None:
+            show_plan(experiment, store, None)
+        else:
+            show_search(experiment, store)
         return
     extras.need(_TRAINER, "train")
     trials = None
@@ -112,23 +132,72 @@ def validate_experiment(
     from train_cloud.config import load_experiment
 
     experiment = load_experiment(path, overrides)
+    if experiment.search is not None:
+        _validate_search(experiment, path.name, store, instance_types, prove_too=prove_too)
+        return
     found = show_plan(experiment, store, instance_types[0] if instance_types else None)
     if not extras.is_here(_TRAINER):
         echo(f"{experiment.experiment}: the experiment file and its run files are right in themselves")
         echo("  not tried     whether they can be trained: that takes pip install 'train-cloud[sb3]'")
         return
-    from train_cloud.experiments.check import check, distinct
-    from train_cloud.experiments.engine import usable_cores
+    from train_cloud.experiments.check import distinct
 
     # What is over cannot be refused any more, and is not looked at in the store again.
     cells = [one.cell for one in found if one.state in ("new", "open")]
+    chosen = distinct(cells)
+    _build(chosen, path.name, store, instance_types, prove_too=prove_too)
+    echo(f"{experiment.experiment}: all {len(experiment.cells)} runs can be trained")
+    echo(f"  built         {len(chosen)} of them, one for each combination of levels; a seed changes no model")
+
+
+def _validate_search(
+    experiment: Experiment, source: str, store: str | None, instance_types: Sequence[str], *, prove_too: bool
+) -> None:
+    cells = show_search(experiment, store)
+    if experiment.cells:
+        echo(f"{experiment.experiment}: it is the search that these trials were drawn by")
+        return
+    if not cells or not extras.is_here(_TRAINER):
+        echo(f"{experiment.experiment}: the experiment file is right in itself, as far as bounds and choices tell it")
+        echo("  not tried     whether trials can be trained: that takes pip install 'train-cloud[sb3,search]'")
+        return
+    _build(cells, source, store, instance_types, prove_too=prove_too)
+    echo(f"{experiment.experiment}: these {len(cells)} trials can be trained; each other is checked when it begins")
+
+
+def _build(
+    cells: Sequence[Cell], source: str, store: str | None, instance_types: Sequence[str], *, prove_too: bool
+) -> None:
+    from train_cloud.experiments.check import check
+    from train_cloud.experiments.engine import usable_cores
+
     options = [*(part for name in instance_types for part in ("--instance-type", name))]
     options += ["--store", store] if store is not None else []
     options += ["--prove"] if prove_too else []
-    chosen = distinct(cells)
-    check(chosen, path.name, options, usable_cores(), lambda cell, said: echo(_exactness(cell.run_id, said)))
-    echo(f"{experiment.experiment}: all {len(experiment.cells)} runs can be trained")
-    echo(f"  built         {len(chosen)} of them, one for each combination of levels; a seed changes no model")
+    check(cells, source, options, usable_cores(), lambda cell, said: echo(_exactness(cell.run_id, said)))
+
+
+def show_search(experiment: Experiment, store: str | None) -> list[Cell]:
+    """Print what is searched, and the trials that there are, or else the first ones.
+
+    :return: a run of each of the first ones; empty without Optuna, and where there are trials
+    """
+    from train_cloud.cli.search_view import examples, space, trials
+
+    assert experiment.search is not None
+    show(space(experiment))
+    if not extras.is_here("optuna"):
+        echo("  not shown     the first trials: that takes pip install 'train-cloud[search]'")
+        return []
+    known = _drawn(experiment, store) if store is not None else ()
+    if known:
+        show(trials(experiment, known))
+        return []
+    from train_cloud.experiments.study import examples as first
+
+    found = first(experiment, _EXAMPLES)
+    show(examples(experiment, found))
+    return [experiment.trial(number, values)[0] for number, values in enumerate(found)]
 
 
 def show_plan(experiment: Experiment, store: str | None, machine: str | None) -> list[Standing]:

@@ -107,6 +107,10 @@ def status(
     if as_json:
         echo("[" + ",\n".join(found.model_dump_json(indent=1) for found in everything) + "]")
     elif everything:
+        if group is not None and group.file is not None and group.file.search is not None:
+            from train_cloud.cli.search_view import trials
+
+            _print(trials(group.file, group.trials))
         _print(_table_of_runs(everything))
         for each in groups:
             echo(_told(each))

@@ -144,6 +144,10 @@ def cancel(
         head = cancel_run(root, run_id)
         echo(f"{run_id} is {head.outcome} at {head.timesteps:,} timesteps: {head.reason or 'all is trained'}")
         return
+    if group.file is not None and group.file.search is not None:
+        from train_cloud.experiments.study import Study
+
+        Study(group.file, group.root).cancel()
     for member in group.members:
         head = cancel_run(group.root, member.run_id, begun=False)
         echo(f"{member.run_id} is {head.outcome} at {head.timesteps:,} timesteps")

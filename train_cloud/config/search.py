@@ -20,9 +20,7 @@ from train_cloud.errors import InputError, suggestion
 #: Fields of the run file that no trial may have for itself, and why.
 NOT_SEARCHED: Mapping[str, str] = {
     **dict.fromkeys(("run_id", "experiment"), "runs are named after experiment, trial and seed: remove it"),
-    **dict.fromkeys(
-        ("seed", "seeds"), "each trial is trained with the same seeds: set seeds and search.seeds_per_trial"
-    ),
+    **dict.fromkeys(("seed", "seeds"), "all trials have the same seeds: set seeds and search.seeds_per_trial"),
     "total_timesteps": "trials are compared at equal timesteps: set it in the base",
     "evaluation": "trials are compared by it, so it is the same for all: set it in the base",
     "device": "it is the machine's affair, and what is learned does not depend on it: set it in the base",

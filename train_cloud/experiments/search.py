@@ -79,7 +79,7 @@ class Trials:
         """
         self._worker = Worker(open_store(experiment_url(self._root, self._experiment.experiment)), folder)
         self._worker.beat()
-        self._study.begin()
+        self._study.begin(go_on=self._go_on)
         for trial in self._study.trials():
             cells = cells_of(self._experiment, trial)
             if trial.state == "running" and trial.worker == self._worker.name:
@@ -283,8 +283,13 @@ def include(experiment: Experiment, trials: Sequence[Trial]) -> None:
 
 
 def drawn(experiment: Experiment, root: str) -> list[Trial]:
-    """The trials of a search by number, none where it has not begun. Their runs belong to the experiment afterwards."""
-    trials = Study(experiment, root).trials()
+    """The trials of a search by number, none where it has not begun. Their runs belong to the experiment afterwards.
+
+    :raises InputError: they were drawn by another search
+    """
+    study = Study(experiment, root)
+    study.check()
+    trials = study.trials()
     include(experiment, trials)
     return trials
 

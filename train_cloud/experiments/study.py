@@ -32,6 +32,8 @@ from train_cloud.store import open_store
 State = Literal["waiting", "running", "complete", "pruned", "failed"]
 #: In the study's attributes: what may not change.
 DEFINITION = "train_cloud_search"
+#: There: whether a person has ended the search.
+CANCELLED = "train_cloud_cancelled"
 #: In a trial's: who trains it, and why it ended otherwise than complete.
 WORKER, REASON = "worker", "reason"
 _STATES: Mapping[TrialState, State] = {
@@ -88,14 +90,22 @@ class Study:
         }
         """What may not change once trials were drawn: what was found would stand for something else."""
 
-    def begin(self) -> None:
+    def begin(self, *, go_on: bool = False) -> None:
         """Make the study, where nobody has yet.
 
+        :param go_on: draw trials, although a person has ended the search
         :raises InputError: its trials were drawn by another search, and would stand for something else
         """
         definition = self._definition
         self.check()
-        self._transact(lambda study: study.set_user_attr(DEFINITION, definition) if self._old(study) is None else None)
+
+        def make(study: optuna.Study) -> None:
+            if self._old(study) is None:
+                study.set_user_attr(DEFINITION, definition)
+            if go_on and study.user_attrs.get(CANCELLED):
+                study.set_user_attr(CANCELLED, False)
+
+        self._transact(make)
         self.check()  # somebody else may have made it meanwhile
 
     def check(self) -> None:
@@ -115,13 +125,18 @@ class Study:
         """For what Optuna computes of it; nothing is to be written through it."""
         return self._transact(lambda study: study)
 
+    def cancel(self) -> None:
+        """No further trial is drawn, by whomever."""
+        if not self._journal.is_empty:
+            self._transact(lambda study: study.set_user_attr(CANCELLED, True))
+
     def ask(self, worker: str) -> Trial | None:
-        """The next trial, which ``worker`` trains; None where all have been drawn."""
+        """The next trial, which ``worker`` trains; None where all have been drawn, or a person has ended the search."""
 
         def draw(study: optuna.Study) -> Trial | None:
             every = _all(study)
             number = next((one.number for one in every if one.state == TrialState.WAITING), len(every))
-            if number >= self._search.most_trials:
+            if number >= self._search.most_trials or study.user_attrs.get(CANCELLED):
                 return None
             if self._search.sampler == "grid" and number == len(every):
                 values = self._search.combination(number)
