@@ -185,6 +185,10 @@ def test_the_command_writes_a_page_pictures_and_tables(
     } <= written
     rows = list(csv.DictReader((tmp_path / "out" / "runs.csv").open()))
     assert len(rows) == 6 and {row["state"] for row in rows} == {"completed", "failed", "missing", "running"}
+    evaluations = list(csv.DictReader((tmp_path / "out" / "evaluations.csv").open()))
+    assert {row["run_id"] for row in evaluations if row["counted"] == "False"} == {"sizes-small-s2", "sizes-wide-s2"}
+    assert {row["category"] for row in evaluations} == {"short", "long"} and len(evaluations) == 2 * (2 * 2 + 2)
+    assert "runs that do not count" in (tmp_path / "out" / "index.html").read_text()
     assert main(["compare", "--experiment", "sizes", "--store", str(store), "--no-latency", "--json"]) == 0
 
 

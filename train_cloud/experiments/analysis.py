@@ -500,6 +500,14 @@ class _Comparer:
             evaluated_at=last and last.timesteps,
             metric=float(np.mean(list(scores.values()))) if scores else None,
             scores=scores,
+            evaluations={
+                name: tuple(
+                    (each.timesteps, score)
+                    for each in run.evaluations
+                    if not np.isnan(score := self._score(each, name))
+                )
+                for name in self.categories
+            },
             metrics={} if last is None else _all_metrics(last),
             steps_per_second=run.steps_per_second,
             hours=run.hours,

@@ -56,6 +56,8 @@ class RunRow(_Found):
     """Mean over categories."""
     scores: dict[str, float]
     """By category."""
+    evaluations: dict[str, tuple[tuple[int, float], ...]]
+    """Category → (timesteps, score), of all its evaluations."""
     metrics: dict[str, float]
     """All that its last evaluation tells, each as the mean over categories."""
     steps_per_second: float | None

@@ -206,6 +206,19 @@ def tables(found: Comparison) -> dict[str, str]:
     """CSV files, name to content: every number of the comparison, unrounded."""
     files = {
         "runs.csv": _csv(_run_rows(found)),
+        "evaluations.csv": _csv(
+            {
+                "run_id": run.run_id,
+                "level": run.level,
+                "counted": run.counted,
+                "category": name,
+                "timesteps": at,
+                found.metric: value,
+            }
+            for run in found.runs
+            for name, points in run.evaluations.items()
+            for at, value in points
+        ),
         "levels.csv": _csv(_level_rows(found)),
         "categories.csv": _csv(
             {"level": level.name, "category": name, **_ends(estimate)}
@@ -271,7 +284,7 @@ def _run_rows(found: Comparison) -> list[dict[str, Any]]:
     levels = {level.name: level.levels for level in found.levels}
     rows = []
     for run in found.runs:
-        told_of = run.model_dump(exclude={"scores", "metrics"})
+        told_of = run.model_dump(exclude={"scores", "evaluations", "metrics"})
         scores = {f"{found.metric} in {name}": run.scores.get(name) for name in found.categories}
         rows.append({**told_of, **levels[run.level], **run.metrics, **scores})
     return rows

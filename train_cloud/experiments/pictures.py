@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +55,10 @@ def draw(found: Comparison) -> list[Picture]:
         pictures.append(_improvement(found))
         if differences := _differences(found):
             pictures.append(differences)
-    pictures += _curves(known, "over_timesteps", f"{metric} over timesteps", "learning-curves", "timesteps", metric)
+    others = _not_counted(found)
+    pictures += _curves(
+        known, "over_timesteps", f"{metric} over timesteps", "learning-curves", "timesteps", metric, others=others
+    )
     unit = "US dollars" if found.cost == "dollars" else "machine hours"
     pictures += _curves(known, "over_cost", f"{metric} over {unit}", f"curves-over-{found.cost}", unit, metric)
     pictures += _curves(
@@ -194,7 +197,11 @@ def _curves(
     x_label: str,
     y_label: str,
     steps: bool = False,
+    others: Mapping[str, Sequence[tuple[list[int], list[float]]]] | None = None,
 ) -> list[Picture]:
+    """
+    :param others: level → lines of runs that do not count
+    """
     lines: list[tuple[str, Curve]] = [(level.name, getattr(level, which)) for level in known if getattr(level, which)]
     pieces = [lines[first : first + _AT_ONCE] for first in range(0, len(lines), _AT_ONCE)]
     found = []
@@ -217,6 +224,9 @@ def _curves(
                 drawstyle=drawstyle,
                 label=level,
             )
+            for at, value in (others or {}).get(level, ()):
+                axes.plot(at, value, color=colour, linestyle=_LINES[place], linewidth=0.8)
+                axes.plot(at[-1:], value[-1:], "x", color=colour, markersize=8, markeredgewidth=2)
         axes.set_xlabel(x_label, fontsize=_FONT)
         axes.set_ylabel(y_label, fontsize=_FONT)
         axes.xaxis.set_major_locator(MaxNLocator(5))
@@ -228,12 +238,29 @@ def _curves(
             f"{level} {number(curve.value[-1])} ({number(curve.low[-1])} to {number(curve.high[-1])})"
             for level, curve in piece
         )
+        if any((others or {}).get(level) for level, _ in piece):
+            alt += ". Thin lines that end with a cross: runs that do not count"
+            title_of = f"{title}{number_of}; thin, to a cross: runs that do not count"
+        else:
+            title_of = f"{title}{number_of}"
         if steps:
             alt = f"{title}{number_of}: " + "; ".join(
                 f"{level}, half of runs and categories above {number(_half(curve))}" for level, curve in piece
             )
-        found.append(_png(figure, f"{name}{f'-{part}' if len(pieces) > 1 else ''}", f"{title}{number_of}", alt))
+        found.append(_png(figure, f"{name}{f'-{part}' if len(pieces) > 1 else ''}", title_of, alt))
     return found
+
+
+def _not_counted(found: Comparison) -> dict[str, list[tuple[list[int], list[float]]]]:
+    """Level → lines over timesteps of its runs that do not count, mean over categories, as far as they have come."""
+    lines: dict[str, list[tuple[list[int], list[float]]]] = {}
+    for run in found.runs:
+        by_category = [dict(points) for points in run.evaluations.values()]
+        at = sorted(set(by_category[0]).intersection(*by_category[1:])) if by_category else []
+        if at and not run.counted:
+            means = [float(np.mean([points[each] for points in by_category])) for each in at]
+            lines.setdefault(run.level, []).append((at, means))
+    return lines
 
 
 def _half(curve: Curve) -> float:
