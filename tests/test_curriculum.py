@@ -341,9 +341,10 @@ def test_the_state_of_all_stages_goes_into_another_process(
 ) -> None:
     config = parsed(stages, {"id": f"{environment}-v0", "n_envs": 2}, mix={"share": 0.4, "all_stages": True})
     one, other = vector(config, provider), vector(config, provider)
-    for env, seed in ((one, 1), (other, 7)):
-        env.seed(seed)
+    for env in (one, other):
+        env.seed(1)
         env.reset()
+    played(other, 5, 9)
     played(one, 30, 0)
     one.env_method("train_cloud_set_stage", 2)
     played(one, 33, 1)
@@ -357,6 +358,22 @@ def test_the_state_of_all_stages_goes_into_another_process(
     stages_played = {end[2] for *_, ends in expected for end in ends}
     assert stages_played == {0, 1, 2}
     assert len(one.envs[0].train_cloud_envs) == (3 if stages is BY_KWARGS else 1)
+
+
+def test_a_stage_whose_first_episode_goes_on_is_replayed_from_then_on_as_ever() -> None:
+    config = parsed(environment={"id": "LockedCorridor-v0"})
+    one, other = vector(config, "replay"), vector(config, "replay")
+    for env in (one, other):
+        env.seed(1)
+        env.reset()
+    one.env_method("train_cloud_set_stage", 2)
+    played(one, 14, 0)
+    here, there = one.envs[0], other.envs[0]
+    assert here.env is here.train_cloud_envs[2] and here.env.record.seed is not None
+    there.set_states(loads(dumps(here.get_states(lambda env: "replay"), here.train_cloud_envs), there.train_cloud_envs))
+    assert played(other, 40, 2) == played(one, 40, 2)
+    lasting = [loads(each.env.record.before, each.train_cloud_envs).base for each in (here, there)]
+    assert lasting[0] == lasting[1], "the next checkpoint would have more in it than the uninterrupted run's"
 
 
 def test_an_episode_ends_in_the_stage_in_which_it_began() -> None:

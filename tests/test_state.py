@@ -697,6 +697,20 @@ def test_mujoco(name: str) -> None:
     assert choose(lambda: gym.make(name)).provider == "mujoco"
 
 
+def test_what_mujoco_sizes_anew_at_each_step_is_not_kept() -> None:
+    mujoco = pytest.importorskip("mujoco")
+    from train_cloud.envs.mujoco import get_data
+
+    env: Any = gym.make("HalfCheetah-v5").unwrapped
+    env.reset(seed=0)
+    fresh = get_data(mujoco.MjData(env.model))[1]
+    for _ in range(30):
+        env.step(np.ones(6))
+    assert {name: value.shape for name, value in get_data(env.data)[1].items()} == {
+        name: value.shape for name, value in fresh.items()
+    }
+
+
 def test_ale() -> None:
     gym.register_envs(pytest.importorskip("ale_py"))
     assert choose(lambda: gym.make("ale_py:ALE/Breakout-v5")).provider == "ale"

@@ -257,11 +257,11 @@ class Staged(Outermost):
         self._begun = list(begun)
         self._enter()
         lost = None
-        for env, content, begun in zip(self.train_cloud_envs, state.envs, begun_here, strict=True):
+        for place, (env, content) in enumerate(zip(self.train_cloud_envs, state.envs, strict=True)):
             if content is None:
                 continue
-            if not begun:
-                env.reset(seed=0)  # a state is put into an environment that has been reset
+            if not begun_here[place]:  # its first episode, to which a replay compares, is what it was
+                env.reset(seed=_seed_of(self._seed or 0, place))
             anew = set_state(env, content)
             if anew is not None and (lost is None or env is self.env):
                 lost = anew if env is self.env else Anew(None, anew.because)

@@ -14,7 +14,20 @@ from typing import Any
 import numpy as np
 
 #: Sized anew at every step by the number of constraints and contacts, and computed before they are read.
-_PER_STEP = ("efc", "iefc", "efm", "map_", "island", "tree_", "dof_island", "ten_wrap", "ten_J", "wrap_")
+_PER_STEP = (
+    "efc",
+    "iefc",
+    "iacc",
+    "ifrc",
+    "efm",
+    "map_",
+    "island",
+    "tree_",
+    "dof_island",
+    "ten_wrap",
+    "ten_J",
+    "wrap_",
+)
 
 
 def is_data(obj: Any) -> bool:
