@@ -14,7 +14,10 @@ import pytest
 from sessions import Rehearsed
 
 from train_cloud.child_process import code_on_path
+from train_cloud.cli import main
 from train_cloud.config import load_run_file
+from train_cloud.config.architecture import ARCHITECTURES
+from train_cloud.config.experiment import load_experiment
 from train_cloud.operations.export import export
 from train_cloud.sb3.check import check
 from train_cloud.sb3.compare import differences
@@ -129,6 +132,29 @@ def test_a_level_that_is_none_is_refused_by_name() -> None:
     with pytest.raises(InputError) as caught:
         check(load_run_file(EXAMPLE / "run.yaml", ["environment.kwargs.level=hard"]))
     assert caught.value.field == "environment.kwargs.level" and "use simple, medium" in caught.value.fix
+
+
+def test_all_of_the_experiment_can_be_trained_and_is_evaluated_on_each_level() -> None:
+    experiment = load_experiment(EXAMPLE / "experiment.yaml")
+    assert len(experiment.cells) == 7 * 2 * 3
+    assert {cell.levels["architecture"] for cell in experiment.cells} == set(ARCHITECTURES)
+    for cell in experiment.cells:
+        assert set(cell.config.evaluated.categories) == set(LEVELS)
+        assert cell.config.architecture is not None and cell.config.architecture.name == cell.levels["architecture"]
+        assert (cell.config.pretraining is not None) == (cell.levels["pretraining"] == "with_pretrain")
+
+
+def test_the_demonstrations_are_the_experts(tmp_path: Path) -> None:
+    """Whoever changes levels, observations or expert records anew: the first lines of experiment.yaml say how."""
+    command = ["record", str(EXAMPLE / "run.yaml"), "--expert", "gridworld.expert:bot", "--episodes", "4"]
+    level = f"environment.kwargs.level=[{', '.join(LEVELS)}]"
+    assert main([*command, "--successful", "--out", str(tmp_path / "found.npz"), "--set", level]) == 0
+    with np.load(tmp_path / "found.npz") as found, np.load(CODE / "demonstrations.npz") as kept:
+        count = len(found["actions"])
+        assert count > 20 and set(found.files) == set(kept.files)
+        for name in found.files:
+            if found[name].ndim:
+                assert np.array_equal(found[name], kept[name][:count]), name
 
 
 def small(architecture: str) -> dict[str, Any]:

@@ -61,9 +61,8 @@ class Gridworld(gymnasium.Env[Any, Any]):
         self.last_action = int(action)
         seen, reward, terminated, truncated, _ = self.world.step(self.last_action)
         x, y = self.world.agent_pos
-        info: dict[str, Any] = {"position": (float(x), float(y)), "level": self.level}
-        if terminated or truncated:
-            info["is_success"] = bool(terminated and reward > 0)
+        succeeded = bool(terminated and reward > 0)
+        info = {"position": (float(x), float(y)), "level": self.level, "is_success": succeeded}
         return observations.observe(self.world, seen["image"]), float(reward), terminated, truncated, info
 
     def render(self) -> Any:
