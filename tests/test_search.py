@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import os
@@ -674,6 +675,50 @@ def test_a_metric_that_no_evaluation_tells_fails_the_trial(tmp_path: Path) -> No
     assert (found.state, found.reason) == ("failed", "rates-t0-s0 has no success_rate: its evaluation tells None")
     with pytest.raises(TrainCloudError, match="all 1 trials have failed"):
         player.trials.check_end()
+
+
+# -------------------------------------------------------------------------------------------------------------- compare
+
+
+def test_what_a_search_has_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, store, out = write(tmp_path, trials=12), str(tmp_path / "store"), tmp_path / "out"
+    (tmp_path / "store").mkdir()
+    compare = ["compare", str(path), "--store", store]
+    assert main([*compare, "--out", str(out)]) == 64
+    assert "no trial of this search has been drawn" in capsys.readouterr().err
+    experiment = load_experiment(path)
+    Player(experiment, store, tmp_path / "worker").play()
+    trials = drawn(experiment, store)
+    best = max((trial for trial in trials if trial.state == "complete"), key=lambda trial: trial.value or 0.0)
+
+    assert main([*compare, "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("12 of 12 trials: ") and f"Best: t{best.number}, mean return" in said
+    for name in ("history", "importances", "parallel-coordinates"):
+        body = (out / f"{name}.png").read_bytes()
+        assert body.startswith(b"\x89PNG") and len(body) > 5000
+        assert f'src="{name}.png"' in (out / "index.html").read_text()
+    rows = list(csv.DictReader((out / "trials.csv").open()))
+    assert [float(row[RATE]) for row in rows] == [trial.values[RATE] for trial in trials]
+    assert [json.loads(row[NET]) for row in rows] == [trial.values[NET] for trial in trials]
+    assert len(list(csv.DictReader((out / "evaluations.csv").open()))) == sum(len(trial.steps) for trial in trials)
+
+    assert main([*compare, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["best"] == best.number and found["trials"][best.number]["run_ids"] == [f"rates-t{best.number}-s0"]
+    assert sum(found["importances"].values()) == pytest.approx(1.0)
+    assert found["importances"][RATE] > found["importances"][NET]  # see `reached`
+    assert main([*compare, "--metric", "length"]) == 64
+    assert "--metric: 'length': the trials were chosen by mean_return" in capsys.readouterr().err
+
+
+def test_a_search_without_a_complete_trial_has_no_best_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, store = write(tmp_path, trials=1), str(tmp_path / "store")
+    player = Player(load_experiment(path), store, tmp_path / "worker")
+    assert player.trials.more()
+    assert main(["compare", str(path), "--store", store, "--out", str(tmp_path / "out")]) == 0
+    assert "1 of 1 trials: 1 running. None is complete" in capsys.readouterr().out
+    assert not list((tmp_path / "out").glob("*.png")) and (tmp_path / "out" / "index.html").is_file()
 
 
 # ----------------------------------------------------------------------------------------------------------- real runs

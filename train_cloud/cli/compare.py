@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,7 @@ from train_cloud.errors import InputError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from train_cloud.config import Experiment
     from train_cloud.experiments.comparison import Comparison
 
 
@@ -66,7 +68,7 @@ def compare(
 
     From final and periodic evaluations: interquartile means with intervals, learning curves over timesteps and dollars,
     differences by seed, costs, latency, and a decision matrix. Equal levels have no winner; failed and missing runs
-    are shown.
+    are shown. Of a search: its trials, and which keys mattered.
 
     `train-cloud compare experiment.yaml --store ./store`
     """
@@ -83,6 +85,9 @@ def compare(
     if store is None:
         raise InputError("--store", None, "name a folder or s3://bucket/prefix, or set TRAIN_CLOUD_STORE")
     check_exists(store, "--store")
+    if isinstance(named, Path) and (searched := _searched(named, overrides or (), metric)) is not None:
+        _compare_trials(searched, store, as_json=as_json, out=out)
+        return
     from train_cloud.experiments.compare import compare_experiment, write_comparison
 
     found = compare_experiment(store, named, metric=metric, overrides=overrides or (), latency=latency)
@@ -94,6 +99,42 @@ def compare(
         page = write_comparison(found, out or Path(f"{found.experiment}-comparison"), store)
         if not as_json:
             echo(str(page))
+
+
+def _searched(path: Path, overrides: Sequence[str], metric: str | None) -> Experiment | None:
+    """The experiment, where its file holds a search, whose trials are compared instead of levels."""
+    from train_cloud.config import load_experiment
+
+    experiment = load_experiment(path, overrides)
+    if experiment.search is None:
+        return None
+    if metric not in (None, experiment.search.metric):
+        fix = f"the trials were chosen by {experiment.search.metric}: leave it out"
+        raise InputError("--metric", metric, fix)
+    return experiment
+
+
+def _compare_trials(experiment: Experiment, root: str, *, as_json: bool, out: Path | None) -> None:
+    from train_cloud import extras
+
+    extras.need("optuna", "a search")
+    from train_cloud.experiments.search_pictures import draw
+    from train_cloud.experiments.search_results import caution, headline, search_results, write_search
+
+    assert experiment.search is not None
+    found = search_results(experiment, root)
+    if as_json:
+        echo(found.model_dump_json(indent=1))
+    else:
+        echo(headline(found))
+        echo(caution())
+        for key, share in (found.importances or {}).items():
+            echo(f"  {share:4.0%}  {key}")
+    if out is not None or not as_json:
+        folder = out or Path(f"{found.experiment}-comparison")
+        path = write_search(found, draw(found, experiment.search.space), folder, root)
+        if not as_json:
+            echo(str(path))
 
 
 def _print(found: Comparison) -> None:

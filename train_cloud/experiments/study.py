@@ -212,7 +212,7 @@ class Study:
         """Decide, and write all that was decided or nothing; again upon what others have written meanwhile."""
         while True:
             try:
-                with self._journal.transaction(), _quiet():
+                with self._journal.transaction(), quiet():
                     return change(self._study())
             except Overtaken:
                 self._storage = None  # it has heard of what was not written
@@ -278,7 +278,7 @@ def examples(experiment: Experiment, count: int) -> list[Mapping[str, Any]]:
             found.append(search.combination(number))
             continue
         seed = int(np.random.SeedSequence([search.seed, number]).generate_state(1)[0])
-        with _quiet():
+        with quiet():
             drawn = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed)).ask(space).params
         found.append({key: _meant(search.space[key], value) for key, value in drawn.items()})
     return found
@@ -299,7 +299,7 @@ def _distribution(dimension: Dimension) -> BaseDistribution:
     if dimension.whole:
         step = 1 if dimension.step is None else round(dimension.step)
         return IntDistribution(low, high - (high - low) % step, log=dimension.log, step=step)
-    with _quiet():  # a high that is no multiple of the step above low is lowered to the last one
+    with quiet():  # a high that is no multiple of the step above low is lowered to the last one
         return FloatDistribution(low, high, log=dimension.log, step=dimension.step)
 
 
@@ -328,7 +328,7 @@ def _as_json(dimension: Dimension) -> bool:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Optuna tells every trial, and warns of each argument that may change."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
