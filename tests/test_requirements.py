@@ -9,7 +9,7 @@ import pytest
 from train_cloud.config import parse_run_file
 from train_cloud.operations.requirements import packages, pip_arguments
 
-RUN = {"run_id": "r", "algorithm": "sac", "total_timesteps": 10, "save_frequency": 5}
+RUN: dict[str, Any] = {"run_id": "r", "algorithm": "sac", "total_timesteps": 10, "save_frequency": 5}
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,16 @@ def test_gymnasiums_own_environments_bring_what_they_need(
 ) -> None:
     run_file = parse_run_file({**RUN, "environment": {"id": environment}, "evaluation": evaluation})
     assert pip_arguments(run_file) == packages(run_file) == wanted
+
+
+@pytest.mark.parametrize(
+    ("changed", "wanted"),
+    [
+        ({"architecture": "full_hgt"}, ["torch_geometric"]),
+        ({"architecture": "gat"}, []),
+        ({"architecture": {"name": "own", "policy": "sb3_contrib.common.recurrent.policies:Own"}}, ["sb3-contrib"]),
+    ],
+)
+def test_an_architecture_brings_what_it_needs(changed: dict[str, Any], wanted: list[str]) -> None:
+    found = packages(parse_run_file({**RUN, "environment": {"id": "Pendulum-v1"}, **changed}))
+    assert [name.split("<")[0] for name in found] == wanted
