@@ -246,7 +246,7 @@ def test_a_level_that_is_better_wins(four: tuple[Comparison, Path]) -> None:
     found, _ = four
     assert found.verdict.winner == "gat · with_pretrain" and not found.verdict.provisional
     assert max(found.verdict.probabilities.values()) <= found.verdict.level
-    assert found.verdict.level == pytest.approx(0.05 / 2 / 4)
+    assert found.verdict.level == pytest.approx(0.0125)
     first, last = found.pairs[0], found.levels[-1]
     assert last.name == "mlp_baseline · no_pretrain"
     assert first.one == "gat · with_pretrain" and first.improvement.value > 0.9 and len(first.by_seed) == 5

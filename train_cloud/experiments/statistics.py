@@ -232,21 +232,21 @@ def verdict(
     1. every group has three runs or more,
     2. its bootstrap interval overlaps no other group's, and
     3. Welch's one-sided test of the runs' means (over categories: runs are independent, a run's categories are not)
-       gives at most ``(1 - confidence) / 2 / number of groups`` against *each* other group.
+       gives at most ``(1 - confidence) / 4`` against *each* other group.
 
-    If a group is not truly the best, some other group is at least as good, and the test against that one fails but with
-    this probability; so over all groups together a false winner is named with at most ``(1 - confidence) / 2``, 2.5 %
-    of the time, however many there are (an intersection-union test with Bonferroni's correction over the candidates;
-    Berger, Technometrics 24, 1982). Runs are few and seldom normal: ``tests/test_statistics.py`` counts it for several
-    distributions, and never finds more than 5 %. The test is not paired by seed: that a seed is the same makes runs of
-    two levels hardly more alike, and costs half of the degrees of freedom.
+    A false winner has to be better than all others at once, so the worst case is that two groups are equal and all
+    others are far below, however many there are (Gutmann and Maymin, Is the selected population the best?, Annals of
+    Statistics 15, 1987, for normal populations): either of the two may win, with ``(1 - confidence) / 2`` together,
+    2.5 %. Runs are few, seldom normal, and vary more at some levels than at others; ``tests/test_statistics.py`` counts
+    that too, and never finds more than 5 %. The test is not paired by seed: that a seed is the same makes runs of two
+    levels hardly more alike, and pairs have half of the degrees of freedom.
 
     :param groups: name → shape (runs, categories)
     :param intervals: name → interval of its interquartile mean
     :param larger: whether larger scores are better
     """
     sign = 1.0 if larger else -1.0
-    level = (1 - confidence) / 2 / max(1, len(groups))
+    level = (1 - confidence) / 4
     known = {name: scores for name, scores in groups.items() if scores.shape[0] > 0}
     if not known:
         return Verdict(None, None, (), level, {}, "no run has been evaluated")
