@@ -96,6 +96,7 @@ class Pretraining:
         self._reference: torch.nn.Module | None = None
         self._data: _Data | None = None
         self._resumed = False
+        self._saved: dict[int, dict[str, torch.Tensor]] = {}
 
     # ----------------------------------------------------------------------------------------------- state and results
 
@@ -150,14 +151,10 @@ class Pretraining:
             fix = "they are others than the run was begun with: restore them, or choose another run_id"
             raise InputError("pretraining.demonstrations", self._settings.demonstrations, fix)
         self._digest, self._steps, self._episodes = state["digest"], state["steps"], state["episodes"]
-        saved: dict[int, dict[str, torch.Tensor]] = {}
         for name, array in part.arrays.items():
             if name.startswith(_OPTIMIZER):
                 index, key = name.removeprefix(_OPTIMIZER).split("|")
-                saved.setdefault(int(index), {})[key] = torch.from_numpy(array.copy())
-        if not self.finished:
-            optimizer = self._make_optimizer()
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": saved})
+                self._saved.setdefault(int(index), {})[key] = torch.from_numpy(array.copy())
         reference = {
             name.removeprefix(_REFERENCE): torch.from_numpy(array.copy())
             for name, array in part.arrays.items()
@@ -181,10 +178,10 @@ class Pretraining:
         assert self._demonstrations is not None
         self._data = _Data(self._model, self._demonstrations, self._cloner, fit=not self._resumed)
         self._demonstrations = None  # which it has copies of
-        if not self._resumed:
-            if self._settings.critic:
-                self._cloner.begin_values_at(self._data.mean_return)
-            self._make_optimizer()
+        if not self._resumed and self._settings.critic:
+            self._cloner.begin_values_at(self._data.mean_return)
+        self._optimizer = self._make_optimizer(self._data.spread**0.5)
+        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": self._saved})
 
     def batches(self) -> Iterator[bool]:
         """Learn; each turn is a batch, after which the state can be saved.
@@ -220,10 +217,18 @@ class Pretraining:
         if self._settings.keep is not None:
             self._reference = _frozen(self._cloner.actor)
 
-    def _make_optimizer(self) -> torch.optim.Optimizer:
-        parameters = list({id(one): one for one in self._cloner.parameters()}.values())
-        self._optimizer = torch.optim.Adam(parameters, lr=self._settings.learning_rate)
-        return self._optimizer
+    def _make_optimizer(self, deviation: float) -> torch.optim.Optimizer:
+        """:param deviation: of the returns: a step of Adam's is as large whatever the loss, so values of hundreds would
+        not be reached. Last layers that give nothing but values learn as if returns had the deviation 1.
+        """
+        parameters = {id(one): one for one in self._cloner.parameters()}
+        heads = {id(one) for layer in self._cloner.last_layers() for one in layer.parameters()} & parameters.keys()
+        rate = self._settings.learning_rate
+        groups: list[dict[str, Any]] = [
+            {"params": [one for key, one in parameters.items() if key not in heads]},
+            {"params": [one for key, one in parameters.items() if key in heads], "lr": rate * deviation},
+        ]
+        return torch.optim.Adam([group for group in groups if group["params"]], lr=rate)
 
     def _learn(self, rows: Array) -> None:
         assert self._data is not None and self._optimizer is not None
@@ -379,10 +384,13 @@ class _Cloner(ABC):
     def begin_values_at(self, mean: float) -> None:
         """Of returns of 100 a layer that begins at 0 would be far for thousands of updates."""
         for network in self.values():
-            last = [layer for layer in network.modules() if isinstance(layer, torch.nn.Linear)][-1:]
-            for layer in last:
+            for layer in _last(network):
                 if layer.bias is not None:
                     layer.bias.data.fill_(mean)
+
+    def last_layers(self) -> list[torch.nn.Linear]:
+        """Of those networks, where they are for nothing else."""
+        return [layer for network in self.values() for layer in _last(network)]
 
     def finish(self) -> None:  # noqa: B027 - on-policy there are none
         """Once all is learned: target networks."""
@@ -592,6 +600,9 @@ class _Margin(_Cloner):
     def values(self) -> Sequence[torch.nn.Module]:
         return [self.actor]
 
+    def last_layers(self) -> list[torch.nn.Linear]:
+        return []  # its values decide, and their margin has no unit
+
     def finish(self) -> None:
         self.policy.q_net_target.load_state_dict(self.policy.q_net.state_dict())
 
@@ -746,6 +757,11 @@ def _seen_lately(model: Any, generator: np.random.Generator) -> Any:
     return obs_as_tensor(
         buffer._normalize_obs(_at(buffer.observations, at), model.get_vec_normalize_env()), model.device
     )
+
+
+def _last(network: torch.nn.Module) -> list[torch.nn.Linear]:
+    """Its last layer, in a list; none where no layer is linear."""
+    return [layer for layer in network.modules() if isinstance(layer, torch.nn.Linear)][-1:]
 
 
 def _frozen(actor: torch.nn.Module) -> torch.nn.Module:
