@@ -1,5 +1,6 @@
 # What a worker may do: read its run file and code, write its own run's state, and end its own group. Nothing else. Each
-# run has a role of its own: no worker reaches another run's objects or group, though one apply made both.
+# run has a role of its own: no worker reaches another run's objects or group, though one apply made both. Only within an
+# experiment that limits all its runs together does each read what the others have recorded of their sessions.
 
 locals {
   # Built from names, so that the policy can stand before the group does and the first boot finds it.
@@ -154,6 +155,23 @@ resource "aws_iam_role_policy" "worker" {
           for file in ["config.json", "all_results.json"] : "${local.bucket_arn}/${local.root}experiments/${experiment}/${file}"
         ]
       }],
+      # What an experiment file says of all its runs, and where it limits them, how far each is and what it has cost.
+      [for name in terraform_data.experiment[*].input : {
+        Sid    = "ReadExperiment"
+        Effect = "Allow"
+        Action = "s3:GetObject"
+        Resource = [
+          for key in concat(["experiments/${name}/experiment.json"], local.experiment_limited ? ["runs/${name}-*/head.json", "runs/${name}-*/sessions/*"] : []) :
+          "${local.bucket_arn}/${local.root}${key}"
+        ]
+      }],
+      [for name in terraform_data.experiment[*].input : {
+        Sid       = "ListRunsOfExperiment"
+        Effect    = "Allow"
+        Action    = "s3:ListBucket"
+        Resource  = local.bucket_arn
+        Condition = { StringLike = { "s3:prefix" = ["${local.root}runs/${name}-*/"] } }
+      } if local.experiment_limited],
       [for parameters in [local.secret_arns[each.key]] : {
         Sid      = "ReadSecrets"
         Effect   = "Allow"

@@ -1,7 +1,7 @@
 # The bucket, and what the workers read from it: run files as written, overrides, and code under its digest.
 
 locals {
-  run_paths = [for path in concat(compact([var.run_file]), var.run_files) : pathexpand(path)]
+  run_paths = [for path in concat(compact([var.run_file]), var.run_files, local.experiment_paths) : pathexpand(path)]
   # By run_id; two files with one are refused above, and here too for whoever looks at a plan without validations.
   run_files = { for path in local.run_paths : yamldecode(file(path)).run_id => { path = path, content = yamldecode(file(path)) } }
   overrides = { for key, value in { algorithm = var.training_type, total_timesteps = var.total_timesteps, save_frequency = var.save_frequency } : key => value if value != null }
@@ -57,7 +57,11 @@ locals {
   user_files = {
     for id, folder in local.user_folder : id => folder == null ? [] : [
       for file in setsubtract(fileset(folder, "**"), local.user_excluded[id]) : file
-      if !anytrue([for never in local.never_folders[id] : startswith(file, never)]) && !(can(regex("\\.ya?ml$", file)) && can(regex("(?m)^(\\{\\s*)?[\"']?run_id[\"']?\\s*:", file("${folder}/${file}"))))
+      if !anytrue([for never in local.never_folders[id] : startswith(file, never)]) && !(can(regex("\\.ya?ml$", file)) && anytrue([
+        for keys in [["run_id"], ["experiment", "(base|vary)"]] : alltrue([
+          for key in keys : can(regex("(?m)^(\\{\\s*)?[\"']?${key}[\"']?\\s*:", file("${folder}/${file}")))
+        ])
+      ]))
     ]
   }
 
@@ -223,13 +227,17 @@ resource "aws_s3_object" "run" {
 
   # The worker ends by itself at the deadline, half an hour before its group is taken to 0 from outside. When the time has
   # come it looks here again, so that a limit that was raised in mid-run holds.
-  content = jsonencode({
-    run_id      = each.key
-    overrides   = {}
-    launched_by = "terraform"
-    deadline    = timeadd(local.launched[each.key], "${ceil(var.max_runtime_hours * 60)}m")
-    volume      = local.volume
-  })
+  content = jsonencode(merge(
+    {
+      run_id      = each.key
+      overrides   = {}
+      launched_by = "terraform"
+      deadline    = timeadd(local.launched[each.key], "${ceil(var.max_runtime_hours * 60)}m")
+      volume      = local.volume
+    },
+    # Whose limits this run's worker looks after too.
+    var.experiment_file == null ? {} : { experiment = local.experiment_name },
+  ))
 }
 
 resource "aws_s3_object" "overrides" {

@@ -1,18 +1,18 @@
 # What is trained stands in the run file; here stands where, for how long and for whom.
 
 variable "run_file" {
-  description = "Path of the run file (YAML), relative to the folder that Terraform runs in. Its run_id names the worker's resources. For several runs: run_files."
+  description = "Path of the run file (YAML), relative to the folder that Terraform runs in. Its run_id names the worker's resources. For several runs: run_files, or experiment_file."
   type        = string
   default     = null
 
   validation {
-    condition     = var.run_file != null || length(var.run_files) > 0
-    error_message = "run_file: name a run file, for example ../examples/pendulum_sac.yaml, or several in run_files."
+    condition     = var.run_file != null || length(var.run_files) > 0 || var.experiment_file != null
+    error_message = "run_file: name a run file, for example ../examples/pendulum_sac.yaml, or several in run_files, or an experiment_file."
   }
 
   validation {
-    condition     = var.run_file == null || length(var.run_files) == 0
-    error_message = "run_file: give run_file or run_files, not both."
+    condition     = length(compact([var.run_file, length(var.run_files) == 0 ? null : "several", var.experiment_file])) < 2
+    error_message = "run_file: give one of run_file, run_files and experiment_file."
   }
 
   validation {
@@ -55,6 +55,34 @@ variable "run_files" {
   validation {
     condition     = length(distinct([for path in var.run_files : try(yamldecode(file(pathexpand(path))).run_id, path)])) == length(var.run_files)
     error_message = "run_files: two of them have the same run_id; give each run its own."
+  }
+}
+
+variable "experiment_file" {
+  description = "Path of an experiment file (YAML), in the place of run_file: each of its runs gets what a run of run_files gets, and its limits hold over all of them. `train-cloud expand EXPERIMENT_FILE` writes their run files beside it, now and after each change."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.experiment_file == null || can(file(pathexpand(var.experiment_file)))
+    error_message = "experiment_file: no readable file at this path; it is relative to the folder that Terraform runs in."
+  }
+
+  validation {
+    condition     = !can(file(pathexpand(var.experiment_file))) || can(regex("^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$", yamldecode(file(pathexpand(var.experiment_file))).experiment))
+    error_message = "experiment_file: it must be a YAML map whose experiment has 1 to 40 lower-case letters, digits and inner hyphens; `train-cloud validate EXPERIMENT_FILE` says what is wrong with it."
+  }
+
+  validation {
+    # Where local.experiment_listing is read from, which a validation of this variable cannot refer to.
+    condition     = !can(yamldecode(file(pathexpand(var.experiment_file))).experiment) || can(jsondecode(file("${dirname(pathexpand(var.experiment_file))}/${yamldecode(file(pathexpand(var.experiment_file))).experiment}-runs/experiment.json")).runs)
+    error_message = "experiment_file: its run files are not written yet: run train-cloud expand '${coalesce(var.experiment_file, "-")}' and then this again."
+  }
+
+  validation {
+    # AWS makes 500 groups in a region, and an account has 1000 roles (quotas that can be raised).
+    condition     = try(length(jsondecode(file("${dirname(pathexpand(var.experiment_file))}/${yamldecode(file(pathexpand(var.experiment_file))).experiment}-runs/experiment.json")).runs), 0) <= 200
+    error_message = "experiment_file: it has more runs than the 200 of a stack: leave levels or seeds out with train-cloud expand --set, or train it on few machines with train-cloud train --parallel."
   }
 }
 

@@ -51,6 +51,9 @@ resource "terraform_data" "launched" {
   for_each = local.runs
   input    = timestamp()
 
+  # Everything of a run depends on its launch.
+  depends_on = [terraform_data.experiment]
+
   lifecycle {
     ignore_changes = [input]
   }
@@ -202,6 +205,7 @@ resource "aws_autoscaling_group" "worker" {
     aws_kms_grant.autoscaling,
     aws_s3_object.code,
     aws_s3_object.code_sums,
+    aws_s3_object.experiment,
     aws_s3_object.overrides,
     aws_s3_object.run,
     aws_s3_object.run_file,

@@ -564,9 +564,9 @@ def test_ctrl_c_ends_a_rehearsal_with_all_that_is_its(image: Image, tmp_path: Pa
 
 SIGTERM = """
 import os, signal, time
-from train_cloud.rehearsal.rehearse import _ended_as_by_ctrl_c
+from train_cloud.rehearsal.rehearse import ended_as_by_ctrl_c
 try:
-    with _ended_as_by_ctrl_c():
+    with ended_as_by_ctrl_c():
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)
 except KeyboardInterrupt:

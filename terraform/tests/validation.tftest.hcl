@@ -84,6 +84,70 @@ run "run_files_with_one_run_id" {
   }
 }
 
+run "run_files_and_experiment_file" {
+  command         = plan
+  expect_failures = [var.run_file]
+  variables {
+    run_file        = null
+    run_files       = ["tests/run.yaml"]
+    experiment_file = "tests/experiment.yaml"
+  }
+}
+
+run "experiment_file_missing" {
+  command         = plan
+  expect_failures = [var.experiment_file]
+  variables {
+    run_file        = null
+    experiment_file = "tests/none.yaml"
+  }
+}
+
+run "experiment_file_bad_name" {
+  command         = plan
+  expect_failures = [var.experiment_file]
+  variables {
+    run_file        = null
+    experiment_file = "tests/experiment_bad_name.yaml"
+  }
+}
+
+run "experiment_file_not_expanded" {
+  command         = plan
+  expect_failures = [var.experiment_file]
+  variables {
+    run_file        = null
+    experiment_file = "tests/experiment_not_expanded.yaml"
+  }
+}
+
+run "experiment_file_with_too_many_runs" {
+  command         = plan
+  expect_failures = [var.experiment_file]
+  variables {
+    run_file        = null
+    experiment_file = "tests/experiment_large.yaml"
+  }
+}
+
+run "experiment_file_changed_since" {
+  command         = plan
+  expect_failures = [terraform_data.experiment]
+  variables {
+    run_file        = null
+    experiment_file = "tests/experiment_changed.yaml"
+  }
+}
+
+run "experiment_file_with_a_run_file_missing" {
+  command         = plan
+  expect_failures = [terraform_data.experiment]
+  variables {
+    run_file        = null
+    experiment_file = "tests/experiment_incomplete.yaml"
+  }
+}
+
 run "training_type" {
   command         = plan
   expect_failures = [var.training_type]

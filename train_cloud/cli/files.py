@@ -19,24 +19,44 @@ def register(app: typer.Typer) -> None:
     app.command("import-zoo", rich_help_panel=options.TRAIN)(import_zoo)
 
 
-def expand(run_file: options.RunFile, out: _Out = Path(), overrides: options.Overrides = None) -> None:
+def expand(
+    run_file: options.RunFile,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Folder that the run files are written to.",
+            show_default="here; of an experiment, EXPERIMENT-runs beside its file",
+        ),
+    ] = None,
+    overrides: options.Overrides = None,
+) -> None:
     """Write a run file for each of a run file's seeds, or for each run of an experiment file.
 
-    Each is a run of its own, named RUN_ID-sSEED, in one experiment; name them in Terraform's run_files to launch all.
+    Each is a run of its own. Of seeds it is named RUN_ID-sSEED, in one experiment; Terraform's run_files launches all.
+    Of an experiment Terraform's experiment_file finds them in EXPERIMENT-runs: call this again after each change.
 
     `train-cloud expand sweep.yaml --out seeds && train-cloud validate seeds/sweep-s1.yaml`
     """
     from train_cloud.config import is_experiment, load_experiment, load_run_file
+    from train_cloud.operations.expand import expand_experiment
     from train_cloud.operations.seeds import write_cell, write_each
 
     if is_experiment(run_file):
-        for cell in load_experiment(run_file, overrides or ()).cells:
-            echo(str(write_cell(cell, out, run_file.name)))
+        if out is None:
+            written = expand_experiment(run_file, overrides or ())
+        else:
+            written = [
+                write_cell(cell, out, run_file.name) for cell in load_experiment(run_file, overrides or ()).cells
+            ]
+        for path in written:
+            echo(str(path))
         return
     checked = load_run_file(run_file, overrides or ())
     if checked.seeds is None:
         raise InputError("seeds", None, "add it, for example seeds: [1, 2, 3]")
-    for path in write_each(checked, out, run_file.name):
+    for path in write_each(checked, out or Path(), run_file.name):
         echo(str(path))
 
 

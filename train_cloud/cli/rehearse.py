@@ -9,6 +9,7 @@ import typer
 
 from train_cloud import extras
 from train_cloud.cli import options
+from train_cloud.errors import InputError
 
 
 def register(app: typer.Typer) -> None:
@@ -36,10 +37,20 @@ def rehearse(
 
     With `--machine` each instance is a real Linux: docs/machine.md.
 
+    Of an experiment file up to eight runs are trained side by side, of which the first is interrupted.
+
     `train-cloud rehearse examples/pendulum_sac.yaml`
     """
     extras.need("stable_baselines3", "rehearse")
     extras.need("moto", "rehearse")
+    from train_cloud.config import is_experiment
+
+    if is_experiment(run_file):
+        if machine:
+            raise InputError("--machine", str(run_file), "one run at a time: rehearse one of its runs, or leave it out")
+        from train_cloud.rehearsal.experiment import rehearse_experiment
+
+        raise typer.Exit(rehearse_experiment(run_file, overrides=overrides or (), output=out))
     from train_cloud.rehearsal.rehearse import rehearse as rehearse_run
 
     raise typer.Exit(rehearse_run(run_file, overrides=overrides or (), output=out, machine=machine))

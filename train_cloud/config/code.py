@@ -3,8 +3,8 @@
 People keep everything in one folder: scripts, run files, the store, what their tools leave, and what the script writes
 while it trains. Only the first of these is what was launched. So a file is one of
 
-- nothing to the run (:data:`NEVER`, run files, stores, environments and caches by their own marks): neither sent to a
-  worker nor compared
+- nothing to the run (:data:`NEVER`, run files and experiment files, stores, environments and caches by their own
+  marks): neither sent to a worker nor compared
 - program text (:data:`PROGRAM`): any that is changed, new or gone makes another run
 - anything else, data for example: compared with what was there when the run was launched, unless it is for people
   (:data:`INERT`), or was written while the run trained, which makes it the run's own output. What was not there is none
@@ -70,6 +70,10 @@ PROGRAM = frozenset(
 INERT = ("**/*.md", "**/*.rst", "**/*.ipynb", "**/*.log", "**/logs/**", "**/LICENSE*", "**/.gitignore")
 
 _RUN_FILE = re.compile(rb"""^(\{\s*)?["']?run_id["']?\s*:""", re.MULTILINE)
+_EXPERIMENT_FILE = (
+    re.compile(rb"""^(\{\s*)?["']?experiment["']?\s*:""", re.MULTILINE),
+    re.compile(rb"""^(\{\s*)?["']?(base|vary)["']?\s*:""", re.MULTILINE),
+)
 _MOST_NAMED = 5
 OUTPUT = ""
 """Instead of a digest: this file was found to be what the run itself writes."""
@@ -222,7 +226,9 @@ def _of_a_store(folder: Path) -> set[str]:
 
 
 def _is_run_file(path: Path) -> bool:
-    return _RUN_FILE.search(path.read_bytes()) is not None
+    """Or an experiment file."""
+    text = path.read_bytes()
+    return _RUN_FILE.search(text) is not None or all(key.search(text) for key in _EXPERIMENT_FILE)
 
 
 def _is_inert(path: str) -> bool:

@@ -74,6 +74,11 @@ class Platform(Protocol):
     def run_deadline(self, store: ObjectStore) -> datetime | None:
         """When the run ends at the latest, whatever it has used."""
 
+    def experiment(self, store: ObjectStore) -> str | None:
+        """Name of the experiment whose limits over all runs this process has to look after; None where there is none,
+        or another process does.
+        """
+
     # ------------------------------------------------------------------------------------- how do I leave for good
 
     def give_up(self, store: ObjectStore, because: str, session: int) -> None:

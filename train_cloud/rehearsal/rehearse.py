@@ -43,8 +43,8 @@ from train_cloud.store import ObjectStore, open_store
 
 #: Shares of the run at which it is interrupted and killed, and the share of a save interval beyond, so that neither
 #: falls on a checkpoint.
-_NOTICE_AT, _KILL_AT, _BEYOND = 0.3, 0.65, 0.6
-_PROJECT = "rehearsal"
+NOTICE_AT, _KILL_AT, BEYOND = 0.3, 0.65, 0.6
+PROJECT = "rehearsal"
 _CURVES = ("rollout/ep_rew_mean", "eval/mean_reward", "train/loss", "train/critic_loss")
 
 
@@ -60,7 +60,7 @@ def rehearse(
     config = load_run_file(run_file, overrides)
     if config.seeds is not None:
         raise InputError("seeds", list(config.seeds), "several runs: train-cloud expand writes a run file for each")
-    _interval(config)
+    interval(config)
     timeline = Timeline()
     driver = _machines(config, timeline) if machine else Instance
     folder = (output / config.run_id).absolute()
@@ -69,13 +69,13 @@ def rehearse(
     timeline.title(f"Rehearsal of {config.run_id}: {config.total_timesteps:,} timesteps, two interruptions, no AWS")
     launched = as_launched(run_file, config, overrides, folder)
     with (
-        _ended_as_by_ctrl_c(),
+        ended_as_by_ctrl_c(),
         EmbeddedAws(log=folder / "aws.log") as aws,
-        _ControlRun(launched, folder / "control", timeline) as control,
+        ControlRun(launched, folder / "control", timeline) as control,
     ):
-        tally = _Tally(timeline)
+        tally = Tally(timeline)
         terraform = Terraform(folder / "stack", aws, on_event=tally)
-        outputs = terraform.apply({"run_file": launched, "project_name": _PROJECT, "delete_artifacts_on_destroy": True})
+        outputs = terraform.apply({"run_file": launched, "project_name": PROJECT, "delete_artifacts_on_destroy": True})
         tally.tell("created")
         scenario = Scenario(aws, outputs["autoscaling_group_name"], config, folder, timeline, driver)
         try:
@@ -111,7 +111,7 @@ def as_launched(run_file: Path, config: RunFile, overrides: Sequence[str], folde
     return path
 
 
-class _Tally:
+class Tally:
     """Terraform's events, with the code's many objects told as one."""
 
     def __init__(self, timeline: Timeline) -> None:
@@ -129,7 +129,7 @@ class _Tally:
         self._objects = 0
 
 
-class _ControlRun:
+class ControlRun:
     """The same run file, trained without an interruption at the same time, as anybody would on a laptop."""
 
     def __init__(self, run_file: Path, folder: Path, timeline: Timeline) -> None:
@@ -137,7 +137,7 @@ class _ControlRun:
         self._process: subprocess.Popen[bytes] | None = None
         self.root = str(folder / "store")
 
-    def __enter__(self) -> _ControlRun:
+    def __enter__(self) -> ControlRun:
         self._folder.mkdir()
         variables = child_process.environment()
         environment = {name: value for name, value in variables.items() if not name.startswith("TRAIN_CLOUD_")}
@@ -172,9 +172,9 @@ class _ControlRun:
 
 def _live(scenario: Scenario, config: RunFile, timeline: Timeline) -> None:
     """A notice, a kill, and the end."""
-    save = _interval(config)
+    save = interval(config)
     notice, kill = (
-        int(share * config.total_timesteps) // save * save + int(_BEYOND * save) for share in (_NOTICE_AT, _KILL_AT)
+        int(share * config.total_timesteps) // save * save + int(BEYOND * save) for share in (NOTICE_AT, _KILL_AT)
     )
     timeline.title("The first machine")
     first = scenario.boot()
@@ -193,7 +193,7 @@ class _Report:
     """Compares what came of the run with the control run, and writes it down."""
 
     def __init__(
-        self, scenario: Scenario, control: _ControlRun, config: RunFile, folder: Path, timeline: Timeline
+        self, scenario: Scenario, control: ControlRun, config: RunFile, folder: Path, timeline: Timeline
     ) -> None:
         self._scenario, self._control, self._config = scenario, control, config
         self._folder, self._timeline = folder, timeline
@@ -209,12 +209,12 @@ class _Report:
         self._control.wait()
         run_id = self._config.run_id
         bucket = next(b["Name"] for b in self._scenario.aws.client("s3").list_buckets()["Buckets"])
-        with _environment(self._scenario.aws.environment()):
+        with environment(self._scenario.aws.environment()):
             root = f"s3://{bucket}"
             store, control = (open_store(layout.run_url(base, run_id)) for base in (root, self._control.root))
-            head = _head(store)
+            head = head_of(store)
             scalars = self._scalars(store, "tensorboard"), self._scalars(control, "control/tensorboard")
-            found = differences(_snapshot(store, head), _snapshot(control, _head(control)))
+            found = differences(snapshot_at(store, head), snapshot_at(control, head_of(control)))
             own = ("time/", "system/", *(["eval/"] if self._config.evaluation is not None else []))
             found += [
                 f"scalar {tag}"
@@ -283,7 +283,7 @@ class _Report:
             kept[f"{len(shown)} curves on the machine's TensorBoard"] = shown >= self._tags
         for what, true in kept.items():
             say("result", f"{'✓' if true else '✗'} {what}")
-        say("result", f"report.html, videos, learning curve, TensorBoard logs and model in {_shown(self._folder)}")
+        say("result", f"report.html, videos, learning curve, TensorBoard logs and model in {shown_path(self._folder)}")
         return 0 if all(kept.values()) else 1
 
     def _scalars(self, store: ObjectStore, name: str) -> dict[str, list[tuple[int, float]]]:
@@ -341,10 +341,10 @@ class _Report:
         for record in read_sessions(store):
             progress = record.progress or {}
             during = max(during, (progress.get("steps_per_second") or 0.0) * progress.get("commit_seconds", 0.0))
-        return _interval(self._config) + math.ceil(during)
+        return interval(self._config) + math.ceil(during)
 
 
-def _interval(config: RunFile) -> int:
+def interval(config: RunFile) -> int:
     """Timesteps between two commits: the rehearsal's promises are counted in them."""
     if config.save_frequency is None:
         fix = "the rehearsal's promises are counted in steps: add --set save_frequency=500"
@@ -353,7 +353,7 @@ def _interval(config: RunFile) -> int:
 
 
 @contextlib.contextmanager
-def _ended_as_by_ctrl_c() -> Iterator[None]:
+def ended_as_by_ctrl_c() -> Iterator[None]:
     """SIGTERM too ends a rehearsal with everything that it started."""
     if threading.current_thread() is not threading.main_thread():  # no other may set a handler
         yield
@@ -365,7 +365,7 @@ def _ended_as_by_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-class _environment:
+class environment:
     """Sets variables within a block, and puts back what was there."""
 
     def __init__(self, variables: dict[str, str]) -> None:
@@ -383,17 +383,17 @@ class _environment:
                 os.environ[name] = value
 
 
-def _head(store: ObjectStore) -> Head:
+def head_of(store: ObjectStore) -> Head:
     read = read_head(store)
     if read is None or read[0].manifest is None:
         raise TrainCloudError(f"{store.url} has no checkpoint")
     return read[0]
 
 
-def _snapshot(store: ObjectStore, head: Head) -> Snapshot:
+def snapshot_at(store: ObjectStore, head: Head) -> Snapshot:
     assert head.manifest is not None
     return restore(store, read_manifest(store, head.manifest))
 
 
-def _shown(folder: Path) -> str:
+def shown_path(folder: Path) -> str:
     return str(folder.relative_to(Path.cwd())) if folder.is_relative_to(Path.cwd()) else str(folder)

@@ -94,8 +94,8 @@ class Terraform:
 
     def _give(self, variables: Mapping[str, object]) -> None:
         given = dict(variables)
-        if "run_file" in given:
-            given["run_file"] = str(Path(str(given["run_file"])).absolute())
+        for name in {"run_file", "experiment_file"} & given.keys():
+            given[name] = str(Path(str(given[name])).absolute())
         if "run_files" in given:
             paths = cast(Sequence[object], given["run_files"])
             given["run_files"] = [str(Path(str(path)).absolute()) for path in paths]

@@ -44,7 +44,17 @@ def run_url(root: str, run_id: str) -> str:
     """
     if not root.strip() or root.rstrip("/") in ("s3:", "file:"):
         raise InputError("--store", root, "give s3://bucket/prefix or a local folder")
-    return f"{root.rstrip('/')}/runs/{run_id}"
+    return f"{root.rstrip('/')}/{run_folder(run_id)}"
+
+
+def run_folder(run_id: str) -> str:
+    """A run's folder, relative to the store's root."""
+    return f"runs/{run_id}"
+
+
+def experiment_key(experiment: str) -> str:
+    """What a launch says of an experiment, relative to the store's root."""
+    return f"experiments/{experiment}/experiment.json"
 
 
 def run_id_of(url: str) -> str:

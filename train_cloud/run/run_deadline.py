@@ -39,6 +39,15 @@ def read_volume(store: ObjectStore) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
+def read_experiment_name(store: ObjectStore) -> str | None:
+    """Of the experiment file that the run was launched from; None where it was launched by itself.
+
+    :raises StoreError: unknown
+    """
+    found = _launch(store).get("experiment")
+    return found if isinstance(found, str) and layout.is_run_id(found) else None
+
+
 def _launch(store: ObjectStore) -> dict[str, Any]:
     try:
         found: Any = json.loads(bytes(store.get(layout.RUN_JSON).body))

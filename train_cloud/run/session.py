@@ -195,6 +195,12 @@ def read_progress(store: ObjectStore, session: Session) -> dict[str, Any] | None
     return _content(store, layout.progress_key(session.number))
 
 
+def with_progress(store: ObjectStore, record: SessionRecord) -> SessionRecord:
+    """A session's record with its progress as it is now, which takes one request."""
+    found = _content(store, layout.progress_key(record.number))
+    return record if found is None else record.model_copy(update={"progress": found})
+
+
 def record_notice(store: ObjectStore, session: Session, notice: Mapping[str, Any]) -> str:
     """Write a notice under the next free number and return its key. A notice that stands there already is not
     doubled.

@@ -17,13 +17,15 @@ from typing import Any
 from pydantic import ValidationError
 
 from train_cloud.config.run_file import Limits as Configured
-from train_cloud.errors import TrainCloudError
+from train_cloud.errors import StoreError, TrainCloudError
 from train_cloud.platforms.ec2.price import Price
 from train_cloud.platforms.protocol import Platform
+from train_cloud.run import layout
 from train_cloud.run.cost import hours, price, setup_seconds
 from train_cloud.run.run_deadline import read_deadline
 from train_cloud.run.session import Session, SessionRecord, read_sessions
-from train_cloud.store import ObjectStore
+from train_cloud.runtime.elsewhere import Elsewhere, Ended, ExperimentLimits
+from train_cloud.store import FileStore, ObjectStore, open_store
 
 EXPERIMENT_LIMIT = "TRAIN_CLOUD_EXPERIMENT_LIMIT"
 """Names a file, which appears with the reason in it as soon as a limit over all runs of the experiment is reached."""
@@ -33,12 +35,27 @@ log = logging.getLogger(__name__)
 
 def begin_limits(limits: Configured, store: ObjectStore, session: Session, platform: Platform) -> Limits:
     """The limits of a session that has begun. Waits for a price that a dollar limit needs, as long as that may help."""
-    records = read_sessions(store) if limits.hours is not None or limits.dollars is not None else []
+    name = platform.experiment(store)
+    experiment = None if name is None else _of_experiment(store, name)
+    needs_price = limits.dollars is not None or (experiment is not None and experiment.limits.dollars is not None)
+    records = read_sessions(store) if limits.hours is not None or needs_price else []
     here = None
-    if limits.dollars is not None:
+    if needs_price:
         start = next((record.start for record in records if record.number == session.number), {})
         here = platform.price(start)
-    return Limits(limits, session, records, price=here, store=store, deadline=platform.run_deadline(store))
+    deadline = platform.run_deadline(store)
+    return Limits(limits, session, records, price=here, store=store, deadline=deadline, experiment=experiment)
+
+
+def _of_experiment(store: ObjectStore, name: str) -> ExperimentLimits:
+    root = open_store(layout.root_of(store.url))
+    assert isinstance(root, FileStore)
+    found = ExperimentLimits(root, name)
+    try:
+        found.read()
+    except StoreError as error:  # read again, as long as the session lasts
+        log.warning("%s cannot be read: %s", found.name, error)
+    return found
 
 
 class Limits:
@@ -47,6 +64,7 @@ class Limits:
     :param records: all sessions of the run, this one included
     :param price: of this machine; None where it is none of AWS's, which costs nothing that we know of
     :param deadline: when the run ends at the latest, whatever it has used; None: never
+    :param experiment: limits that it shares with other runs
     """
 
     def __init__(
@@ -58,6 +76,7 @@ class Limits:
         price: Price | None,
         store: ObjectStore,
         deadline: datetime | None,
+        experiment: ExperimentLimits | None = None,
     ) -> None:
         self._limits, self._session, self._store = limits, session, store
         before = [record for record in records if record.number < session.number]
@@ -71,6 +90,12 @@ class Limits:
         """Why the dollar limit cannot be kept, so that the session must not begin; None: it can, or there is none."""
         if limits.dollars is not None:
             self._weigh(limits.dollars, price, before)
+        self._elsewhere: list[Elsewhere] = [Ended(store, session)]
+        if experiment is not None:
+            experiment.hourly = self._hourly
+            self._elsewhere.append(experiment)
+            if experiment.limits.dollars is not None:
+                self._price_here(experiment.name, experiment.limits.dollars, price)
         named = os.environ.get(EXPERIMENT_LIMIT)
         self._experiment = Path(named) if named else None
         self._deadline = deadline
@@ -90,7 +115,8 @@ class Limits:
             spent = self._dollars_before + own * self._hourly
             if spent >= self._limits.dollars:
                 return f"limits.dollars: {self._limits.dollars} dollars are spent"
-        return self._of_experiment() or self._overdue()
+        found = [decision.found() for decision in self._elsewhere]
+        return next(filter(None, found), None) or self._of_experiment() or self._overdue()
 
     def _of_experiment(self) -> str | None:
         """Whether the limit is reached that many runs share."""
@@ -102,7 +128,7 @@ class Limits:
             return None
 
     def _weigh(self, dollars: float, price_here: Price | None, before: Sequence[SessionRecord]) -> None:
-        """The dollar limit: what was spent before, and whether what is spent here can be known."""
+        """The run's own dollar limit: what was spent before, and whether what is spent here can be known."""
         unpriced = []
         for record in before:
             hourly = _at_most(price(record))
@@ -116,16 +142,23 @@ class Limits:
                 ", ".join(unpriced),
                 "it is" if len(unpriced) == 1 else "they are",
             )
+        self._price_here("limits.dollars", dollars, price_here)
+
+    def _price_here(self, limit: str, dollars: float, price_here: Price | None) -> None:
+        """Whether what is spent here can be known."""
         if price_here is None:
-            log.warning("limits.dollars: %s does not count here: only a worker on AWS has a price", dollars)
+            log.warning("%s: %s does not count here: only a worker on AWS has a price", limit, dollars)
         elif self._hourly is not None and price_here.left_out:
             missing = " and ".join(price_here.left_out)
-            log.warning("limits.dollars: counts without the %s here: %s", missing, price_here.because)
+            log.warning("%s: counts without the %s here: %s", limit, missing, price_here.because)
         elif self._hourly is None:
+            instead = "limits.hours in the place of limits.dollars in the experiment file"
+            if limit == "limits.dollars":
+                instead = "relaunch with --set limits.dollars=null and limits.hours instead"
             self.refusal = (
-                f"limits.dollars: {dollars} dollars cannot be kept to, because this machine's price is unknown "
+                f"{limit}: {dollars} dollars cannot be kept to, because this machine's price is unknown "
                 f"({price_here.because}): let the role ask (ec2:DescribeSpotPriceHistory, pricing:GetProducts), or "
-                "relaunch with --set limits.dollars=null and limits.hours instead"
+                f"{instead}"
             )
 
     def _overdue(self) -> str | None:

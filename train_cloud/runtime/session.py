@@ -163,6 +163,8 @@ class TrainingSession:
             raise
 
     def _check_limits(self, begun: Begun) -> None:
+        if begun.lease is not None and begun.lease.head.outcome is not None:
+            return  # this session itself has ended the run
         reached = begun.limits.reached()
         if reached is not None:
             at_limit(self._inputs.deadline, reached)

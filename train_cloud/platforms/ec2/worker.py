@@ -26,7 +26,7 @@ from train_cloud.platforms.ec2.price import Price, Volume, read_price
 from train_cloud.platforms.protocol import Platform
 from train_cloud.run import layout
 from train_cloud.run.head import Head, Outcome, conclude, read_head
-from train_cloud.run.run_deadline import read_deadline, read_volume
+from train_cloud.run.run_deadline import read_deadline, read_experiment_name, read_volume
 from train_cloud.run.session import Session, begin_session, local_session
 from train_cloud.store import ObjectStore, open_store
 from train_cloud.whole_file import write_local
@@ -119,6 +119,9 @@ class Worker(Platform):
 
     def run_deadline(self, store: ObjectStore) -> datetime | None:
         return read_deadline(store)
+
+    def experiment(self, store: ObjectStore) -> str | None:
+        return read_experiment_name(store)
 
     def give_up(self, store: ObjectStore, because: str, session: int) -> None:
         conclude(store, "failed", because, session=session, owner=platform.node())
