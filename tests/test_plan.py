@@ -23,6 +23,7 @@ from botocore import xform_name
 from policy_sentry.querying.actions import get_action_data
 from small_package import with_small_package
 
+from train_cloud.cli import main
 from train_cloud.rehearsal.aws import EmbeddedAws
 from train_cloud.rehearsal.terraform import PROVIDER, Terraform, find_mirror, worker_environment
 
@@ -34,6 +35,7 @@ MODULE = REPOSITORY / "terraform"
 REGION = "ap-southeast-1"
 PROJECT = "abcdefghij-abcdefghi"
 RUN_ID = "a-run-id-that-is-forty-characters-long-0"
+EXPERIMENT = "an-experiment-of-thirty-five-charac"
 BUCKET = "a-bucket-name-of-sixty-three-characters-012345678901234567890-x"
 RUN_FILE = f"""\
 run_id: {RUN_ID}
@@ -48,7 +50,9 @@ code: {{folder: project}}
 
 
 class Plans:
-    """Of one AWS, each made when it is first asked for: everything on, everything off, and a bucket that was there."""
+    """Of one AWS, each made when it is first asked for: everything on, everything off, a bucket that was there, and an
+    experiment.
+    """
 
     def __init__(self, aws: EmbeddedAws, folder: Path) -> None:
         self._aws, self._folder = aws, folder
@@ -72,8 +76,7 @@ class Plans:
         first, second = self._folder / "first.yaml", self._folder / "second.yaml"
         first.write_text(RUN_FILE)
         second.write_text("run_id: b\nalgorithm: ppo\ninitial_model: run:earlier@100\ncode: {folder: project}\n")
-        service = {"Path": "/aws-service-role/autoscaling.amazonaws.com/", "AssumeRolePolicyDocument": "{}"}
-        aws.client("iam").create_role(RoleName="AWSServiceRoleForAutoScaling", **service)
+        self._service_role()
         variables = {
             "run_files": [first, second],
             "training_type": "sac",
@@ -98,6 +101,38 @@ class Plans:
         known = ("terraform_data.launched", "aws_sns_topic.runs", "aws_cloudwatch_log_group.worker")
         terraform.apply(variables, only=known)
         return terraform.plan(variables)
+
+    def experiment(self, terraform: Terraform) -> dict[str, Any]:
+        """With names as long as they may be, and limits over all runs."""
+        folder = self._folder / "experiment of mine"
+        (folder / "project" / "mine").mkdir(parents=True)
+        (folder / "project" / "mine" / "__init__.py").touch()
+        (folder / "base.yaml").write_text(RUN_FILE.replace("total_timesteps", "save_frequency: 10\ntotal_timesteps"))
+        path = folder / "experiment.yaml"
+        path.write_text(
+            f"experiment: {EXPERIMENT}\nbase: base.yaml\nvary: {{net: {{a: {{}}, b: {{gamma: 0.9}}}}}}\n"
+            "seeds: [1]\nlimits: {hours: 10, dollars: 5.5}\n".replace("gamma", "hyperparameters.gamma")
+        )
+        assert main(["expand", str(path)]) == 0
+        key = self._aws.client("kms").create_key()["KeyMetadata"]["Arn"]
+        self._service_role()
+        return terraform.plan(
+            {
+                "experiment_file": path,
+                "project_name": PROJECT,
+                "aws_region": REGION,
+                "s3_bucket_name": BUCKET,
+                "prefix": "p" * 100,
+                "kms_key_arn": key,
+            }
+        )
+
+    def _service_role(self) -> None:
+        """AWS's own, once."""
+        iam, name = self._aws.client("iam"), "AWSServiceRoleForAutoScaling"
+        if name not in [role["RoleName"] for role in iam.list_roles()["Roles"]]:
+            path = "/aws-service-role/autoscaling.amazonaws.com/"
+            iam.create_role(RoleName=name, Path=path, AssumeRolePolicyDocument="{}")
 
     def elsewhere(self, terraform: Terraform) -> dict[str, Any]:
         self._aws.client("s3").create_bucket(
@@ -124,7 +159,7 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plans]:
         yield Plans(aws, folder)
 
 
-@pytest.mark.parametrize("name", ["off", "on", "elsewhere"])
+@pytest.mark.parametrize("name", ["off", "on", "elsewhere", "experiment"])
 def test_aws_takes_all_that_a_plan_sends(plans: Plans, name: str) -> None:
     assert [str(found) for found in complaints(plans[name])] == []
 
@@ -198,6 +233,25 @@ def test_roles_of_two_regions_have_two_names_and_the_longest_fits(plans: Plans) 
     short, long = sorted(names["on"], key=len)
     assert short == f"{PROJECT}-b-{REGION}"
     assert len(long) == 64 and re.fullmatch(rf"{PROJECT}-a-run-id-[a-z-]+-[0-9a-f]{{8}}-{REGION}", long)
+
+
+def test_the_runs_of_an_experiment_fit_with_the_longest_names(plans: Plans) -> None:
+    made, _ = requests(plans["experiment"])
+    run_ids = [f"{EXPERIMENT}-{level}-s1" for level in "ab"]
+    assert [len(run_id) for run_id in run_ids] == [40, 40]
+    groups = [request.parameters for request in made if request.operation == "autoscaling:CreateAutoScalingGroup"]
+    assert sorted(group["AutoScalingGroupName"] for group in groups) == [f"{PROJECT}-{run_id}" for run_id in run_ids]
+    roles = {request.parameters["RoleName"] for request in made if request.operation == "iam:CreateRole"}
+    assert len(roles) == 2 and all(len(role) == 64 for role in roles), "two that differ in their middle only"
+    (found,) = [request.parameters for request in made if request.address == "aws_s3_object.experiment[0]"]
+    assert found["Key"] == f"{'p' * 100}/experiments/{EXPERIMENT}/experiment.json"
+    policies = [
+        json.dumps(json.loads(request.parameters["PolicyDocument"]), separators=(",", ":"))
+        for request in made
+        if request.operation == "iam:PutRolePolicy" and "aws_iam_role_policy.worker" in request.address
+    ]
+    assert len(policies) == 2 and all(len(policy) < 10240 for policy in policies), "as many runs as there may be"
+    assert all(policy.count(f"runs/{EXPERIMENT}-*/") == 3 for policy in policies)
 
 
 # A mistake of each kind is noticed.
@@ -394,7 +448,7 @@ def test_a_type_that_nobody_mapped_is_noticed(plans: Plans) -> None:
 
 def statements(plans: Plans) -> list[dict[str, Any]]:
     """Of all roles, with every option on."""
-    made, _ = requests(plans["on"])
+    made = [request for name in ("on", "experiment") for request in requests(plans[name])[0]]
     policies = [request.parameters["PolicyDocument"] for request in made if request.operation == "iam:PutRolePolicy"]
     return [statement for policy in policies for statement in json.loads(policy)["Statement"]]
 

@@ -26,9 +26,10 @@ from train_cloud.experiments.standing import Standing, run_store
 from train_cloud.report.pull import Pulled, pull
 from train_cloud.report.status import run_ids
 from train_cloud.run import layout
+from train_cloud.run.experiment import read_experiment
 from train_cloud.run.head import read_head
 from train_cloud.runtime.experiment_files import result
-from train_cloud.store import open_store
+from train_cloud.store import FileStore, open_store
 from train_cloud.whole_file import write_whole
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,10 @@ def recorded_members(root: str, name: str) -> list[Member]:
     :raises InputError: no experiment of that name has been trained in this store
     """
     config = read_file(root, name, CONFIG)
-    cells = config.get("cells", {})
+    store = open_store(root)
+    assert isinstance(store, FileStore)
+    launched = read_experiment(store, name)  # by Terraform
+    cells = {**(launched.runs if launched is not None else {}), **config.get("cells", {})}
     run_ids = [run_id for run_id in {**cells, **config.get("runs", {})} if layout.is_run_id(run_id)]
     if not run_ids:
         raise InputError("--experiment", name, f"no run of an experiment of that name has begun under {root}")

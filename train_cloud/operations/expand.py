@@ -39,6 +39,7 @@ def expand_experiment(path: Path, overrides: Sequence[str] = ()) -> list[Path]:
     :raises InputError: the experiment file is bad, before anything is written; the folder is somebody else's
     """
     experiment = load_experiment(path, overrides)
+    refuse_search(experiment)
     folder = runs_folder(path, experiment.experiment)
     _take(folder)
     (folder / LISTING).unlink(missing_ok=True)
@@ -48,6 +49,13 @@ def expand_experiment(path: Path, overrides: Sequence[str] = ()) -> list[Path]:
     listing = _listing(experiment, path, overrides, folder)
     write_whole(folder / LISTING, (json.dumps(listing, indent=1) + "\n").encode())
     return written
+
+
+def refuse_search(experiment: Experiment) -> None:
+    """:raises InputError: which runs it has is decided while it is trained"""
+    if experiment.search is not None:
+        fix = "its runs are drawn one after the other while it is searched: use train-cloud train, on many machines too"
+        raise InputError("search", list(experiment.search.space), fix)
 
 
 def _take(folder: Path) -> None:

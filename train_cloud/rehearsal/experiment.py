@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 from train_cloud.config import Cell, Experiment, load_experiment
 from train_cloud.config.load import read_mapping
 from train_cloud.errors import InputError
-from train_cloud.operations.expand import expand_experiment, runs_folder
+from train_cloud.operations.expand import expand_experiment, refuse_search, runs_folder
 from train_cloud.rehearsal.aws import EmbeddedAws
 from train_cloud.rehearsal.rehearse import (
     BEYOND,
@@ -55,6 +55,7 @@ def rehearse_experiment(path: Path, *, overrides: Sequence[str] = (), output: Pa
     :raises InputError: bad experiment file, too many runs, no Terraform, not Linux
     """
     experiment = load_experiment(path, overrides)
+    refuse_search(experiment)
     if len(experiment.cells) > MOST_RUNS:
         fix = f"at most {MOST_RUNS} at once on one machine: leave levels or seeds out, for example --set 'seeds=[1]'"
         raise InputError("vary", f"{len(experiment.cells)} runs", fix)
