@@ -57,6 +57,7 @@ OUTSIDE = {
     "requests": {"platforms", "rehearsal"},
     "wandb": {"artifacts"},
     "moto": {"rehearsal"},
+    "optuna": {"experiments"},
     "ruamel": {"config", "rehearsal"},
     "typer": {"cli"},
     "torch": {"sb3", "envs", "evaluate", "rehearsal", "runtime"},

@@ -224,6 +224,12 @@ def test_what_the_base_and_overrides_refuse(tmp_path: Path, base: Any, overrides
     assert str(refused.value).startswith(words)
 
 
+def test_a_search_cannot_be_written_out_beforehand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["expand", str(write(tmp_path)), "--out", str(tmp_path / "files")]) == 64
+    assert "its runs are drawn one after the other" in capsys.readouterr().err
+    assert not (tmp_path / "files").exists()
+
+
 def test_a_search_is_read_without_optuna(tmp_path: Path) -> None:
     code = (
         "import sys; from train_cloud.config import load_experiment; "
@@ -546,6 +552,33 @@ def test_a_worker_that_is_there_keeps_its_trials(tmp_path: Path) -> None:
     assert worker is not None and not other.trials._worker.is_gone(worker.name)  # type: ignore[union-attr]
     one.trials.leave()
     assert other.trials._worker.is_gone(worker.name)  # type: ignore[union-attr]
+
+
+def test_a_run_that_was_fenced_is_left_to_the_worker_that_has_taken_it_up(tmp_path: Path) -> None:
+    root = str(tmp_path / "store")
+    one = Player(load(tmp_path), root, tmp_path / "one")
+    one.rows += [one.row(cell) for cell in one.trials.more()]
+    row = one.rows[0]
+    row.doing = "fenced"  # somebody trains the run by hand: the trial is still this worker's
+    one.trials.look(one.rows)
+    assert one.rows == [row]
+    worker = one.trials._worker
+    assert worker is not None and Study(one.experiment, root).take_up(0, worker.name, "other")
+    assert not Study(one.experiment, root).take_up(0, worker.name, "third")
+    one.trials.look(one.rows)
+    assert one.rows == []
+
+
+def test_a_run_that_a_person_cancels_ends_its_trial(tmp_path: Path) -> None:
+    experiment, root = load(tmp_path, top={"seeds": [1, 2]}), str(tmp_path / "store")
+    player = Player(experiment, root, tmp_path / "one")
+    player.rows += [player.row(cell) for cell in player.trials.more()]
+    row = player.rows[0]
+    row.doing, row.standing = "cancelled", dataclasses.replace(row.standing, state="cancelled", outcome="stopped")
+    row.reason = "cancelled on here"
+    assert list(player.trials.look(player.rows)) == ["rates-t0-s2"]
+    found = drawn(experiment, root)[0]
+    assert (found.state, found.value, found.reason) == ("pruned", None, "cancelled on here")
 
 
 def test_a_worker_of_another_machine_is_gone_when_it_says_nothing(

@@ -40,16 +40,16 @@ def expand(
     `train-cloud expand sweep.yaml --out seeds && train-cloud validate seeds/sweep-s1.yaml`
     """
     from train_cloud.config import is_experiment, load_experiment, load_run_file
-    from train_cloud.operations.expand import expand_experiment
+    from train_cloud.operations.expand import expand_experiment, refuse_search
     from train_cloud.operations.seeds import write_cell, write_each
 
     if is_experiment(run_file):
         if out is None:
             written = expand_experiment(run_file, overrides or ())
         else:
-            written = [
-                write_cell(cell, out, run_file.name) for cell in load_experiment(run_file, overrides or ()).cells
-            ]
+            experiment = load_experiment(run_file, overrides or ())
+            refuse_search(experiment)
+            written = [write_cell(cell, out, run_file.name) for cell in experiment.cells]
         for path in written:
             echo(str(path))
         return
