@@ -18,6 +18,7 @@ from train_cloud.cli import main
 from train_cloud.config import load_run_file
 from train_cloud.config.architecture import ARCHITECTURES
 from train_cloud.config.experiment import load_experiment
+from train_cloud.experiments.models import parameters
 from train_cloud.operations.export import export
 from train_cloud.sb3.check import check
 from train_cloud.sb3.compare import differences
@@ -189,7 +190,7 @@ import numpy as np
 from stable_baselines3 import PPO
 model = PPO.load(sys.argv[1], device="cpu")
 observation = {key: np.zeros(part.shape, part.dtype) for key, part in model.observation_space.items()}
-print(int(model.predict(observation, deterministic=True)[0]))
+print(int(model.predict(observation, deterministic=True)[0]), sum(each.numel() for each in model.policy.parameters()))
 """
 
 
@@ -206,7 +207,10 @@ def test_interrupted_twice_it_ends_where_the_uninterrupted_run_ends(
     assert run.session() == 0, run.log()
     assert differences(run.final(), twin.final()) == []
     assert run.scalars() == twin.scalars()
+    counted = parameters(run.root, ["a-run"])["a-run"]
     folder = export(run.root, "a-run", at=None, out=tmp_path / "final")
     command = [sys.executable, "-c", PLAIN, str(folder / "model.zip")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0 and done.stdout.strip() in "0123456", done.stderr
+    assert done.returncode == 0, done.stderr
+    action, learned = done.stdout.split()
+    assert action in "0123456" and int(learned) == counted

@@ -25,6 +25,7 @@ from train_cloud.store import open_store
 
 _PARALLEL = 8
 _SECONDS = 600
+_EXTRACTOR = "features_extractor."
 
 
 def representatives(plan: Plan, runs: Sequence[Run]) -> list[str]:
@@ -49,18 +50,38 @@ def parameters(root: str, run_ids: Sequence[str]) -> dict[str, int]:
             parts = restore(open_store(layout.run_url(root, run_id)), manifest, parts=names).parts
         except (CorruptCheckpoint, InputError):  # the latter where it is signed, and the key is not here
             return None
-        return sum(array.size for part in parts.values() for name, array in part.arrays.items() if _is_learned(name))
+        return sum(_learned(part.arrays) for part in parts.values())
 
     with ThreadPoolExecutor(_PARALLEL) as threads:
         found = dict(zip(run_ids, threads.map(one, run_ids), strict=True))
     return {run_id: number for run_id, number in found.items() if number}
 
 
+def _learned(arrays: Mapping[str, Any]) -> int:
+    """Numbers that are learned. A features extractor that actor and critic share stands in SB3's policies under a name
+    for each (``pi_features_extractor``, ``vf_features_extractor``): what is equal within them is one.
+    """
+    shared: set[tuple[str, bytes]] = set()
+    count = 0
+    for name, array in arrays.items():
+        if not _is_learned(name):
+            continue
+        _, extractor, within = name.partition(_EXTRACTOR)
+        if extractor:
+            same = (within, np.asarray(array).tobytes())
+            if same in shared:
+                continue
+            shared.add(same)
+        count += array.size
+    return count
+
+
 def _is_learned(name: str) -> bool:
     if name.startswith(OF_THE_BLOB):
         return False
     owner, _, path = name.partition("|")
-    return owner == "policy" and "target" not in path
+    # critic_target, actor_target, q_net_target, quantile_net_target: not what a network of the user's calls its own
+    return owner == "policy" and not path.split(".")[0].endswith("_target")
 
 
 def latencies(root: str, run_ids: Sequence[str]) -> dict[str, Latency | str]:
