@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from train_cloud.experiments.engine import shortly
 from train_cloud.experiments.estimate import Pace, estimates, measured
 from train_cloud.experiments.standing import Standing, failures_in_a_row, standings
 from train_cloud.operations.cancel import cancel
+from train_cloud.platforms.local import KEEP_CANCELLED, Local
 from train_cloud.run import layout
 from train_cloud.run.head import Head, Lease, Token, conclude, read_head
 from train_cloud.run.session import SessionRecord, read_sessions
@@ -113,6 +114,16 @@ def reached(path: Path, run_id: str) -> int:
         return 0
 
 
+def wait_for(process: subprocess.Popen[str], condition: Callable[[], object], what: str) -> None:
+    """While an experiment is trained."""
+
+    def come() -> bool:
+        assert process.poll() is None, process.communicate()[1]
+        return bool(condition())
+
+    until(come, what)
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = write(tmp_path_factory.mktemp("uninterrupted"))
@@ -141,7 +152,7 @@ def test_killed_and_stopped_at_any_instant_it_ends_the_same(uninterrupted: Path,
     path = write(tmp_path)
     # The whole tree is killed while two runs are trained.
     process = begin(path)
-    until(lambda: reached(path, IDS[0]) > 700 or reached(path, IDS[1]) > 700, "700 timesteps")
+    wait_for(process, lambda: max(reached(path, IDS[0]), reached(path, IDS[1])) > 700, "700 timesteps")
     for each in whole_tree(process):
         each.kill()
     process.wait()
@@ -149,7 +160,7 @@ def test_killed_and_stopped_at_any_instant_it_ends_the_same(uninterrupted: Path,
 
     # This process alone is killed: those that train notice, and stop with a commit.
     process = begin(path)
-    until(lambda: reached(path, IDS[0]) > 1100, "1,100 timesteps")
+    wait_for(process, lambda: reached(path, IDS[0]) > 1100, "1,100 timesteps")
     tree = whole_tree(process)
     process.kill()
     process.wait()
@@ -160,7 +171,7 @@ def test_killed_and_stopped_at_any_instant_it_ends_the_same(uninterrupted: Path,
 
     # Ctrl-C, once one run is over: the same command goes on, and what is over is not begun again.
     process = begin(path)
-    until(lambda: "completed" in outcomes(path) and reached(path, IDS[2]) > 0, "a completed run, and the next")
+    wait_for(process, lambda: "completed" in outcomes(path) and reached(path, IDS[2]) > 0, "a run's end, and the next")
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=120)[1]
     assert process.returncode == 75, said
@@ -336,7 +347,7 @@ def test_what_is_cancelled_is_not_trained_on_until_somebody_asks(
     store = ["--store", str(tmp_path / "store")]
     (tmp_path / "store").mkdir()
     process = begin(path)
-    until(lambda: reached(path, first) > 300, "300 timesteps")
+    wait_for(process, lambda: reached(path, first) > 300, "300 timesteps")
     assert main(["cancel", third, *store]) == 64  # nobody has begun it
     assert "nothing is stored under" in capsys.readouterr().err
     assert main(["cancel", first, *store]) == 0
@@ -359,6 +370,24 @@ def test_what_is_cancelled_is_not_trained_on_until_somebody_asks(
     assert train(path, *more).returncode == 0
     assert outcomes(path, [*names, "nets-fourth-s1"]) == ["completed"] * 4
     assert len(sessions(path, second)) == 1
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_what_is_cancelled_while_its_process_starts_stays_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: bool
+) -> None:
+    cancelled = cancel(str(tmp_path), "a-run", begun=False)
+    store = open_store(layout.run_url(str(tmp_path), "a-run"))
+    if not asked:
+        monkeypatch.setenv(KEEP_CANCELLED, "1")
+    found = Local().reopen(store)
+    assert found is not None
+    assert (found.outcome, found.reason) == ((None, None) if asked else ("stopped", cancelled.reason))
+    # What has ended at a limit is gone on with all the same.
+    other = open_store(layout.run_url(str(tmp_path), "other-run"))
+    conclude(other, "stopped", "limits.hours: 1 instance hours are used", session=0, owner="a")
+    reopened = Local().reopen(other)
+    assert reopened is not None and reopened.outcome is None
 
 
 @pytest.mark.slow

@@ -36,8 +36,9 @@ from train_cloud.experiments.files import enter_experiment, enter_results
 from train_cloud.experiments.standing import PRUNED, Standing, run_store, standing, standings, total
 from train_cloud.operations.seeds import write_cell
 from train_cloud.platforms.here import here
-from train_cloud.platforms.local import Local
+from train_cloud.platforms.local import KEEP_CANCELLED, Local
 from train_cloud.run.head import conclude, read_head
+from train_cloud.run.session import last_session
 from train_cloud.runtime.heartbeat import read_timesteps
 from train_cloud.runtime.limits import EXPERIMENT_LIMIT
 from train_cloud.runtime.reproducibility import pin_instructions
@@ -99,6 +100,12 @@ class Row:
     @property
     def total(self) -> int:
         return self.cell.config.total_timesteps
+
+    @property
+    def session_hours(self) -> float:
+        """Of the session that is trained now, counted as it will be recorded; 0 before it has begun."""
+        session = last_session(self.state_dir) if self.child is not None else None
+        return session.seconds / 3600 if session is not None and session.began >= self.began else 0.0
 
     @property
     def steps_per_second(self) -> float | None:
@@ -340,9 +347,9 @@ class Engine:
         if self._limit is not None:
             return
         limits = self._experiment.limits
-        now = time.monotonic()
         hours, dollars = total(row.standing for row in self.rows)
-        hours += sum(now - row.began for row in self.rows if row.child is not None) / 3600
+        if limits.hours is not None:
+            hours += sum(row.session_hours for row in self.rows)
         name = f"limits of the experiment {self._experiment.experiment}"
         if limits.hours is not None and hours >= limits.hours:
             self._limit = f"{name}: {limits.hours} hours are used"
@@ -450,6 +457,8 @@ class Engine:
             },
         )
         environment.pop("TRAIN_CLOUD_OVERRIDES", None)  # they have been put into the run's file
+        if not self._go_on:
+            environment[KEEP_CANCELLED] = "1"
         if len(self._gpus) > 1 and row.cell.config.device in ("auto", "cuda"):
             taken = [other.gpu for other in self.rows if other.child is not None]
             row.gpu = min(self._gpus, key=taken.count)

@@ -13,11 +13,10 @@ from typing import Any, Literal
 from train_cloud.checkpoint import read_manifest
 from train_cloud.config import Cell, RunFile, identity_changes
 from train_cloud.errors import CorruptCheckpoint, InputError
-from train_cloud.operations.cancel import is_cancelled
 from train_cloud.report.preflight import check_standing, is_over
 from train_cloud.run import layout
 from train_cloud.run.cost import cost
-from train_cloud.run.head import Head, Outcome, read_head
+from train_cloud.run.head import Head, Outcome, is_cancelled, read_head
 from train_cloud.run.session import SessionRecord, read_sessions
 from train_cloud.store import ObjectStore, open_store
 

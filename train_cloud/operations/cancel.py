@@ -7,15 +7,10 @@ import platform
 
 from train_cloud.errors import ConditionFailed, Fenced, InputError
 from train_cloud.run import layout
-from train_cloud.run.head import Head, conclude, read_head
+from train_cloud.run.head import CANCELLED, Head, conclude, is_cancelled, read_head
 from train_cloud.store import open_store
 
-_REASON = "cancelled"
-
-
-def is_cancelled(head: Head) -> bool:
-    """Whether a person has ended the run before its time."""
-    return head.outcome == "stopped" and (head.reason or "").startswith((_REASON, "it is being deleted"))
+__all__ = ["cancel", "is_cancelled"]
 
 
 def cancel(root: str, run_id: str, *, begun: bool = True) -> Head:
@@ -29,7 +24,7 @@ def cancel(root: str, run_id: str, *, begun: bool = True) -> Head:
     store = open_store(layout.run_url(root, run_id))
     if begun and next(iter(store.list()), None) is None:
         raise InputError("run", run_id, f"nothing is stored under {store.url}")
-    reason = f"{_REASON} on {platform.node()}"
+    reason = f"{CANCELLED} on {platform.node()}"
     while True:
         read = read_head(store)
         session = read[0].session if read is not None else 0

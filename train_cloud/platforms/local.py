@@ -17,6 +17,9 @@ from train_cloud.run.head import Head, Outcome, reopen
 from train_cloud.run.session import Session, begin_session, this_process
 from train_cloud.store import ObjectStore
 
+KEEP_CANCELLED = "TRAIN_CLOUD_KEEP_CANCELLED"
+"""Set where nobody has asked for this very run: one that is cancelled while its process starts stays cancelled."""
+
 
 class Local(Platform):
     """See the module."""
@@ -59,7 +62,7 @@ class Local(Platform):
         )
 
     def reopen(self, store: ObjectStore) -> Head | None:
-        return reopen(store)
+        return reopen(store, but_cancelled=KEEP_CANCELLED in os.environ)
 
     def acquired(self, state_dir: Path) -> None:
         """Nothing was counted."""

@@ -32,6 +32,8 @@ from train_cloud.store import ObjectStore
 
 Outcome = Literal["completed", "stopped", "failed"]
 
+#: Begins the reason of a run that a person has ended before its time.
+CANCELLED = "cancelled"
 _CHECKSUM = "crc32"
 
 
@@ -377,14 +379,20 @@ def conclude(store: ObjectStore, outcome: Outcome, reason: str, *, session: int,
     return head
 
 
-def reopen(store: ObjectStore) -> Head | None:
+def is_cancelled(head: Head) -> bool:
+    """Whether a person has ended the run before its time."""
+    return head.outcome == "stopped" and (head.reason or "").startswith((CANCELLED, "it is being deleted"))
+
+
+def reopen(store: ObjectStore, *, but_cancelled: bool = False) -> Head | None:
     """Clear the outcome and the attempts, so that the next session trains on. Called by people.
 
+    :param but_cancelled: leave a run as it is that a person has ended
     :return: the head as it stands afterwards; None where the run has none yet
     """
 
     def change(head: Head | None) -> Head | None:
-        if head is None or (head.outcome is None and head.attempts == 0):
+        if head is None or (head.outcome is None and head.attempts == 0) or (but_cancelled and is_cancelled(head)):
             return None
         return head.model_copy(update={"outcome": None, "reason": None, "attempts": 0})
 
