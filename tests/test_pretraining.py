@@ -252,6 +252,18 @@ def test_stopped_at_a_batch_and_between_epochs_it_ends_the_same(recorded: Any, n
         assert differences(end.commits[-1], twin.commits[-1]) == []
 
 
+def test_by_seconds_at_risk_it_is_committed_within_epochs(recorded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = run(recorded("reach", 20, **reach()), "a2c", reach(), hyperparameters=ON)
+    monkeypatch.setattr(Kept, "max_seconds_at_risk", 0.0)
+    _, host = trained(config)
+    begun = [commit for commit in host.commits if not commit.facts[PRETRAINING]["finished"]]
+    places = [json.loads(commit.parts[PRETRAINING].blob) for commit in begun]
+    assert len({(place["epoch"], place["batch"]) for place in places}) == host.batches - 1
+    assert all(commit.timesteps == 0 and commit.facts["rollouts"] == 0 for commit in begun)
+    _, end = trained(config, begun[1])
+    assert differences(end.commits[-1], host.commits[-1]) == []
+
+
 def test_kept_near_the_cloned_policy_it_moves_less(recorded: Any) -> None:
     path = recorded("reach", 20, **reach(actions="discrete"))
     moved = []
