@@ -431,6 +431,13 @@ def test_an_experiment_is_deleted_with_its_runs(
     shutil.copytree(uninterrupted.parent / "store", store)
     (store / "runs/another/artifacts").mkdir(parents=True)
     (store / "runs/another/artifacts/file").write_text("not ours to delete")
+    # A run that has nothing of what is asked for yet keeps nobody from the others'.
+    (store / "runs" / IDS[0] / "artifacts/final_model.zip").unlink()
+    pull = ["pull", "--experiment", "nets", "--store", str(store), "--out", str(tmp_path / "out"), "--what"]
+    assert main([*pull, "final_model.zip"]) == 0
+    assert len(list((tmp_path / "out").rglob("final_model.zip"))) == 3
+    assert main([*pull, "no_such_file"]) == 64
+
     monkeypatch.setattr("sys.stdin", io.StringIO("other\n"))
     assert main(["delete", "--experiment", "nets", "--store", str(store)]) == 64
     assert (store / "runs" / IDS[0] / "head.json").exists()

@@ -152,16 +152,22 @@ def pull_experiment(
     """Fetch the artifacts of all runs that have some, each into its folder (:func:`folders`), and the experiment's own
     files beside them.
 
-    :param what: as of :func:`train_cloud.report.pull.pull`
-    :raises InputError: no run has artifacts
+    :param what: as of :func:`train_cloud.report.pull.pull`; runs that have nothing of it yet are passed over
+    :raises InputError: no run has artifacts, or none anything of that name
     """
     there = set(run_ids(root))
-    done = []
+    done: list[Pulled] = []
+    lacking: InputError | None = None
     for run_id, folder in folders(found).items():
         artifacts = open_store(f"{layout.run_url(root, run_id)}/{layout.ARTIFACTS.rstrip('/')}")
         if run_id in there and next(iter(artifacts.list()), None) is not None:
             told = functools.partial(_below, each, folder.as_posix())
-            done.append(pull(root, run_id, what=what, out=out / folder, each=told))
+            try:
+                done.append(pull(root, run_id, what=what, out=out / folder, each=told))
+            except InputError as error:
+                lacking = error
+    if lacking is not None and not done:
+        raise lacking
     if not done:
         raise InputError("experiment", name, f"none of its runs has artifacts under {root} yet")
     store = open_store(experiment_url(root, name))
