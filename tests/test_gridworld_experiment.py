@@ -55,6 +55,8 @@ def results(folder: Path) -> dict[str, Any]:
             entry.pop(name, None)
     return found
 
+
+def test_killed_with_all_its_processes_it_ends_and_compares_as_without(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
         folder.mkdir()
