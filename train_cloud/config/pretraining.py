@@ -17,7 +17,7 @@ _S3 = re.compile(r"s3://[^/]+/.+")
 #: Minari's own rule (minari.dataset.minari_dataset.DATASET_ID_RE), with a version.
 _ID = re.compile(r"([-_\w][-_\w/]*[-_\w]+/)?[-_\w]+?-v\d+")
 _FIELD = "pretraining.demonstrations"
-#: Algorithms that can be pretrained, by name; others by what they are derived from (train_cloud/sb3/pretraining.py).
+#: Algorithms that can be pretrained, by name; others by what they are derived from (train_cloud/sb3/cloning.py).
 CLONED = ("a2c", "ddpg", "dqn", "ppo", "sac", "td3")
 #: Before the id of a dataset in the local Minari folder.
 MINARI = "minari:"

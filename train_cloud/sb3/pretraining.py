@@ -1,16 +1,8 @@
 """Behaviour cloning: the policy learns to do what demonstrations do, before the first timestep.
 
-What is learned, and how, follows from the algorithm:
-
-- PPO, A2C: minus the log-probability of what was done. For continuous actions the spread (``log_std``) is held: it
-  would shrink to nothing, and with it what RL tries.
-- SAC, TD3, DDPG: the squared distance of the mean action, squashed and scaled to -1..1. The log-probability under a
-  squashed Gaussian collapses its spread, and is infinite at the bounds.
-- DQN: the margin loss of Hester et al., "Deep Q-learning from Demonstrations" (2018): what was done has to be better
-  than all else by :data:`MARGIN`.
-
-Beside it value function or critic learn the discounted returns of the demonstrations, in units of their own spread, so
-that policy and value share a features extractor fairly. Its last layer begins at their mean.
+What is learned follows from the algorithm (:mod:`train_cloud.sb3.cloning`), what the policy is shown from the wrappers
+of its environment (:mod:`train_cloud.sb3.shown`). Values are learned in units of the returns' spread, so that policy
+and value share a features extractor fairly.
 
 The order of the batches of an epoch follows from (seed, epoch) alone, so that position and optimiser are all the state
 there is besides the model's own.
@@ -19,46 +11,24 @@ there is besides the model's own.
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import json
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
-from gymnasium import spaces
-from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.distributions import kl_divergence
-from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.utils import obs_as_tensor
-from stable_baselines3.common.vec_env import (
-    VecEnv,
-    VecEnvWrapper,
-    VecFrameStack,
-    VecMonitor,
-    VecNormalize,
-    VecTransposeImage,
-)
-from stable_baselines3.common.vec_env.stacked_observations import StackedObservations
-from torch.nn import functional
 
 from train_cloud.config import RunFile
-from train_cloud.config.pretraining import Pretraining as Settings
-from train_cloud.envs.demonstrations import Array, Demonstrations, Observations, check
-from train_cloud.envs.state import undisturbed
+from train_cloud.envs.demonstrations import Array, Demonstrations, check
 from train_cloud.errors import InputError
+from train_cloud.sb3.cloning import cloner_of, frozen
+from train_cloud.sb3.shown import Data, check_wrappers, innermost, seen_lately
 from train_cloud.snapshot import Part
 
-#: DQfD's own.
-MARGIN = 0.8
-_ENTROPY = 1e-3
 #: Steps for each forward pass where nothing is learned.
 _MEASURED = 1024
-#: How near to a bound an action of a squashed policy counts as on it.
-_AT_BOUND = 1e-6
 _FIELD = "pretraining"
 _OPTIMIZER, _REFERENCE = "optimizer|", "reference|"
 
@@ -78,13 +48,14 @@ class Pretraining:
         assert run_file.pretraining is not None and run_file.environment is not None
         self._settings, self._seed = run_file.pretraining, run_file.seed
         self._model = model
-        self._cloner = _cloner_of(model, self._settings)
+        self._cloner = cloner_of(model, self._settings)
+        check_wrappers(model, self._settings.demonstrations)
         self._demonstrations = demonstrations
         self._digest, self._steps, self._episodes = "", 0, 0
         if demonstrations is not None:
             self._digest = demonstrations.digest()
             self._steps, self._episodes = len(demonstrations), len(demonstrations.starts)
-            inner = _innermost(model)
+            inner = innermost(model)
             check(demonstrations, run_file.environment.id, inner.observation_space, inner.action_space)
             self._cloner.check(demonstrations)
             self._learned, self._held_out = self._split(demonstrations)
@@ -94,7 +65,7 @@ class Pretraining:
         self._sums = [0.0, 0.0, 0.0]  # loss, value loss, steps
         self._optimizer: torch.optim.Optimizer | None = None
         self._reference: torch.nn.Module | None = None
-        self._data: _Data | None = None
+        self._data: Data | None = None
         self._resumed = False
         self._saved: dict[int, dict[str, torch.Tensor]] = {}
 
@@ -161,7 +132,7 @@ class Pretraining:
             if name.startswith(_REFERENCE)
         }
         if reference:
-            self._reference = _frozen(self._cloner.actor)
+            self._reference = frozen(self._cloner.actor)
             self._reference.load_state_dict(reference)
 
     def policy_file(self) -> bytes:
@@ -176,7 +147,7 @@ class Pretraining:
     def begin(self) -> None:
         """Set out on what is to be learned, at the first consistent point or one that was restored."""
         assert self._demonstrations is not None
-        self._data = _Data(self._model, self._demonstrations, self._cloner, fit=not self._resumed)
+        self._data = Data(self._model, self._demonstrations, self._cloner, fit=not self._resumed)
         self._demonstrations = None  # which it has copies of
         if not self._resumed and self._settings.critic:
             self._cloner.begin_values_at(self._data.mean_return)
@@ -215,7 +186,7 @@ class Pretraining:
         self.finished = True
         self._optimizer = self._data = None
         if self._settings.keep is not None:
-            self._reference = _frozen(self._cloner.actor)
+            self._reference = frozen(self._cloner.actor)
 
     def _make_optimizer(self, deviation: float) -> torch.optim.Optimizer:
         """:param deviation: of the returns: a step of Adam's is as large whatever the loss, so values of hundreds would
@@ -298,7 +269,7 @@ class Pretraining:
         generator = np.random.default_rng([self._seed, timesteps, 1])
 
         def pull(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-            observations = _seen_lately(self._model, generator)
+            observations = seen_lately(self._model, generator)
             parameters = [one for group in optimizer.param_groups for one in group["params"] if one.requires_grad]
             penalty = weight * self._cloner.divergence(reference, observations).mean()
             for one, gradient in zip(
@@ -312,473 +283,6 @@ class Pretraining:
             yield
         finally:
             hook.remove()
-
-
-# --------------------------------------------------------------------------------------------------- by the algorithm
-
-
-class _Cloner(ABC):
-    """What is learned, of one kind of algorithm.
-
-    :ivar measured: ``accuracy``, the share of actions that are equal, or ``error``, the mean squared distance of
-        actions that are scaled to -1..1
-    :ivar loss: its own
-    """
-
-    loss: ClassVar[str]
-    measured = "error"
-
-    def __init__(self, model: Any, settings: Settings) -> None:
-        self.model, self.policy, self.settings = model, model.policy, settings
-        self.space: spaces.Space[Any] = model.action_space
-        chosen = self.loss if settings.loss == "auto" else settings.loss
-        if chosen not in self.losses_here():
-            fix = f"{type(model).__name__} on {self.space} learns by {' or '.join(self.losses_here())}: {self.why_not}"
-            raise InputError("pretraining.loss", settings.loss, fix)
-        self.chosen = chosen
-        if settings.entropy and not self.has_entropy:
-            fix = f"{type(model).__name__} on {self.space} has no entropy to raise, as its spread is held: leave it out"
-            raise InputError("pretraining.entropy", settings.entropy, fix)
-
-    why_not = "the log-probability collapses a squashed policy's spread"
-    has_entropy = False
-
-    def losses_here(self) -> tuple[str, ...]:
-        return (self.loss,)
-
-    def check(self, demonstrations: Demonstrations) -> None:  # noqa: B027 - most can learn from all
-        """:raises InputError: nothing can be learned from them"""
-
-    @property
-    @abstractmethod
-    def actor(self) -> torch.nn.Module:
-        """What acts."""
-
-    @property
-    def actors_optimizer(self) -> torch.optim.Optimizer:
-        found: torch.optim.Optimizer = self.actor.optimizer  # type: ignore[assignment]
-        return found
-
-    @abstractmethod
-    def parameters(self) -> Iterator[torch.nn.Parameter]:
-        """What is learned; one may come twice."""
-
-    def targets(self, actions: Array) -> Array:
-        """What was done, as :meth:`losses` takes it, (steps, …)."""
-        return actions
-
-    @abstractmethod
-    def losses(
-        self, observations: Any, actions: torch.Tensor, returns: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of the policy, and of the values; means over the batch."""
-
-    @abstractmethod
-    def measure(self, observations: Any, actions: torch.Tensor) -> torch.Tensor:
-        """Of each step, (steps,)."""
-
-    @abstractmethod
-    def values(self) -> Sequence[torch.nn.Module]:
-        """Networks whose last layer gives a value."""
-
-    def begin_values_at(self, mean: float) -> None:
-        """Of returns of 100 a layer that begins at 0 would be far for thousands of updates."""
-        for network in self.values():
-            for layer in _last(network):
-                if layer.bias is not None:
-                    layer.bias.data.fill_(mean)
-
-    def last_layers(self) -> list[torch.nn.Linear]:
-        """Of those networks, where they are for nothing else."""
-        return [layer for network in self.values() for layer in _last(network)]
-
-    def finish(self) -> None:  # noqa: B027 - on-policy there are none
-        """Once all is learned: target networks."""
-
-    def divergence(self, reference: Any, observations: Any) -> torch.Tensor:
-        """From the cloned policy to the one of now, for each observation, (steps,)."""
-        raise NotImplementedError
-
-
-class _ActorCritic(_Cloner):
-    """PPO and A2C."""
-
-    loss = "log_prob"
-    why_not = "discrete actions have no mean"
-
-    def __init__(self, model: Any, settings: Settings) -> None:
-        self.has_entropy = not isinstance(model.action_space, spaces.Box)
-        self.measured = "accuracy" if self.has_entropy else "error"
-        super().__init__(model, settings)
-        self._entropy = (_ENTROPY if settings.entropy is None else settings.entropy) if self.has_entropy else 0.0
-
-    def losses_here(self) -> tuple[str, ...]:
-        return ("log_prob",) if self.has_entropy else ("log_prob", "mse")
-
-    def check(self, demonstrations: Demonstrations) -> None:
-        if not self.policy.squash_output or self.chosen != "log_prob":
-            return
-        at = (np.abs(self.policy.scale_action(demonstrations.actions)) >= 1 - _AT_BOUND).reshape(
-            len(demonstrations), -1
-        )
-        if at.any():
-            count = int(at.any(axis=1).sum())
-            why = f"{count} of {len(demonstrations)} actions lie at the bounds of {self.space}, where the "
-            fix = f"{why}log-probability of a squashed policy is infinite: set it to mse"
-            raise InputError("pretraining.loss", self.settings.loss, fix)
-
-    @property
-    def actor(self) -> torch.nn.Module:
-        found: torch.nn.Module = self.policy
-        return found
-
-    def parameters(self) -> Iterator[torch.nn.Parameter]:
-        return (one for name, one in self.policy.named_parameters() if name != "log_std")
-
-    def targets(self, actions: Array) -> Array:
-        if isinstance(self.space, spaces.Box):
-            scaled = self.policy.scale_action(actions) if self.policy.squash_output else actions
-            return scaled.astype(np.float32).reshape(len(actions), -1)
-        return actions.astype(np.int64)
-
-    def losses(
-        self, observations: Any, actions: torch.Tensor, returns: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.chosen == "mse":
-            values = self.policy.predict_values(observations)
-            loss = self._distance(observations, actions).mean()
-        else:
-            values, log_prob, entropy = self.policy.evaluate_actions(observations, actions)
-            loss = -log_prob.mean()
-            if self._entropy:
-                loss = loss - self._entropy * entropy.mean()
-        return loss, 0.5 * functional.mse_loss(values.flatten(), returns)
-
-    def measure(self, observations: Any, actions: torch.Tensor) -> torch.Tensor:
-        if not self.has_entropy:
-            return self._distance(observations, actions)
-        done: torch.Tensor = self.policy.get_distribution(observations).mode()
-        return (done == actions).reshape(len(actions), -1).all(dim=1).float()
-
-    def _distance(self, observations: Any, actions: torch.Tensor) -> torch.Tensor:
-        mean: torch.Tensor = self.policy.get_distribution(observations).mode().reshape(actions.shape)
-        distance: torch.Tensor = (mean - actions) * self._scale(actions.device)
-        return distance.square().mean(dim=1)
-
-    def _scale(self, device: torch.device) -> torch.Tensor:
-        """To units in which the bounds are -1 and 1, where there are any."""
-        assert isinstance(self.space, spaces.Box)
-        width = (self.space.high.astype(np.float64) - self.space.low).reshape(-1)
-        bounded = np.isfinite(width) & (width > 0) & (not self.policy.squash_output)
-        return torch.as_tensor(np.where(bounded, 2.0 / np.where(bounded, width, 1.0), 1.0), dtype=torch.float32).to(
-            device
-        )
-
-    def values(self) -> Sequence[torch.nn.Module]:
-        return [self.policy.value_net]
-
-    def divergence(self, reference: Any, observations: Any) -> torch.Tensor:
-        with torch.no_grad():
-            cloned = reference.get_distribution(observations)
-        found = kl_divergence(cloned, self.policy.get_distribution(observations))
-        return found.reshape(len(found), -1).sum(dim=1)
-
-
-class _Squashed(_Cloner):
-    """SAC, and with a deterministic actor TD3 and DDPG."""
-
-    loss = "mse"
-
-    @property
-    def actor(self) -> torch.nn.Module:
-        found: torch.nn.Module = self.policy.actor
-        return found
-
-    def parameters(self) -> Iterator[torch.nn.Parameter]:
-        # SAC's spread: a layer, or with gSDE a parameter.
-        yield from (one for name, one in self.actor.named_parameters() if name.split(".")[0] != "log_std")
-        if self.settings.critic:
-            yield from self.policy.critic.parameters()
-
-    def targets(self, actions: Array) -> Array:
-        scaled: Array = self.policy.scale_action(actions).astype(np.float32)
-        return np.clip(scaled, -1, 1).reshape(len(actions), -1)
-
-    def losses(
-        self, observations: Any, actions: torch.Tensor, returns: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        loss = self.measure(observations, actions).mean()
-        if not self.settings.critic:
-            return loss, torch.zeros((), device=loss.device)
-        found = [functional.mse_loss(each.flatten(), returns) for each in self.policy.critic(observations, actions)]
-        return loss, 0.5 * torch.stack(found).sum()
-
-    def measure(self, observations: Any, actions: torch.Tensor) -> torch.Tensor:
-        distance: torch.Tensor = self._mean(self.actor, observations) - actions
-        return distance.square().mean(dim=1)
-
-    def _mean(self, actor: Any, observations: Any) -> torch.Tensor:
-        return torch.tanh(actor.get_action_dist_params(observations)[0])
-
-    def values(self) -> Sequence[torch.nn.Module]:
-        return list(self.policy.critic.q_networks)
-
-    def finish(self) -> None:
-        self.policy.critic_target.load_state_dict(self.policy.critic.state_dict())
-
-    def divergence(self, reference: Any, observations: Any) -> torch.Tensor:
-        with torch.no_grad():
-            cloned = self._gaussian(reference, observations)
-        # Squashing is a bijection, which changes no divergence.
-        return torch.distributions.kl_divergence(cloned, self._gaussian(self.actor, observations)).sum(dim=1)
-
-    def _gaussian(self, actor: Any, observations: Any) -> torch.distributions.Distribution:
-        mean, log_std, more = actor.get_action_dist_params(observations)
-        found: torch.distributions.Distribution = actor.action_dist.proba_distribution(
-            mean, log_std, **more
-        ).distribution
-        return found
-
-
-class _Deterministic(_Squashed):
-    """TD3 and DDPG."""
-
-    why_not = "its policy is deterministic and has no log-probability"
-
-    def _mean(self, actor: Any, observations: Any) -> torch.Tensor:
-        found: torch.Tensor = actor(observations)
-        return found
-
-    def finish(self) -> None:
-        super().finish()
-        self.policy.actor_target.load_state_dict(self.policy.actor.state_dict())
-
-    def divergence(self, reference: Any, observations: Any) -> torch.Tensor:
-        with torch.no_grad():
-            cloned = reference(observations)
-        distance: torch.Tensor = self.actor(observations) - cloned
-        return distance.square().mean(dim=1)
-
-
-class _Margin(_Cloner):
-    """DQN."""
-
-    loss = "margin"
-    measured = "accuracy"
-    why_not = "its values are no distribution"
-
-    def __init__(self, model: Any, settings: Settings) -> None:
-        super().__init__(model, settings)
-        if settings.keep is not None:
-            fix = "DQN's values are no distribution that could be kept near: leave it out, or use PPO"
-            raise InputError("pretraining.keep", settings.keep.model_dump(), fix)
-
-    @property
-    def actor(self) -> torch.nn.Module:
-        found: torch.nn.Module = self.policy.q_net
-        return found
-
-    def parameters(self) -> Iterator[torch.nn.Parameter]:
-        return self.actor.parameters()
-
-    def targets(self, actions: Array) -> Array:
-        return actions.astype(np.int64).reshape(len(actions))
-
-    def losses(
-        self, observations: Any, actions: torch.Tensor, returns: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        values = self.actor(observations)
-        done = values.gather(1, actions[:, None]).flatten()
-        others = torch.full_like(values, MARGIN).scatter(1, actions[:, None], 0.0)
-        loss = ((values + others).max(dim=1).values - done).mean()
-        return loss, 0.5 * functional.mse_loss(done, returns)
-
-    def measure(self, observations: Any, actions: torch.Tensor) -> torch.Tensor:
-        values: torch.Tensor = self.actor(observations)
-        return (values.argmax(dim=1) == actions).float()
-
-    def values(self) -> Sequence[torch.nn.Module]:
-        return [self.actor]
-
-    def last_layers(self) -> list[torch.nn.Linear]:
-        return []  # its values decide, and their margin has no unit
-
-    def finish(self) -> None:
-        self.policy.q_net_target.load_state_dict(self.policy.q_net.state_dict())
-
-
-_CLONERS: Mapping[type[BaseAlgorithm], type[_Cloner]] = {
-    PPO: _ActorCritic,
-    A2C: _ActorCritic,
-    SAC: _Squashed,
-    TD3: _Deterministic,  # and DDPG, which is derived from it
-    DQN: _Margin,
-}
-
-
-def _cloner_of(model: BaseAlgorithm, settings: Settings) -> _Cloner:
-    kind = next((cloner for algorithm, cloner in _CLONERS.items() if isinstance(model, algorithm)), None)
-    if kind is None or (kind is _ActorCritic and not isinstance(model.policy, ActorCriticPolicy)):
-        fix = f"PPO, A2C, SAC, TD3, DDPG and DQN can be pretrained, {type(model).__name__} cannot: use one of them"
-        raise InputError(_FIELD, settings.demonstrations, fix)
-    unknown = [wrapper for wrapper in _wrappers(model) if not isinstance(wrapper, _KNOWN)]
-    if unknown:
-        fix = f"nobody knows how {type(unknown[0]).__name__} would show the demonstrations to the policy: leave it out"
-        raise InputError(_FIELD, settings.demonstrations, fix)
-    return kind(model, settings)
-
-
-# --------------------------------------------------------------------------------------- what the policy is shown
-
-_KNOWN = (VecFrameStack, VecNormalize, VecTransposeImage, VecMonitor)
-
-
-class _Data:
-    """Demonstrations as the policy sees them.
-
-    :param fit: make the normaliser's statistics from them first; else they are restored
-    :ivar mean_return: of the discounted returns
-    :ivar spread: their variance, in units of which values are learned
-    """
-
-    def __init__(self, model: BaseAlgorithm, demonstrations: Demonstrations, cloner: _Cloner, *, fit: bool) -> None:
-        self._device = model.device
-        seen = _typed(demonstrations.observations, _innermost(model).observation_space)
-        rewards = demonstrations.rewards.astype(np.float64)
-        for wrapper in reversed(_wrappers(model)):
-            if isinstance(wrapper, VecFrameStack):
-                seen = _stacked(seen, demonstrations, wrapper)
-            elif isinstance(wrapper, VecTransposeImage):
-                seen = wrapper.transpose_observations(seen)
-            elif isinstance(wrapper, VecNormalize):
-                if fit:
-                    _fit(wrapper, seen, demonstrations)
-                seen = wrapper.normalize_obs(seen)
-                rewards = np.asarray(wrapper.normalize_reward(rewards), np.float64)
-        if fit:
-            _show_again(model)
-        returns = demonstrations.returns(rewards, float(getattr(model, "gamma", 1.0)))
-        self.mean_return, self.spread = float(returns.mean()), float(returns.var()) or 1.0
-        self._observations: Observations = seen
-        self._targets = cloner.targets(demonstrations.actions)
-        self._returns = returns.astype(np.float32)
-
-    def batch(self, rows: Array) -> tuple[Any, torch.Tensor, torch.Tensor]:
-        """Observations, what was done, and returns."""
-        chosen = _at(self._observations, rows)
-        targets, returns = (
-            torch.as_tensor(array[rows], device=self._device) for array in (self._targets, self._returns)
-        )
-        return obs_as_tensor(chosen, self._device), targets, returns
-
-
-def _wrappers(model: BaseAlgorithm) -> list[VecEnvWrapper]:
-    """Outermost first."""
-    found, env = [], model.get_env()
-    while isinstance(env, VecEnvWrapper):
-        found.append(env)
-        env = env.venv
-    return found
-
-
-def _innermost(model: BaseAlgorithm) -> VecEnv:
-    env = model.get_env()
-    assert env is not None
-    return env.unwrapped
-
-
-def _typed(observations: Observations, space: spaces.Space[Any]) -> Observations:
-    if isinstance(observations, dict):
-        assert isinstance(space, spaces.Dict)
-        return {key: observations[key].astype(one.dtype) for key, one in space.spaces.items()}
-    return observations.astype(space.dtype)
-
-
-def _at(observations: Observations, rows: Any) -> Any:
-    if isinstance(observations, dict):
-        return {key: array[rows] for key, array in observations.items()}
-    return observations[rows]
-
-
-def _stacked(seen: Observations, demonstrations: Demonstrations, wrapper: VecFrameStack) -> Observations:
-    """As the wrapper stacks them, episode by episode."""
-    stack: Any = StackedObservations(1, wrapper.stacked_obs.n_stack, wrapper.venv.observation_space)  # type: ignore[arg-type]
-    found: list[Any] = []
-    nothing = np.zeros(1, bool)
-    for episode in demonstrations.episodes:
-        for step in range(episode.start, episode.stop):
-            one = _at(seen, slice(step, step + 1))
-            found.append(
-                copy.deepcopy(stack.reset(one) if step == episode.start else stack.update(one, nothing, [{}])[0])
-            )
-    if isinstance(seen, dict):
-        return {key: np.concatenate([each[key] for each in found]) for key in seen}
-    return np.concatenate(found)
-
-
-def _fit(normalizer: VecNormalize, seen: Observations, demonstrations: Demonstrations) -> None:
-    """Its statistics are those of the demonstrations, as if it had seen nothing else."""
-    if normalizer.norm_obs:
-        keys = normalizer.obs_rms if isinstance(normalizer.obs_rms, dict) else {"": normalizer.obs_rms}
-        for key, statistics in keys.items():
-            array = (seen[key] if isinstance(seen, dict) else seen).astype(np.float64)
-            statistics.mean, statistics.var, statistics.count = array.mean(axis=0), array.var(axis=0), len(array)
-    running, total = np.zeros(len(demonstrations)), 0.0
-    starts = set(demonstrations.starts.tolist())
-    for step, reward in enumerate(demonstrations.rewards.tolist()):
-        total = reward + (0.0 if step in starts else normalizer.gamma * total)
-        running[step] = total
-    normalizer.ret_rms.mean, normalizer.ret_rms.var = running.mean(), running.var()
-    normalizer.ret_rms.count = len(running)
-
-
-def _show_again(model: Any) -> None:
-    """The observation that the training begins with was normalised by other statistics."""
-    shown: Any = None
-    for wrapper in reversed(_wrappers(model)):
-        if isinstance(wrapper, VecNormalize):
-            shown = wrapper.normalize_obs(wrapper.old_obs)
-        elif isinstance(wrapper, VecTransposeImage) and shown is not None:
-            shown = wrapper.transpose_observations(shown)
-    if shown is not None:
-        model._last_obs = shown
-
-
-def _seen_lately(model: Any, generator: np.random.Generator) -> Any:
-    """A batch of observations from the rollout or the replay buffer, as the policy sees them."""
-    rollout = getattr(model, "rollout_buffer", None)
-    if rollout is not None:  # which train() has flattened
-        count = len(rollout.returns)
-        rows = generator.integers(0, count, min(count, getattr(model, "batch_size", count)))
-        return obs_as_tensor(_at(rollout.observations, rows), model.device)
-    buffer = model.replay_buffer
-    rows = generator.integers(0, buffer.size(), model.batch_size)
-    at = (rows, generator.integers(0, buffer.n_envs, model.batch_size))
-    return obs_as_tensor(
-        buffer._normalize_obs(_at(buffer.observations, at), model.get_vec_normalize_env()), model.device
-    )
-
-
-def _last(network: torch.nn.Module) -> list[torch.nn.Linear]:
-    """Its last layer, in a list; none where no layer is linear."""
-    return [layer for layer in network.modules() if isinstance(layer, torch.nn.Linear)][-1:]
-
-
-def _frozen(actor: torch.nn.Module) -> torch.nn.Module:
-    """A copy that does not learn. Its distribution is another object; what the last one was made of is no state."""
-    known: dict[int, Any] = {}
-    for module in actor.modules():
-        known |= {id(value): value for value in vars(module).values() if isinstance(value, spaces.Space)}
-        distribution, optimizer = getattr(module, "action_dist", None), getattr(module, "optimizer", None)
-        if distribution is not None:
-            known[id(distribution)] = copy.copy(distribution)
-        if optimizer is not None:
-            known[id(optimizer)] = None
-    with undisturbed():  # NumPy draws a seed for each generator that it copies
-        frozen = copy.deepcopy(actor, known)
-    frozen.requires_grad_(False)
-    frozen.train(False)
-    return frozen
 
 
 def _as_numpy(value: Any) -> Array:
