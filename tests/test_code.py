@@ -44,6 +44,7 @@ CODE = (
     "wéird näme.txt",
     ".env.example",
     "latin1.yaml",
+    "base.yaml",
 )
 #: What is there too.
 NONE = (
@@ -84,9 +85,13 @@ NONE = (
     "results/store/runs/a-run/artifacts/play.py",
     "results/store/runs/another/module.py",
     "results/store/experiments/sweep/config.json",
-    # run files, whatever they are called
+    # run files and experiment files, whatever they are called
     "run.yaml",
     "package/more.yml",
+    "sweep.yaml",
+    "nets-runs/CACHEDIR.TAG",
+    "nets-runs/experiment.json",
+    "package/search.yml",
 )
 RUN_FILE = "run_id: mine\nalgorithm: ppo\ntotal_timesteps: 1000\nsave_frequency: 100\nenvironment: {id: CartPole-v1}\n"
 
@@ -102,6 +107,9 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "mine" / "package" / "more.yml").write_text(
         f'"run_id": other\n{RUN_FILE}'.replace("run_id: mine\n", "")
     )
+    (tmp_path / "mine" / "sweep.yaml").write_text("experiment: nets\nbase: run.yaml\nseeds: [1]\n")
+    (tmp_path / "mine" / "package" / "search.yml").write_text("{ 'base': ../run.yaml,\n'experiment' : found}\n")
+    (tmp_path / "mine" / "base.yaml").write_text("base: 10   # a number of mine\nmine: {experiment: 1}\n")
     (tmp_path / "mine" / "latin1.yaml").write_bytes("Straße: [1]\n".encode("latin-1"))
     (tmp_path / "mine" / "dangling").symlink_to("nowhere")
     return tmp_path / "mine"

@@ -191,6 +191,12 @@ def test_no_record_or_another_is_no_limit(tmp_path: Path, caplog: pytest.LogCapt
         caplog.clear()
     path.unlink()
     assert asked.ask() == (None, SUM_SECONDS)
+    store, session, _ = begun(tmp_path, RUNS[0])
+    write_progress(store, after(session, 1.5))
+    record(tmp_path, hours=1)
+    assert asked.ask()[0] is not None
+    path.unlink()
+    assert asked.ask()[0] is not None, "what was known once counts on"
 
 
 def test_a_run_that_somebody_ends_is_seen_between_two_commits(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import time
 from abc import ABC, abstractmethod
 
 from train_cloud.errors import CorruptCheckpoint, StoreError
-from train_cloud.run.experiment import Spending, Spent, TotalLimits, read_experiment
+from train_cloud.run.experiment import ExperimentRecord, Spending, Spent, TotalLimits, read_experiment
 from train_cloud.run.head import read_head
 from train_cloud.run.session import Session
 from train_cloud.store import FileStore, ObjectStore
@@ -87,7 +87,6 @@ class ExperimentLimits(Elsewhere):
 
     :param root: the store that the runs lie in
     :param name: of the experiment
-    :ivar limits: as they were read last
     :ivar hourly: dollars an hour of a machine of this kind; None while it is unknown
     """
 
@@ -98,7 +97,7 @@ class ExperimentLimits(Elsewhere):
         self._root, self._name = root, name
         self._spending = Spending(root)
         self._warned = False
-        self.limits = TotalLimits()
+        self._record: ExperimentRecord | None = None
         self.hourly: float | None = None
 
     @property
@@ -106,18 +105,21 @@ class ExperimentLimits(Elsewhere):
         """What a limit of it is called in messages."""
         return f"limits of the experiment {self._name}"
 
-    def read(self) -> list[str]:
-        """The limits as they are now.
+    @property
+    def limits(self) -> TotalLimits:
+        """As they were read last."""
+        return self._record.limits if self._record is not None else TotalLimits()
 
-        :return: the experiment's runs
+    def read(self) -> None:
+        """What the experiment's record says now; where it is gone, what it said last counts.
+
         :raises StoreError: unknown
         """
-        record = read_experiment(self._root, self._name)
-        self.limits = record.limits if record is not None else TotalLimits()
-        return list(record.runs) if record is not None else []
+        self._record = read_experiment(self._root, self._name) or self._record
 
     def ask(self) -> tuple[str | None, float]:
-        runs, limits = self.read(), self.limits
+        self.read()
+        limits, runs = self.limits, list(self._record.runs) if self._record is not None else []
         if limits.hours is None and limits.dollars is None:
             return None, SUM_SECONDS
         spent = self._spending.look(runs)
