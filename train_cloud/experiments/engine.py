@@ -44,6 +44,7 @@ from train_cloud.runtime.limits import EXPERIMENT_LIMIT
 from train_cloud.runtime.reproducibility import pin_instructions
 from train_cloud.store import ObjectStore
 from train_cloud.warm_process import Child, WarmProcess
+from train_cloud.whole_file import write_whole
 
 if TYPE_CHECKING:
     from train_cloud.experiments.search import Trials
@@ -246,7 +247,7 @@ class Engine:
         row = next(row for row in self.rows if row.cell.run_id == run_id)
         if row.child is not None:
             if not row.limit_file.exists():
-                _write_whole(row.limit_file, reason)
+                write_whole(row.limit_file, reason.encode())
             return
         doing: Literal["stopped", "failed"] = "stopped" if reason.startswith(PRUNED) else "failed"
         if row.standing.state != "new":  # its process was gone before it could say so itself
@@ -360,7 +361,7 @@ class Engine:
         log.info("%s", self._limit)
         for row in self.rows:
             if row.child is not None:
-                _write_whole(row.limit_file, self._limit)
+                write_whole(row.limit_file, self._limit.encode())
 
     def _warn_of_dollars(self) -> None:
         if self._experiment.limits.dollars is not None:
@@ -482,12 +483,6 @@ def forkable(config: RunFile, warm: WarmProcess | None) -> bool:
     if warm is None or warm.why_not is not None or config.env or config.entry_point is not None:
         return False
     return warm.has_loaded(_own_modules(config.code.folder)) is None
-
-
-def _write_whole(path: Path, text: str) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(text)
-    part.replace(path)
 
 
 def _session(store: ObjectStore) -> int:

@@ -17,6 +17,7 @@ from typing import Any
 
 from train_cloud.errors import ObjectMissing, StoreError
 from train_cloud.store import ObjectStore
+from train_cloud.whole_file import write_whole
 
 FOLDER = "search/workers/"
 BEAT_SECONDS = 15.0
@@ -76,9 +77,7 @@ def _name(path: Path) -> str:
         name = ""
     if not name.isalnum():
         name = uuid.uuid4().hex
-        part = path.with_suffix(".part")
-        part.write_text(name)
-        part.replace(path)
+        write_whole(path, name.encode())
     return name
 
 
