@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,14 +14,15 @@ import pytest
 from until import until
 
 from train_cloud.config.run_file import Limits as Configured
-from train_cloud.errors import StoreUnavailable
+from train_cloud.errors import Fenced, StoreUnavailable
 from train_cloud.operations.cancel import cancel
 from train_cloud.platforms.ec2.price import Price
 from train_cloud.run import layout
 from train_cloud.run.experiment import Spending
-from train_cloud.run.head import Lease, conclude
+from train_cloud.run.head import Lease, conclude, read_head
 from train_cloud.run.session import Session, begin_session, end_session, read_sessions, write_progress
 from train_cloud.runtime.elsewhere import LEAST_SUM_SECONDS, SUM_SECONDS, Ended, ExperimentLimits
+from train_cloud.runtime.heartbeat import read_timesteps
 from train_cloud.runtime.limits import Limits
 from train_cloud.store import FileStore, ObjectInfo, ObjectStore, StoredObject, open_store
 from train_cloud.store.folder import FolderStore
@@ -209,3 +212,35 @@ def test_a_run_that_somebody_ends_is_seen_between_two_commits(tmp_path: Path) ->
     _, newer, _ = begun(tmp_path, RUNS[0])
     assert Ended(store, session).ask()[0] is None, "the run is another session's, which the next commit tells"
     conclude(store, "failed", "because", session=newer.number, owner="i")
+
+
+@pytest.mark.slow
+def test_its_training_leaves_long_before_its_next_commit(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(
+        "run_id: long\nalgorithm: ppo\ntotal_timesteps: 100_000_000\nsave_frequency: 50_000_000\n"
+        "environment: {id: CartPole-v1}\nreproducibility: {replay: never}\n"
+        "hyperparameters: {n_steps: 64, n_epochs: 1, policy_kwargs: {net_arch: [4]}}\n"
+    )
+    options = ["train", "run.yaml", "--store", "store", "--state-dir", "state"]
+    # A look each second, so that nobody waits for a minute.
+    code = "from train_cloud.runtime import elsewhere; elsewhere._HEAD_SECONDS = 1.0; import sys; "
+    code += f"from train_cloud.cli import main; sys.exit(main({options!r}))"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    try:
+        store = open_store(layout.run_url(str(tmp_path / "store"), "long"))
+        until(lambda: (tmp_path / "state").is_dir() and reached(tmp_path / "state") > 200, "training", 200)
+        assert cancel(str(tmp_path / "store"), "long").outcome == "stopped"
+        _, said = process.communicate(timeout=200)
+    finally:
+        process.kill()
+    assert process.returncode == Fenced.exit_code and "Traceback" not in said, said
+    read = read_head(store)
+    assert read is not None and (read[0].outcome, read[0].timesteps) == ("stopped", 0)
+    assert (read_sessions(store)[0].end or {})["ended_by"] == "fenced"
+
+
+def reached(state_dir: Path) -> int:
+    try:
+        return read_timesteps(state_dir)
+    except FileNotFoundError:
+        return 0
