@@ -171,6 +171,11 @@ def made(**changed: Any) -> Demonstrations:
         (spaces.Box(-1, 1, (1,), np.float32), np.linspace(-1, 1 + 1e-6, STEPS)[:, None], None),
         (spaces.MultiDiscrete([3, 2]), np.array([[2, 1]] * 5 + [[0, 2]]), r"the first is 5: \[0, 2\]"),
         (spaces.MultiDiscrete([3, 2]), np.array([[2, 1]] * STEPS), None),
+        (
+            spaces.MultiBinary(2),
+            np.array([[0, 1]] * 5 + [[0, 2]], np.int8),
+            "neither 0 nor 1 at 1 steps, the first is 5",
+        ),
         (spaces.Discrete(2, start=1), np.array([1, 2, 1, 2, 1, 0]), "the first is 5: 0"),
     ],
 )

@@ -138,6 +138,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     ),
     "ppo, discrete": ("ppo", reach(actions="discrete"), {"hyperparameters": ON}),
     "ppo, multi": ("ppo", reach(actions="multi"), {"hyperparameters": ON}),
+    "ppo, binary": ("ppo", reach(actions="binary"), {"hyperparameters": ON}),
     "ppo, pictures": (
         "ppo",
         reach("image", "discrete", frame_stack=2),

@@ -31,7 +31,7 @@ class Reach(gymnasium.Env[Any, Any]):
     """A point that is to be moved to a target; observations and actions of any kind.
 
     :param shown: ``box``, ``dict`` or ``image``
-    :param actions: ``box``, ``discrete``, ``multi``
+    :param actions: ``box``, ``discrete``, ``multi``, ``binary``
     """
 
     def __init__(self, shown: str = "box", actions: str = "box") -> None:
@@ -46,6 +46,7 @@ class Reach(gymnasium.Env[Any, Any]):
             "box": spaces.Box(-0.5, 0.5, (1,), np.float32),
             "discrete": spaces.Discrete(3),
             "multi": spaces.MultiDiscrete([3, 2]),
+            "binary": spaces.MultiBinary(2),
         }[actions]
         self.place = self.target = 0.0
         self.steps = 0
@@ -70,6 +71,8 @@ class Reach(gymnasium.Env[Any, Any]):
     def step(self, action: Any) -> Any:
         self.steps += 1
         moved = np.asarray(action, np.float64).reshape(-1)[0]
+        if isinstance(self.action_space, spaces.MultiBinary):
+            moved = 1 + moved - float(action[1])
         moved = moved if isinstance(self.action_space, spaces.Box) else 0.25 * (moved - 1)
         self.place = float(np.clip(self.place + moved, -1, 1))
         distance = abs(self.place - self.target)
@@ -87,6 +90,8 @@ def reach(env: Any, observation: Any) -> Any:
     if isinstance(env.action_space, spaces.Box):
         return np.clip([away], -0.4, 0.4).astype(np.float32)
     step = 1 + (away > 0.125) - (away < -0.125)
+    if isinstance(env.action_space, spaces.MultiBinary):
+        return np.array([step == 2, step == 0], np.int8)
     return step if isinstance(env.action_space, spaces.Discrete) else np.array([step, int(away > 0)])
 
 

@@ -499,6 +499,11 @@ def _wrong_actions(demonstrations: Demonstrations, space: spaces.Space[Any]) -> 
         return
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         yield from _out_of_range("actions", actions, space)
+    elif isinstance(space, spaces.MultiBinary):
+        other = ~np.isin(actions, (0, 1)).reshape(len(actions), -1).all(axis=1)
+        if other.any():
+            at = int(np.flatnonzero(other)[0])
+            yield f"actions are neither 0 nor 1 at {int(other.sum())} steps, the first is {at}"
     elif isinstance(space, spaces.Box):
         slack = _ROUNDING * np.where(np.isfinite(space.high - space.low), space.high - space.low, 1.0)
         outside = ((actions < space.low - slack) | (actions > space.high + slack)).reshape(len(actions), -1).any(axis=1)

@@ -161,7 +161,7 @@ class _ActorCritic(Cloner):
         if isinstance(self.space, spaces.Box):
             scaled = self.policy.scale_action(actions) if self.policy.squash_output else actions
             return scaled.astype(np.float32).reshape(len(actions), -1)
-        return actions.astype(np.int64)
+        return actions.astype(np.float32 if isinstance(self.space, spaces.MultiBinary) else np.int64)
 
     def losses(
         self, observations: Any, actions: torch.Tensor, returns: torch.Tensor
