@@ -11,7 +11,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 
-from train_cloud.errors import CorruptCheckpoint, StoreError
+from train_cloud.errors import TrainCloudError
 from train_cloud.run.experiment import ExperimentRecord, Spending, Spent, TotalLimits, read_experiment
 from train_cloud.run.head import read_head
 from train_cloud.run.session import Session
@@ -55,12 +55,13 @@ class Elsewhere(ABC):
         """
 
     def _look(self) -> None:
+        self._due = time.monotonic() + _AFTER_FAILURE_SECONDS
         try:
             self._found, pause = self.ask()
-        except (StoreError, CorruptCheckpoint) as error:
+            self._due = time.monotonic() + pause
+        except TrainCloudError as error:
             log.warning("%s cannot be read, and is asked for again: %s", self.what, error)
-            pause = _AFTER_FAILURE_SECONDS
-        self._due = time.monotonic() + pause
+            self._due = time.monotonic() + _AFTER_FAILURE_SECONDS
 
 
 class Ended(Elsewhere):
