@@ -130,8 +130,9 @@ def cancel(
 ) -> None:
     """End a run, or all runs of an experiment, with what is committed.
 
-    The outcome is `stopped`. A worker that trains it can commit nothing more: it leaves at its next commit, and its
-    machine's group goes to 0. Nothing is deleted; `train` of the run, or of the experiment with `--continue`, goes on.
+    The outcome is `stopped`. A worker that trains it can commit nothing more: it leaves within a minute, or at its next
+    commit, and its machine's group goes to 0. Nothing is deleted; `train` of the run, or of the experiment with
+    `--continue`, goes on.
 
     `train-cloud cancel pendulum-sac --store ./store`
     """
