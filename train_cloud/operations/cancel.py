@@ -15,7 +15,8 @@ __all__ = ["cancel", "is_cancelled"]
 
 def cancel(root: str, run_id: str, *, begun: bool = True) -> Head:
     """Set the outcome ``stopped``. The head is all that it takes: a worker that trains the run can commit no more, and
-    leaves within a minute or at its next commit; its machine's group goes to capacity 0; an experiment does not train the run on.
+    leaves within a minute or at its next commit; its machine's group goes to capacity 0; an experiment does not train
+    the run on.
 
     :param begun: refuse a run that nobody has begun; else it is ended before it begins
     :return: the head as it stands afterwards; an outcome that was there already is left as it is
