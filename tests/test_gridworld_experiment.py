@@ -31,6 +31,7 @@ SMALL = [
     "evaluation.max_steps=40",
     "evaluation.video=null",
     "hyperparameters.policy_kwargs={net_arch: [16]}",
+    "vary.pretraining.with_pretrain.pretraining.epochs=3",
 ]
 IDS = [cell.run_id for cell in load_experiment(FILE, SMALL).cells]
 

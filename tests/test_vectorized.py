@@ -180,3 +180,32 @@ def test_a_script_s_environments_are_recorded_before_their_first_reset() -> None
     assert isinstance(single, StatefulEnv) and single.train_cloud_provider == "replay"
     prepare(env)
     assert env.envs == [single], "once"
+
+
+class TellsAtReset(Walk):
+    """Its resets tell where they begin, and with ``map`` hand out an object of its own."""
+
+    def __init__(self, told: str) -> None:
+        super().__init__()
+        self.told = told
+
+    def reset(self, **options: Any) -> Any:
+        observation, _ = super().reset(**options)
+        what = {"start": np.array(observation), "draws": [float(self.np_random.random())]}
+        return observation, {**what, "map": self.np_random} if self.told == "map" else what
+
+
+@pytest.mark.parametrize("told", ["data", "map"])
+def test_what_a_reset_has_told(told: str) -> None:
+    """A callback may read it at any time until the next one."""
+
+    def make() -> VecEnv:
+        return DummyVecEnv([lambda: TellsAtReset(told)] * 2)
+
+    env = begun(make)
+    play(env, actions(env, 31, 1))
+    before, blob = env.reset_infos, taken(env)
+    other = begun(make)
+    set_vecenv(other, loads(blob, known(other)))
+    same = str(other.reset_infos) == str(before)
+    assert same is (told == "data"), "objects are the environment's, and stay its own"

@@ -48,11 +48,13 @@ from train_cloud.envs.state import (
 from train_cloud.envs.trial import Alike, Choice, choose_for, difference, shown, stateful
 from train_cloud.errors import TrainCloudError
 
-#: Of a VecEnv: connections and descriptions. ``envs`` goes through the state providers; an ``info`` is shown once.
+#: Of a VecEnv: connections and descriptions. ``envs`` goes through the state providers; a step's ``info`` is shown once.
 _OF_THE_VECENV = {
     "venv", "envs", "class_attributes", "remotes", "work_remotes", "processes", "metadata", "waiting", "closed",
-    "buf_infos", "reset_infos",
+    "buf_infos",
 }  # fmt: skip
+#: What the episodes' resets have told, which callbacks may read until the next ones. Objects in it are the environments'.
+_RESET_INFOS = "reset_infos"
 #: Steps of the trial of a tree: before its state is taken, and after.
 _LEAD_IN, _COMPARED = 30, 60
 
@@ -290,7 +292,21 @@ def look(env: VecEnv) -> list[str]:
 
 
 def _attributes(holder: Any) -> dict[str, Any]:
-    return {name: value for name, value in vars(holder).items() if name not in _OF_THE_VECENV}
+    found = {name: value for name, value in vars(holder).items() if name not in _OF_THE_VECENV}
+    if not _is_data(found.get(_RESET_INFOS)):
+        del found[_RESET_INFOS]
+    return found
+
+
+def _is_data(value: Any) -> bool:
+    """Whether it consists of plain values and arrays."""
+    if isinstance(value, np.ndarray):
+        return not value.dtype.hasobject
+    if type(value) is dict:
+        return all(map(_is_data, value)) and all(map(_is_data, value.values()))
+    if type(value) in (list, tuple):
+        return all(map(_is_data, value))
+    return value is None or isinstance(value, str | bytes | int | float | np.generic)
 
 
 # -------------------------------------------------------------------------------------------------- get and set
