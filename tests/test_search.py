@@ -581,6 +581,17 @@ def test_a_run_that_a_person_cancels_ends_its_trial(tmp_path: Path) -> None:
     assert (found.state, found.value, found.reason) == ("pruned", None, "cancelled on here")
 
 
+def test_a_search_that_was_cancelled_draws_nothing_until_a_person_says_so(tmp_path: Path) -> None:
+    root = str(tmp_path / "store")
+    Study(load(tmp_path), root).cancel()  # before it has begun there is nothing to cancel
+    assert not (tmp_path / "store").exists()
+    Player(load(tmp_path), root, tmp_path / "worker").play(trials=1)
+    Study(load(tmp_path), root).cancel()
+    for go_on, count in ((False, 1), (True, 6), (False, 6)):
+        Player(load(tmp_path), root, tmp_path / "worker", go_on=go_on).play()
+        assert len(drawn(load(tmp_path), root)) == count
+
+
 def test_a_worker_of_another_machine_is_gone_when_it_says_nothing(
     store_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

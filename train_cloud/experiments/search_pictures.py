@@ -90,7 +90,7 @@ def _parallel(found: SearchResults, space: Mapping[str, Dimension]) -> Picture:
     ranked = sorted(found.complete, key=lambda trial: (-sign * (trial.value or 0.0), trial.number))
     scales = [_Scale.of_key(space[key], [trial.values[key] for trial in ranked]) for key in keys]
     results = _Scale.of_numbers([trial.value or 0.0 for trial in ranked])
-    figure, axes = _blank(4.4, width=max(5.4, 1.5 * (len(keys) + 1)))
+    figure, axes = _blank(4.4, width=max(_WIDTH, 1.15 * (len(keys) + 1)))
     axes.grid(False)
     places = list(range(len(keys) + 1))
 

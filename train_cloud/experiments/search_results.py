@@ -132,7 +132,7 @@ def caution() -> str:
     """What the best value does not mean."""
     return (
         "The best of many trials is partly luck: its value is higher than what the same values would reach again. "
-        "Train it with other seeds, in an experiment with `vary`, before you believe it."
+        "Train it with other seeds, in an experiment that varies levels, before you believe it."
     )
 
 
