@@ -103,6 +103,7 @@ ONE_IN = {
     "test_rendering": 3,
     "test_rollback": 4,
     "test_script": 4,
+    "test_search": 4,
     "test_state": 14,
     "test_store": 6,
     "test_sync": 2,

@@ -111,6 +111,9 @@ class Trials:
             self._refusal = self._too_many_failures(trials)
             trial = self._study.ask(self._worker.name) if self._refusal is None else None
         if trial is None:
+            if others and not self.waits and not self._open:
+                numbers = ", ".join(str(one.number) for one in others)
+                log.info("waiting for other workers, which train trials %s: what they leave is taken up here", numbers)
             self.waits, self._asked = bool(others), now
             return ()
         try:
