@@ -21,8 +21,8 @@ variable "run_file" {
   }
 
   validation {
-    condition     = !can(file(pathexpand(var.run_file))) || can(regex("^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$", yamldecode(file(pathexpand(var.run_file))).run_id))
-    error_message = "run_file: it must be a YAML map whose run_id has 1 to 40 lower-case letters, digits and inner hyphens; `train-cloud validate RUN_FILE` says what is wrong with it."
+    condition     = !can(file(pathexpand(var.run_file))) || can(regex("^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", yamldecode(file(pathexpand(var.run_file))).run_id))
+    error_message = "run_file: it must be a YAML map whose run_id has 1 to 63 lower-case letters, digits and inner hyphens; `train-cloud validate RUN_FILE` says what is wrong with it."
   }
 
   validation {
@@ -43,8 +43,8 @@ variable "run_files" {
   }
 
   validation {
-    condition     = alltrue([for path in var.run_files : !can(file(pathexpand(path))) || can(regex("^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$", yamldecode(file(pathexpand(path))).run_id))])
-    error_message = "run_files: each must be a YAML map whose run_id has 1 to 40 lower-case letters, digits and inner hyphens; `train-cloud validate RUN_FILE` says what is wrong with one."
+    condition     = alltrue([for path in var.run_files : !can(file(pathexpand(path))) || can(regex("^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", yamldecode(file(pathexpand(path))).run_id))])
+    error_message = "run_files: each must be a YAML map whose run_id has 1 to 63 lower-case letters, digits and inner hyphens; `train-cloud validate RUN_FILE` says what is wrong with one."
   }
 
   validation {
@@ -69,8 +69,8 @@ variable "experiment_file" {
   }
 
   validation {
-    condition     = !can(file(pathexpand(var.experiment_file))) || can(regex("^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$", yamldecode(file(pathexpand(var.experiment_file))).experiment))
-    error_message = "experiment_file: it must be a YAML map whose experiment has 1 to 40 lower-case letters, digits and inner hyphens; `train-cloud validate EXPERIMENT_FILE` says what is wrong with it."
+    condition     = !can(file(pathexpand(var.experiment_file))) || can(regex("^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", yamldecode(file(pathexpand(var.experiment_file))).experiment))
+    error_message = "experiment_file: it must be a YAML map whose experiment has 1 to 63 lower-case letters, digits and inner hyphens; `train-cloud validate EXPERIMENT_FILE` says what is wrong with it."
   }
 
   validation {
@@ -131,7 +131,7 @@ variable "project_name" {
   nullable    = false
 
   validation {
-    # With a run_id of 40 characters this makes 61; an IAM role may have 64.
+    # With a run_id of 63 characters this makes 84; a launch template may have 128. Roles have shorter names of their own.
     condition     = can(regex("^[a-z][a-z0-9-]{0,18}[a-z0-9]$", var.project_name))
     error_message = "project_name: use 2 to 20 lower-case letters, digits and inner hyphens, a letter first."
   }

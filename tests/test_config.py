@@ -172,7 +172,7 @@ BAD: list[tuple[str, str, str]] = [
     ("zzz=1", "zzz", "use one of run_id"),
     ("run_id=Pendulum", "run_id", "lower-case"),
     ("run_id=-a", "run_id", "lower-case"),
-    ("run_id=" + "a" * 41, "run_id", "1 to 40"),
+    ("run_id=" + "a" * 64, "run_id", "1 to 63"),
     ("run_id=17", "run_id", "quotes"),
     ("run_id=", "run_id", "text"),
     ("algorithm=SAC", "algorithm", "did you mean sac"),
@@ -498,7 +498,7 @@ def test_requirements_travel_with_the_code(tmp_path: Path, monkeypatch: pytest.M
         (["seeds=3"], "seeds", "list"),
         (["seeds=[1, -2]"], "seeds.1", "at least 0"),
         (["seeds=[1]", "seed=1"], "seed", "not both"),
-        (["seeds=[4294967295]", f"run_id={'a' * 30}"], "run_id", "shorten it"),
+        (["seeds=[4294967295]", f"run_id={'a' * 53}"], "run_id", "shorten it"),
         (["experiment=Gamma sweep"], "experiment", "lower-case"),
     ],
 )

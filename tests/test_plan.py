@@ -34,12 +34,12 @@ MODULE = REPOSITORY / "terraform"
 #: As long as names may be.
 REGION = "ap-southeast-1"
 PROJECT = "abcdefghij-abcdefghi"
-RUN_ID = "a-run-id-that-is-forty-characters-long-0"
-EXPERIMENT = "an-experiment-of-thirty-five-charac"
+RUN_ID = "a-run-id-that-is-sixty-three-characters-long-0123456789012345-0"
+EXPERIMENT = "an-experiment-of-fifty-eight-characters-0123456789-0123456"
 BUCKET = "a-bucket-name-of-sixty-three-characters-012345678901234567890-x"
 RUN_FILE = f"""\
 run_id: {RUN_ID}
-experiment: an-experiment-with-a-name-of-forty-chars
+experiment: an-experiment-with-a-name-of-sixty-three-characters-0123456789x
 algorithm: sac
 total_timesteps: 1000
 environment: {{id: Mine-v0, module: mine}}
@@ -238,7 +238,7 @@ def test_roles_of_two_regions_have_two_names_and_the_longest_fits(plans: Plans) 
 def test_the_runs_of_an_experiment_fit_with_the_longest_names(plans: Plans) -> None:
     made, _ = requests(plans["experiment"])
     run_ids = [f"{EXPERIMENT}-{level}-s1" for level in "ab"]
-    assert [len(run_id) for run_id in run_ids] == [40, 40]
+    assert [len(run_id) for run_id in run_ids] == [63, 63]
     groups = [request.parameters for request in made if request.operation == "autoscaling:CreateAutoScalingGroup"]
     assert sorted(group["AutoScalingGroupName"] for group in groups) == [f"{PROJECT}-{run_id}" for run_id in run_ids]
     roles = {request.parameters["RoleName"] for request in made if request.operation == "iam:CreateRole"}

@@ -35,9 +35,9 @@ from train_cloud.errors import InputError, suggestion
 #: What the experiment decides about each of its runs.
 _DECIDED = ("run_id", "seed", "seeds", "experiment")
 _MOST_CELLS = 10_000
-_MOST_CHARACTERS = 40
+_MOST_CHARACTERS = 63
 _NAME = re.compile(r"[a-z0-9]([a-z0-9_-]*[a-z0-9])?")
-_RUN_ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
+_RUN_ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
 def _changes(value: object) -> object:
@@ -76,7 +76,7 @@ class Experiment(Section):
     """What is varied of one run file, and how its runs are trained and compared."""
 
     experiment: Annotated[
-        Text, matching(_RUN_ID, "use 1 to 40 lower-case letters, digits and inner hyphens, for example architectures")
+        Text, matching(_RUN_ID, "use 1 to 63 lower-case letters, digits and inner hyphens, for example architectures")
     ] = Field(description="The experiment's name. Its runs are called `<experiment>-<level>-<level>-s<seed>`.")
     base: Path = Field(
         description="The run file that is varied, relative to this one. Paths in it and in `vary` are relative to it."

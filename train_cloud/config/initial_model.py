@@ -12,7 +12,7 @@ from train_cloud.config.code import file_digest
 from train_cloud.config.shapes import Section, Text
 from train_cloud.errors import InputError
 
-_RUN = re.compile(r"run:(?P<run_id>[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?)(@(?P<timesteps>[0-9_]+))?")
+_RUN = re.compile(r"run:(?P<run_id>[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)(@(?P<timesteps>[0-9_]+))?")
 _S3 = re.compile(r"s3://[^/]+/.+\.zip")
 #: What ``train-cloud export`` and rl-baselines3-zoo call the normaliser that lies beside a model.
 NORMALIZER = "vecnormalize.pkl"

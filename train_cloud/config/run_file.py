@@ -77,7 +77,7 @@ ELSEWHERE = {
 }
 SCHEDULED = ("learning_rate", "clip_range", "clip_range_vf")
 
-_RUN_ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
+_RUN_ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _SCHEDULE = re.compile(r"lin_[0-9.]+(e[+-]?[0-9]+)?", re.IGNORECASE)
 _PARAMETER = re.compile(r"/?[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*")
 #: Checkpoints that stay by ``preservation.every``: each manifest names them all.
@@ -192,12 +192,12 @@ class RunFile(Section):
     """One training goal. The same file runs on a laptop, in the rehearsal and on EC2."""
 
     run_id: Annotated[
-        Text, matching(_RUN_ID, "use 1 to 40 lower-case letters, digits and inner hyphens, for example pendulum-sac-1")
+        Text, matching(_RUN_ID, "use 1 to 63 lower-case letters, digits and inner hyphens, for example pendulum-sac-1")
     ] = Field(description="Name of this training goal; never used for another. It names folders and AWS resources.")
     experiment: (
         Annotated[
             Text,
-            matching(_RUN_ID, "use 1 to 40 lower-case letters, digits and inner hyphens, for example gamma-sweep"),
+            matching(_RUN_ID, "use 1 to 63 lower-case letters, digits and inner hyphens, for example gamma-sweep"),
         ]
         | None
     ) = Field(None, description="Name of a group of runs; `train-cloud status` shows mean and interval of each group.")
@@ -371,7 +371,7 @@ class RunFile(Section):
             raise InputError("seeds", list(seeds), "each seed makes a run: give each once")
         longest = f"{self.run_id}-s{max(seeds)}"
         if not _RUN_ID.fullmatch(longest):
-            raise InputError("run_id", self.run_id, f"{longest} would have more than 40 characters: shorten it")
+            raise InputError("run_id", self.run_id, f"{longest} would have more than 63 characters: shorten it")
 
     def _check_algorithm(self) -> None:
         if self.algorithm is None:

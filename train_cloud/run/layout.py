@@ -34,7 +34,7 @@ EVALUATIONS = "evaluations/"
 
 def is_run_id(name: str) -> bool:
     """Whether a run can be called so (``run_id`` in docs/run-file.md)."""
-    return re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?", name) is not None
+    return re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", name) is not None
 
 
 def run_url(root: str, run_id: str) -> str:

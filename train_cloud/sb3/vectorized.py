@@ -48,12 +48,14 @@ from train_cloud.envs.state import (
 from train_cloud.envs.trial import Alike, Choice, choose_for, difference, shown, stateful
 from train_cloud.errors import TrainCloudError
 
-#: Of a VecEnv: connections and descriptions. ``envs`` goes through the state providers; a step's ``info`` is shown once.
+#: Of a VecEnv: connections and descriptions. ``envs`` goes through the state providers; a step's ``info`` is shown
+#: once.
 _OF_THE_VECENV = {
     "venv", "envs", "class_attributes", "remotes", "work_remotes", "processes", "metadata", "waiting", "closed",
     "buf_infos",
 }  # fmt: skip
-#: What the episodes' resets have told, which callbacks may read until the next ones. Objects in it are the environments'.
+#: What the episodes' resets have told, which callbacks may read until the next ones. Objects in it are the
+#: environments'.
 _RESET_INFOS = "reset_infos"
 #: Steps of the trial of a tree: before its state is taken, and after.
 _LEAD_IN, _COMPARED = 30, 60
