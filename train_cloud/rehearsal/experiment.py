@@ -87,7 +87,11 @@ def rehearse_experiment(path: Path, *, overrides: Sequence[str] = (), output: Pa
             machines.callback(lives[cell.run_id].close)
         with aws.permissions_enforced(), ThreadPoolExecutor(len(lives)) as threads:
             at = {first.run_id: notice}
-            list(threads.map(lambda run_id: _live(lives[run_id], at.get(run_id)), lives))
+            try:
+                list(threads.map(lambda run_id: _live(lives[run_id], at.get(run_id)), lives))
+            except BaseException:  # whose threads are waited for: Ctrl-C ends the others too
+                machines.close()
+                raise
         timeline.title("Comparing with the control run")
         control.wait()
         with environment(aws.environment()):

@@ -45,6 +45,7 @@ class Scenario:
         self._folder, self._timeline, self._driver = folder, timeline, driver
         self._limit = limit
         self._instance: InstanceDriver | None = None
+        self._closed = False
         self.reached: dict[str, int] = {}
         """Instance id → the last step that its process took."""
         self.ended_by: dict[str, str] = {}
@@ -139,6 +140,8 @@ class Scenario:
                 self._time(instance, state)  # also where it was quicker than the first look
             if over:
                 return
+            if self._closed:
+                raise TrainCloudError(f"given up while it waited for: {what}")
             if time.monotonic() > deadline:
                 raise TrainCloudError(f"waited {self._limit:.0f} s for: {what}")
             if instance is not None:
@@ -151,6 +154,8 @@ class Scenario:
             time.sleep(0.1)
 
     def close(self) -> None:
+        """End its machine; a thread that waits for something gives up."""
+        self._closed = True
         if self._instance is not None:
             self._instance.close()
 
