@@ -24,9 +24,9 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "++++", "oooo", "----")
 _AT_ONCE = len(_LINES)
 """Levels in one picture of lines: no more are told apart. Others have pictures of their own."""
-_WIDTH = 5.4
+WIDTH = 5.4
 _DPI = 160
-_FONT = 12.5
+FONT = 12.5
 _LABEL = 24
 """Characters in a line of a level's name."""
 
@@ -78,19 +78,20 @@ def draw(found: Comparison) -> list[Picture]:
     return pictures + _stages(found)
 
 
-def _figure(height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, layout="constrained")
+def blank_figure(height: float, width: float = WIDTH) -> tuple[Figure, Axes]:
+    """:param height: inches, as the width"""
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.grid(True, color="#cccccc", linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.tick_params(labelsize=_FONT - 1.5)
+    axes.tick_params(labelsize=FONT - 1.5)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     return figure, axes
 
 
-def _png(figure: Figure, name: str, title: str, alt: str) -> Picture:
+def png(figure: Figure, name: str, title: str, alt: str) -> Picture:
     file = io.BytesIO()
     figure.savefig(file, format="png", metadata={"Software": None})
     return Picture(name, title, alt, file.getvalue())
@@ -118,7 +119,7 @@ def told(estimate: Estimate, sign: bool = False) -> str:
 
 def _rows(axes: Axes, names: Sequence[str]) -> None:
     """A line for each, the first on top."""
-    axes.set_yticks(range(len(names)), [_wrapped(name) for name in names], fontsize=_FONT - 1.5)
+    axes.set_yticks(range(len(names)), [_wrapped(name) for name in names], fontsize=FONT - 1.5)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(False, axis="y")
 
@@ -140,34 +141,34 @@ def _point(axes: Axes, row: float, estimate: Estimate, place: int, label: str | 
 
 
 def _aggregates(found: Comparison, known: Sequence[Level], metric: str) -> Picture:
-    figure, axes = _figure(1.5 + 0.62 * len(known))
+    figure, axes = blank_figure(1.5 + 0.62 * len(known))
     names = {"iqm": "interquartile mean", "mean": "mean", "median": "median"}
     for row, level in enumerate(known):
         for place, (key, name) in enumerate(names.items()):
             _point(axes, row + 0.24 * (place - 1), level.metric[key], place, name if row == 0 else None)
     _rows(axes, [level.name for level in known])
-    axes.set_xlabel(metric, fontsize=_FONT)
-    figure.legend(loc="outside lower center", ncols=3, fontsize=_FONT - 2, frameon=False, handletextpad=0.1)
+    axes.set_xlabel(metric, fontsize=FONT)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=FONT - 2, frameon=False, handletextpad=0.1)
     alt = f"{metric}, interquartile mean with its {found.confidence:.0%} interval: " + "; ".join(
         f"{level.name} {told(level.metric['iqm'])}" for level in known
     )
-    return _png(figure, "aggregates", f"{metric}: interquartile mean, mean and median", alt)
+    return png(figure, "aggregates", f"{metric}: interquartile mean, mean and median", alt)
 
 
 def _improvement(found: Comparison) -> Picture:
     first = found.levels[0].name
     pairs = [pair for pair in found.pairs if pair.one == first]
-    figure, axes = _figure(1.2 + 0.5 * len(pairs))
+    figure, axes = blank_figure(1.2 + 0.5 * len(pairs))
     for row, pair in enumerate(pairs):
         _point(axes, row, pair.improvement, 0)
     _rows(axes, [pair.other for pair in pairs])
     axes.axvline(0.5, color="black", linewidth=1, linestyle=":")
     axes.set_xlim(-0.02, 1.02)
-    axes.set_xlabel(textwrap.fill(f"probability that a run of {first} is better", 32), fontsize=_FONT)
+    axes.set_xlabel(textwrap.fill(f"probability that a run of {first} is better", 32), fontsize=FONT)
     alt = f"Probability that a run of {first} is better than one of " + "; ".join(
         f"{pair.other}: {told(pair.improvement)}" for pair in pairs
     )
-    return _png(figure, "improvement", "probability of improvement", alt)
+    return png(figure, "improvement", "probability of improvement", alt)
 
 
 def _differences(found: Comparison) -> Picture | None:
@@ -175,18 +176,18 @@ def _differences(found: Comparison) -> Picture | None:
     pairs = [pair for pair in found.pairs if pair.one == first and pair.difference is not None]
     if not pairs:
         return None
-    figure, axes = _figure(1.2 + 0.5 * len(pairs))
+    figure, axes = blank_figure(1.2 + 0.5 * len(pairs))
     for row, pair in enumerate(pairs):
         assert pair.difference is not None
         axes.plot(pair.by_seed, [row] * len(pair.by_seed), "|", color="black", markersize=14, markeredgewidth=1.5)
         _point(axes, row, pair.difference, 1)
     _rows(axes, [pair.other for pair in pairs])
     axes.axvline(0, color="black", linewidth=1, linestyle=":")
-    axes.set_xlabel(textwrap.fill(f"{first} minus the other, seed by seed (bars), and the mean", 32), fontsize=_FONT)
+    axes.set_xlabel(textwrap.fill(f"{first} minus the other, seed by seed (bars), and the mean", 32), fontsize=FONT)
     alt = f"Difference of {first} to the other levels by seed, mean: " + "; ".join(
         f"{pair.other} {told(pair.difference, sign=True)}" for pair in pairs if pair.difference is not None
     )
-    return _png(figure, "differences", "paired differences by seed", alt)
+    return png(figure, "differences", "paired differences by seed", alt)
 
 
 def _curves(
@@ -206,7 +207,7 @@ def _curves(
     pieces = [lines[first : first + _AT_ONCE] for first in range(0, len(lines), _AT_ONCE)]
     found = []
     for part, piece in enumerate(pieces, 1):
-        figure, axes = _figure(4.0 + 0.26 * len(piece))
+        figure, axes = blank_figure(4.0 + 0.26 * len(piece))
         for place, (level, curve) in enumerate(piece):
             colour = _COLOURS[place]
             drawstyle: Any = "steps-post" if steps else "default"
@@ -227,12 +228,12 @@ def _curves(
             for at, value in (others or {}).get(level, ()):
                 axes.plot(at, value, color=colour, linestyle=_LINES[place], linewidth=0.8)
                 axes.plot(at[-1:], value[-1:], "x", color=colour, markersize=8, markeredgewidth=2)
-        axes.set_xlabel(x_label, fontsize=_FONT)
-        axes.set_ylabel(y_label, fontsize=_FONT)
+        axes.set_xlabel(x_label, fontsize=FONT)
+        axes.set_ylabel(y_label, fontsize=FONT)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         if max(curve.at[-1] for _, curve in piece) >= 10_000:
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        figure.legend(loc="outside lower center", ncols=1, fontsize=_FONT - 2, frameon=False, handlelength=4)
+        figure.legend(loc="outside lower center", ncols=1, fontsize=FONT - 2, frameon=False, handlelength=4)
         number_of = _part(part, pieces)
         alt = f"{title}{number_of}, with intervals; at the end: " + "; ".join(
             f"{level} {number(curve.value[-1])} ({number(curve.low[-1])} to {number(curve.high[-1])})"
@@ -247,7 +248,7 @@ def _curves(
             alt = f"{title}{number_of}: " + "; ".join(
                 f"{level}, half of runs and categories above {number(_half(curve))}" for level, curve in piece
             )
-        found.append(_png(figure, f"{name}{f'-{part}' if len(pieces) > 1 else ''}", title_of, alt))
+        found.append(png(figure, f"{name}{f'-{part}' if len(pieces) > 1 else ''}", title_of, alt))
     return found
 
 
@@ -270,11 +271,11 @@ def _half(curve: Curve) -> float:
 
 def _categories(found: Comparison, known: Sequence[Level], metric: str) -> Picture:
     values = np.array([[level.categories[name].value for name in found.categories] for level in known])
-    figure, axes = _figure(1.6 + 0.5 * len(known))
+    figure, axes = blank_figure(1.6 + 0.5 * len(known))
     low, high = float(values.min()), float(values.max())
     shown = (values - low) / (high - low) if high > low else np.full(values.shape, 0.5)
     axes.imshow(shown, cmap="Greys", vmin=-0.1, vmax=1.25, aspect="auto")
-    size = _FONT - 1.5 if len(found.categories) <= 6 else _FONT - 4
+    size = FONT - 1.5 if len(found.categories) <= 6 else FONT - 4
     for (row, column), value in np.ndenumerate(values):
         ink = "white" if shown[row, column] > 0.55 else "black"
         axes.text(column, row, number(value), ha="center", va="center", color=ink, fontsize=size)
@@ -284,12 +285,12 @@ def _categories(found: Comparison, known: Sequence[Level], metric: str) -> Pictu
     axes.set_xticks(
         range(len(found.categories)), found.categories, rotation=turned, ha="right" if turned == 30 else "center"
     )
-    axes.set_xlabel(f"{metric}, mean over runs", fontsize=_FONT)
+    axes.set_xlabel(f"{metric}, mean over runs", fontsize=FONT)
     alt = f"{metric} by level and category: " + "; ".join(
         f"{level.name}: " + ", ".join(f"{name} {number(level.categories[name].value)}" for name in found.categories)
         for level in known
     )
-    return _png(figure, "categories", f"{metric} by category", alt)
+    return png(figure, "categories", f"{metric} by category", alt)
 
 
 def _effects(found: Comparison, metric: str) -> list[Picture]:
@@ -302,7 +303,7 @@ def _effects(found: Comparison, metric: str) -> list[Picture]:
             continue
         if not pairs or (len(found.levels) < 3 and not effect.pretraining):
             continue
-        figure, axes = _figure(1.6 + 0.75 * len(pairs))
+        figure, axes = blank_figure(1.6 + 0.75 * len(pairs))
         for row, (_, *both) in enumerate(pairs):
             for place, level in enumerate(both):
                 estimate = level.metric["mean"]
@@ -319,15 +320,15 @@ def _effects(found: Comparison, metric: str) -> list[Picture]:
                 if estimate.interval is not None:
                     axes.plot(estimate.interval, [at, at], color="black", linewidth=2.5)
         _rows(axes, [name for name, *_ in pairs])
-        axes.set_xlabel(f"{metric}, mean over runs and categories", fontsize=_FONT)
-        figure.legend(loc="outside lower center", ncols=2, fontsize=_FONT - 2, frameon=False)
+        axes.set_xlabel(f"{metric}, mean over runs and categories", fontsize=FONT)
+        figure.legend(loc="outside lower center", ncols=2, fontsize=FONT - 2, frameon=False)
         title = f"{effect.factor}: {effect.level} beside {effect.baseline}"
         overall = "unknown" if effect.overall is None else told(effect.overall, sign=True)
         alt = f"{title}; mean difference {overall}; " + "; ".join(
             f"{name}: {effect.baseline} {told(one.metric['mean'])}, {effect.level} {told(other.metric['mean'])}"
             for name, one, other in pairs
         )
-        pictures.append(_png(figure, f"effect-{effect.factor}-{effect.level}", title, alt))
+        pictures.append(png(figure, f"effect-{effect.factor}-{effect.level}", title, alt))
     return pictures
 
 
@@ -347,7 +348,7 @@ def _side_by_side(found: Comparison, factor: str, level: str, baseline: str) -> 
 def _decision(found: Comparison) -> Picture:
     matrix = found.matrix
     assert matrix is not None
-    figure, axes = _figure(1.6 + 0.55 * len(matrix.totals) + 0.26 * math.ceil(len(matrix.weights) / 2))
+    figure, axes = blank_figure(1.6 + 0.55 * len(matrix.totals) + 0.26 * math.ceil(len(matrix.weights) / 2))
     shades = np.linspace(1.0, 0.45, max(2, len(matrix.weights)))
     for row, total in enumerate(matrix.totals):
         start = 0.0
@@ -368,13 +369,13 @@ def _decision(found: Comparison) -> Picture:
         axes.plot(total.interval, [row, row], color="black", linewidth=3, solid_capstyle="butt")
     _rows(axes, [total.level for total in matrix.totals])
     axes.set_xlim(0, 1.02)
-    axes.set_xlabel("weighted sum, 1 is best in everything", fontsize=_FONT)
-    figure.legend(loc="outside lower center", ncols=2, fontsize=_FONT - 2, frameon=False)
+    axes.set_xlabel("weighted sum, 1 is best in everything", fontsize=FONT)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=FONT - 2, frameon=False)
     alt = "Weighted sum of the criteria: " + "; ".join(
         f"{total.level} {number(total.value)} ({number(total.interval[0])} to {number(total.interval[1])})"
         for total in matrix.totals
     )
-    return _png(figure, "decision", "decision matrix", alt)
+    return png(figure, "decision", "decision matrix", alt)
 
 
 def _stages(found: Comparison) -> list[Picture]:
@@ -382,7 +383,7 @@ def _stages(found: Comparison) -> list[Picture]:
     pieces = [with_stages[first : first + _AT_ONCE] for first in range(0, len(with_stages), _AT_ONCE)]
     pictures = []
     for part, piece in enumerate(pieces, 1):
-        figure, axes = _figure(3.4 + 0.26 * len(piece))
+        figure, axes = blank_figure(3.4 + 0.26 * len(piece))
         for place, level in enumerate(piece):
             for index, points in enumerate(level.stages.values()):
                 axes.plot(
@@ -395,14 +396,14 @@ def _stages(found: Comparison) -> list[Picture]:
                     label=level.name if index == 0 else None,
                 )
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("timesteps", fontsize=_FONT)
-        axes.set_ylabel("stage", fontsize=_FONT)
-        figure.legend(loc="outside lower center", fontsize=_FONT - 2, frameon=False, handlelength=4)
+        axes.set_xlabel("timesteps", fontsize=FONT)
+        axes.set_ylabel("stage", fontsize=FONT)
+        figure.legend(loc="outside lower center", fontsize=FONT - 2, frameon=False, handlelength=4)
         alt = "Stage of the curriculum over timesteps, a line for each run; at the end: " + "; ".join(
             f"{level.name} {_ends(points[-1][1] for points in level.stages.values())}" for level in piece
         )
         title, name = f"stages of the curriculum{_part(part, pieces)}", f"stages{f'-{part}' if len(pieces) > 1 else ''}"
-        pictures.append(_png(figure, name, title, alt))
+        pictures.append(png(figure, name, title, alt))
     return pictures
 
 

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from train_cloud.config import Dimension
-from train_cloud.experiments.pictures import Picture, number
+from train_cloud.experiments.pictures import FONT, WIDTH, Picture, blank_figure, number, png
 from train_cloud.experiments.search_results import SearchResults, TrialRow, searched, short_names, told_value
 
 #: Of Okabe and Ito's, which colour-blind people tell apart, by brightness.
 COLOURS = ("#000000", "#0072B2", "#D55E00")
-FONT, _WIDTH, _DPI = 12.5, 5.4, 160
 #: Lines of their own in the parallel coordinates.
 _BEST = 3
 _LINES: tuple[Any, ...] = ("-", "--", (0, (1, 1.2)))
@@ -40,7 +35,7 @@ def draw(found: SearchResults, space: Mapping[str, Dimension]) -> list[Picture]:
 
 def _history(found: SearchResults) -> Picture:
     metric = found.metric.replace("_", " ")
-    figure, axes = _blank(3.6)
+    figure, axes = blank_figure(3.6)
     complete, better = found.complete, np.maximum if found.maximize else np.minimum
     numbers, values = [trial.number for trial in complete], [trial.value or 0.0 for trial in complete]
     axes.plot(numbers, values, "o", color=COLOURS[0], markersize=5, label="complete")
@@ -62,13 +57,13 @@ def _history(found: SearchResults) -> Picture:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(fontsize=FONT - 2.5, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=3)
     alt = f"{metric} of each trial; the best of {len(complete)} complete ones reaches {number(best[-1])}"
-    return _png(figure, "history", f"{metric} by trial", alt)
+    return png(figure, "history", f"{metric} by trial", alt)
 
 
 def _importance_bars(found: SearchResults) -> Picture:
     assert found.importances is not None
     names = short_names(list(found.importances))
-    figure, axes = _blank(1.2 + 0.45 * len(names))
+    figure, axes = blank_figure(1.2 + 0.45 * len(names))
     values = list(found.importances.values())
     axes.barh(range(len(names)), values, color="#ffffff", edgecolor=COLOURS[0], hatch="////", height=0.6)
     for row, value in enumerate(values):
@@ -79,7 +74,7 @@ def _importance_bars(found: SearchResults) -> Picture:
     axes.set_xlabel("share of what tells the best from all", fontsize=FONT)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     told = ", ".join(f"{name} {value:.0%}" for name, value in zip(names.values(), values, strict=True))
-    return _png(figure, "importances", "what mattered", told)
+    return png(figure, "importances", "what mattered", told)
 
 
 def _parallel(found: SearchResults, space: Mapping[str, Dimension]) -> Picture:
@@ -90,7 +85,7 @@ def _parallel(found: SearchResults, space: Mapping[str, Dimension]) -> Picture:
     ranked = sorted(found.complete, key=lambda trial: (-sign * (trial.value or 0.0), trial.number))
     scales = [_Scale.of_key(space[key], [trial.values[key] for trial in ranked]) for key in keys]
     results = _Scale.of_numbers([trial.value or 0.0 for trial in ranked])
-    figure, axes = _blank(4.4, width=max(_WIDTH, 1.15 * (len(keys) + 1)))
+    figure, axes = blank_figure(4.4, width=max(WIDTH, 1.15 * (len(keys) + 1)))
     axes.grid(False)
     places = list(range(len(keys) + 1))
 
@@ -116,7 +111,7 @@ def _parallel(found: SearchResults, space: Mapping[str, Dimension]) -> Picture:
         fontsize=FONT - 2.5, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=_BEST, reverse=True
     )
     alt = f"the values of {len(ranked)} complete trials; the best is t{ranked[0].number}"
-    return _png(figure, "parallel-coordinates", "all values of each trial", alt)
+    return png(figure, "parallel-coordinates", "all values of each trial", alt)
 
 
 class _Scale:
@@ -150,24 +145,6 @@ class _Scale:
             return [(height, text) for text, height in self._positions.items()]
         middle = float(np.sqrt(self._low * self._high)) if self._log else (self._low + self._high) / 2
         return [(self.height(value), f"{value:.3g}") for value in (self._low, middle, self._high)]
-
-
-def _blank(height: float, width: float = _WIDTH) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.grid(True, color="#cccccc", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=FONT - 1.5)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    return figure, axes
-
-
-def _png(figure: Figure, name: str, title: str, alt: str) -> Picture:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", metadata={"Software": None})
-    return Picture(name, title, alt, file.getvalue())
 
 
 def _broken(name: str) -> str:
