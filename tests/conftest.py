@@ -56,7 +56,8 @@ SPREAD = {"test_exactness", "test_exactness_table", "test_failures", "test_train
 #: These begin first, in this order, so that at the end no process waits for one of them alone.
 LONGEST = (
     *("test_machine", "test_examples", "test_failures", "test_exactness_table", "test_rehearse", "test_chaos"),
-    *("test_terraform", "test_state", "test_evaluate", "test_prove", "test_multiagent", "test_artifacts"),
+    *("test_gridworld_experiment", "test_terraform", "test_experiments", "test_state", "test_evaluate", "test_prove"),
+    *("test_curriculum", "test_pretraining", "test_search", "test_multiagent", "test_artifacts"),
 )
 
 #: What `make test-quick` runs besides all that is not marked `slow`: whole runs, a trainer of each kind.
