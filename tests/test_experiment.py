@@ -99,6 +99,30 @@ def test_levels_are_merged_into_the_base(tmp_path: Path, changes: Any, field: st
     assert found == value
 
 
+def test_null_takes_out_what_has_a_default(tmp_path: Path) -> None:
+    own = {"algorithm": "dqn", "hyperparameters": None, "hyperparameters.learning_rate": 1e-3, "limits": None}
+    vary = {"algorithm": {"ppo": {}, "dqn": own, "a2c": {"algorithm": "a2c", "hyperparameters": None}}}
+    cells = load_experiment(write(tmp_path, vary=vary, seeds=[1])).cells
+    assert [dict(cell.config.hyperparameters) for cell in cells] == [
+        BASE["hyperparameters"],
+        {"learning_rate": 1e-3},
+        {},
+    ]
+
+
+def test_a_run_file_is_no_experiment(tmp_path: Path) -> None:
+    write(tmp_path)
+    with pytest.raises(InputError, match="it is a run file: name an experiment file"):
+        load_experiment(tmp_path / "files" / "base.yaml")
+
+
+@pytest.mark.parametrize("key", ["vary", "search"])
+def test_the_base_may_not_be_an_experiment(tmp_path: Path, key: str) -> None:
+    path = write(tmp_path, {key: {}})
+    with pytest.raises(InputError, match="it is an experiment file itself: name a run file"):
+        load_experiment(path)
+
+
 def test_paths_are_relative_to_the_base(tmp_path: Path) -> None:
     for folder in ("code", "other"):
         (tmp_path / "files" / folder).mkdir(parents=True)
@@ -156,7 +180,7 @@ def categories(*names: str) -> dict[str, Any]:
     ("changed", "words"),
     [
         ({"seeds": [1, 1]}, "seeds: [1, 1]: each seed makes a run, and 1 stands there twice"),
-        ({"seeds": []}, "seeds: []"),
+        ({"seeds": []}, "seeds: []: it has 0, give at least 1"),
         ({"seed": 1}, "seed: 1: unknown key: did you mean seeds?"),
         ({"limits": {"hour": 1}}, "limits.hour: 1: unknown key: did you mean hours?"),
         ({"compare": {"metrics": "length"}}, "compare.metrics: 'length': unknown key: did you mean metric?"),
@@ -164,7 +188,7 @@ def categories(*names: str) -> dict[str, Any]:
         ({"base": "nowhere.yaml"}, "base: "),
         ({"search": {"space": {}}}, "search.space: []: name 1 to 100 keys of the run file"),
         ({"experiment": "My Sizes"}, "experiment: 'My Sizes': use 1 to 63 lower-case letters"),
-        ({"vary": {"size": {}}}, "vary.size: {}"),
+        ({"vary": {"size": {}}}, "vary.size: {}: it has 0, give at least 1"),
         ({"vary": {"size": ["small", "large"]}}, "vary.size: ['small', 'large']: give a map"),
         ({"vary": {"rate": {0.9: {}}}}, "vary.rate: 0.9: call this level 0_9 for example"),
         ({"vary": {"rate": {True: {}}}}, "vary.rate: True: YAML takes this for a value"),
@@ -209,6 +233,7 @@ def test_what_is_refused_names_the_run_or_the_field(tmp_path: Path, changed: dic
         ("vary.sizes=[large]", "--set vary.sizes: ['large']: unknown factor: did you mean size?"),
         ("vary.size=[larg]", "--set vary.size: 'larg': unknown level: did you mean large?"),
         ("vary.size=[large, large]", "--set vary.size: ['large', 'large']: large stands there twice"),
+        ("size=[large]", "--set size: ['large']: unknown key: did you mean vary.size?"),
         ("seed=3", "--set seed: 3: the experiment decides this: list them under seeds"),
         ("base.run_id=x", "--set run_id: 'x': the experiment decides this"),
         ("max_paralel=2", "sizes-small-net-slow-s1: max_paralel: 2: unknown key"),

@@ -21,7 +21,7 @@ from until import until
 from train_cloud.checkpoint import read_manifest, restore
 from train_cloud.cli import main
 from train_cloud.config import load_experiment
-from train_cloud.experiments.engine import shortly
+from train_cloud.experiments.engine import last_words, shortly
 from train_cloud.experiments.estimate import Pace, estimates, measured
 from train_cloud.experiments.standing import Standing, failures_in_a_row, standings
 from train_cloud.operations.cancel import cancel
@@ -441,10 +441,30 @@ def test_an_experiment_is_deleted_with_its_runs(
     monkeypatch.setattr("sys.stdin", io.StringIO("other\n"))
     assert main(["delete", "--experiment", "nets", "--store", str(store)]) == 64
     assert (store / "runs" / IDS[0] / "head.json").exists()
+    (store / "experiments/nets/config.json").write_text("{")  # the runs themselves know whose they are
     assert main(["delete", "--experiment", "nets", "--store", str(store), "--yes"]) == 0
     assert [found.name for found in (store / "runs").iterdir() if any(found.rglob("*.*"))] == []
     assert (store / "runs/another/artifacts/file").exists()
     assert not (store / "experiments/nets/config.json").exists()
+
+
+def test_a_damaged_run_keeps_nobody_from_ending_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    named = [str(write(tmp_path)), "--store", str(store)]
+    assert main(["cancel", *named]) == 0
+    (store / "runs" / IDS[0] / "head.json").write_text("{")
+    capsys.readouterr()
+    assert main(["cancel", *named]) == 1
+    said = capsys.readouterr()
+    assert [f"{run_id} is stopped at 0" in said.out for run_id in IDS] == [False, True, True, True]
+    assert f"{IDS[0]} is not cancelled: " in said.out and "1 of 4 runs are not cancelled" in said.err
+
+    assert main(["delete", *named, "--yes"]) == 64
+    assert f"run: '{IDS[0]}': nothing was deleted: it is damaged" in capsys.readouterr().err
+    assert all((store / "runs" / run_id / "head.json").exists() for run_id in IDS)
+    assert main(["delete", *named, "--yes", "--force"]) == 0
+    assert list(store.rglob("head.json")) == []
 
 
 @pytest.mark.slow
@@ -518,7 +538,24 @@ def test_only_an_experiment_is_trained_in_parallel(tmp_path: Path, capsys: pytes
         ("at a limit", "at a limit"),
         ("first\nsecond", "first"),
         ("Traceback (most recent call last):\n  File x\n    raise\nValueError: no\n", "ValueError: no"),
+        ("Traceback (most recent call last):\n  File x\n    raise\nValueError: no\nBecause\n", "ValueError: no"),
     ],
 )
 def test_why_a_run_failed_in_one_line(reason: str | None, words: str | None) -> None:
     assert shortly(reason) == words
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("", None),
+        ("first\nlast\n\n", "last"),
+        ("train-cloud: run: no\n", "run: no"),
+        ("Traceback (most recent call last):\n  File x\nCudaError: no\nTry this.\n", "CudaError: no"),
+        ("Traceback (most recent call last):\n  File x\nCaught: no\ntrain-cloud: the end\n", "the end"),
+        ("Traceback (most recent call last):\n  File x\nCaught: no\n" + "more\n" * 50, "more"),
+    ],
+)
+def test_what_a_process_said_last(tmp_path: Path, said: str, words: str | None) -> None:
+    (tmp_path / "output.log").write_text(said)
+    assert last_words(tmp_path / "output.log") == words

@@ -141,3 +141,8 @@ def test_mean_and_interval() -> None:
     many = [status(f"c-s{seed}", "c", float(seed)) for seed in range(100)]
     (third,) = experiments(many)
     assert third.interval == pytest.approx(1.96 * statistics.stdev(range(100)) / 10, rel=1e-3)
+
+
+def test_levels_have_no_common_mean() -> None:
+    (group,) = experiments([status(f"x-{level}-s1", "x", 1.0) for level in ("slow", "fast")])
+    assert (group.mean, group.interval, len(group.returns)) == (None, None, 2)

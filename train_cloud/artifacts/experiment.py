@@ -112,5 +112,5 @@ def _content(store: ObjectStore, key: str, body: bytes) -> dict[str, Any]:
             return dict(content)
     except (ValueError, RecursionError):
         pass  # as what has another form
-    ignore(store.url, [key], "damaged, and written anew")
+    ignore(store.url, [key], "damaged")
     return {}

@@ -263,7 +263,9 @@ def _told(group: ExperimentStatus) -> str:
     return_ = "no episode has ended yet"
     if group.mean is not None:
         sure = "" if group.interval is None else f" ± {group.interval:,.1f} (95 % of the mean)"
-        return_ = f"return {group.mean:,.1f}{sure} over {len(group.returns)} runs"
+        return_ = f"training return {group.mean:,.1f}{sure} over {len(group.returns)} runs"
+    elif group.returns:
+        return_ = f"train-cloud compare --experiment {group.experiment} has its levels"
     return f"experiment {group.experiment}: {group.completed} of {len(group.runs)} runs completed, {return_}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,7 @@ import typer
 from train_cloud.cli import options
 from train_cloud.cli.report import find, is_run_file
 from train_cloud.cli.terminal import echo
-from train_cloud.errors import CloudError, InputError
+from train_cloud.errors import CloudError, InputError, StoreUnavailable, TrainCloudError
 
 if TYPE_CHECKING:
     from train_cloud.cli.experiment import Group
@@ -149,9 +150,12 @@ def cancel(
         from train_cloud.experiments.study import Study
 
         Study(group.file, group.root).cancel()
-    for member in group.members:
-        head = cancel_run(group.root, member.run_id, begun=False)
-        echo(f"{member.run_id} is {head.outcome} at {head.timesteps:,} timesteps")
+
+    def end(run_id: str) -> None:
+        head = cancel_run(group.root, run_id, begun=False)
+        echo(f"{run_id} is {head.outcome} at {head.timesteps:,} timesteps")
+
+    _with_each([member.run_id for member in group.members], end, "cancelled")
 
 
 def delete(
@@ -193,12 +197,51 @@ def _delete_experiment(group: Group, *, yes: bool, force: bool) -> None:
     if not force and group.root.startswith("s3://"):
         for run_id in there:
             _refuse_group(run_id)
+    if not force:
+        _refuse_what_needs_force(group, there)
     asked = f"{len(there)} runs of {group.name} under {group.root} are deleted. Type the experiment's name to go on"
     if not yes and typer.prompt(asked) != group.name:
         raise InputError("experiment", group.name, "another name was typed: nothing was deleted")
-    for run_id in there:
+
+    def remove(run_id: str) -> None:
         echo(f"{run_id}: {delete_run(group.root, run_id, force=force)} objects are deleted")
+
+    _with_each(there, remove, "deleted")
     echo(f"experiments/{group.name}: {delete_experiment_files(group.root, group.name)} objects are deleted")
+
+
+def _refuse_what_needs_force(group: Group, run_ids: Sequence[str]) -> None:
+    """Before any run is deleted: half an experiment is worth nothing."""
+    from train_cloud.report.status import statuses
+
+    found = statuses(group.root, run_ids)
+    for states, what in (
+        (("running", "starting"), "a worker seems to be at work, stop it"),
+        (("damaged",), "it is damaged, train-cloud repair may help"),
+    ):
+        if named := [one.run_id for one in found if one.state in states]:
+            more = f", and {len(named) - 1} more" if len(named) > 1 else ""
+            raise InputError("run", f"{named[0]}{more}", f"nothing was deleted: {what}, or add --force")
+
+
+def _with_each(run_ids: Sequence[str], act: Callable[[str], None], done: str) -> None:
+    """Do this with all of an experiment's runs; one that is damaged, or at work, stops none of the others.
+
+    :raises TrainCloudError: of the first with which it failed, after all have been tried
+    """
+    failed: dict[str, TrainCloudError] = {}
+    for run_id in run_ids:
+        try:
+            act(run_id)
+        except StoreUnavailable:
+            raise  # nor would it be there for the next one
+        except TrainCloudError as error:
+            failed[run_id] = error
+    for run_id, why in failed.items():
+        echo(f"{run_id} is not {done}: {why}")
+    if failed:
+        first = next(iter(failed.values()))
+        raise TrainCloudError(f"{len(failed)} of {len(run_ids)} runs are not {done}, the first: {first}") from first
 
 
 def _named(run: str | None) -> str:

@@ -187,6 +187,9 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     """
     path = Path(path)
     values = read_mapping(path, "experiment file", "experiment")
+    if not describes_experiment(values) and "run_id" in values:
+        fix = "it is a run file: name an experiment file, which has a base and what is varied of it"
+        raise InputError("experiment file", str(path), fix)
     own, each = _split(overrides)
     values["vary"] = _named(values.get("vary", {}))
     for key, value in own.items():
@@ -194,6 +197,9 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
             values, key, _selected(values["vary"], key, value) if isinstance(value, list) and _is_factor(key) else value
         )
     values["vary"] = _named(values["vary"])
+    for key in each:
+        if key in values["vary"] and key not in RunFile.model_fields:
+            raise InputError(f"--set {key}", each[key], f"unknown key: did you mean vary.{key}?")
     if isinstance(values.get("base"), str):
         values["base"] = (path.parent / Path(values["base"]).expanduser()).absolute()
     try:
@@ -285,8 +291,15 @@ def _with_names(given: Mapping[Any, Any], field: str, what: str) -> dict[str, An
     return found
 
 
+def _read_base(path: Path) -> dict[str, Any]:
+    values = read_mapping(path, "base", "run_id")
+    if describes_experiment(values):
+        raise InputError("base", str(path), "it is an experiment file itself: name a run file")
+    return values
+
+
 def _expand(experiment: Experiment, each: Mapping[str, object]) -> list[Cell]:
-    base = read_mapping(experiment.base, "base", "run_id")
+    base = _read_base(experiment.base)
     seeds = experiment.seeds or _seeds_of(base)
     factors = list(experiment.vary)
     combinations = list(itertools.product(*(experiment.vary[factor].items() for factor in factors)))
@@ -321,10 +334,20 @@ def _cell(
     values = {"run_id": run_id, "experiment": experiment.experiment, **_undecided(base), "seed": seed}
     try:
         for _, changes in combination:
-            values = merge(values, changes)
+            values = _without_nulls(merge(values, changes), changes)
         return parse_run_file(values, extra=each, base=experiment.base.parent)
     except InputError as error:
         raise type(error)(f"{run_id}: {error.field}", error.value, error.fix) from error
+
+
+def _without_nulls(values: dict[str, Any], changes: Mapping[str, object]) -> dict[str, Any]:
+    """Without the fields that a level has set to null and that have another default: it takes them out."""
+    for key in changes:
+        name = ALIASES.get(key, key)
+        field = RunFile.model_fields.get(name)
+        if field is not None and field.default is not None and not field.is_required() and values.get(name) is None:
+            values.pop(name, None)
+    return values
 
 
 def _run_id(experiment: str, levels: Mapping[str, str], seed: int) -> str:
@@ -348,7 +371,7 @@ def _seeds_of(base: Mapping[str, object]) -> tuple[int, ...]:
 
 def _prepare_search(experiment: Experiment, search: Search, each: Mapping[str, object]) -> None:
     """Whether every value that may be drawn can stand in a run file, as far as each bound and choice tells it."""
-    experiment._base, experiment._each = read_mapping(experiment.base, "base", "run_id"), each
+    experiment._base, experiment._each = _read_base(experiment.base), each
     for key, dimension in search.space.items():
         check_field(key, str(dimension), tuple(RunFile.model_fields), ALIASES)
         for given in each:

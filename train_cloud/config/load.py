@@ -138,7 +138,7 @@ def load_run_file(
 
 def describes_experiment(values: Mapping[Any, Any]) -> bool:
     """Whether a file's content is that of an experiment file (config/experiment.py), and no run file's."""
-    return "base" in values or "vary" in values
+    return bool(values.keys() & {"base", "vary", "search"})
 
 
 def read_mapping(path: Path, what: str, first: str) -> dict[Any, Any]:
@@ -364,6 +364,8 @@ def _finding(finding: ErrorDetails, sections: Mapping[str, type[BaseModel]]) -> 
         "greater_than": f"give a number above {context.get('gt')}",
         "less_than_equal": f"give a number of at most {context.get('le')}",
         "less_than": f"give a number below {context.get('lt')}",
+        "too_short": f"it has {context.get('actual_length')}, give at least {context.get('min_length')}",
+        "too_long": f"it has {context.get('actual_length')}, give at most {context.get('max_length')}",
     }
     if kind == "missing":
         value = None

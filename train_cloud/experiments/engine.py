@@ -69,6 +69,8 @@ OUTPUT = "output.log"
 LOCK = "train.lock"
 _LOOK_SECONDS = 0.1
 _REASON_CHARACTERS = 300
+_MESSAGE_LINES = 20
+"""What stands further behind a traceback is not its message."""
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -510,21 +512,31 @@ def usable_cores() -> int:
 
 
 def shortly(reason: str | None) -> str | None:
-    """Why a run failed, in one line: of a traceback, what was raised."""
+    """Why a run failed, in one line: of a traceback, what was raised, with the first line of its message."""
     lines = [line for line in (reason or "").splitlines() if line.strip()]
     if not lines:
         return None
-    traceback = lines[0].startswith("Traceback")
-    return next((line for line in reversed(lines) if line[0] != " "), lines[0]) if traceback else lines[0]
+    frames = [at for at, line in enumerate(lines) if line.startswith("  File ")]
+    if not frames or not lines[0].startswith("Traceback"):
+        return lines[0]
+    return next((line for line in lines[frames[-1] :] if line[0] != " "), lines[0])
 
 
 def last_words(path: Path) -> str | None:
-    """The last line that a process has printed; of ours, without the program's name."""
+    """The last line that a process has printed, or of a traceback there what was raised; of ours, without the program's
+    name.
+    """
     try:
         lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
     except OSError:
         return None
-    return lines[-1].strip().removeprefix("train-cloud: ") if lines else None
+    if not lines:
+        return None
+    begun = max(at if line.startswith(("Traceback", "train-cloud: ")) else 0 for at, line in enumerate(lines))
+    frames = [at for at, line in enumerate(lines) if line.startswith(" ")]
+    if lines[begun].startswith("Traceback") and frames and len(lines) - frames[-1] <= _MESSAGE_LINES:
+        return shortly("\n".join(lines[begun:]))
+    return lines[-1].strip().removeprefix("train-cloud: ")
 
 
 def _own_modules(folder: Path | None) -> list[str]:

@@ -24,7 +24,7 @@ from train_cloud.config import Experiment
 from train_cloud.errors import CorruptCheckpoint, InputError, ObjectMissing, StoreError
 from train_cloud.experiments.standing import Standing, run_store
 from train_cloud.report.pull import Pulled, pull
-from train_cloud.report.status import run_ids
+from train_cloud.report.status import run_ids, statuses
 from train_cloud.run import layout
 from train_cloud.run.experiment import read_experiment
 from train_cloud.run.head import read_head
@@ -59,11 +59,13 @@ def recorded_members(root: str, name: str) -> list[Member]:
     assert isinstance(store, FileStore)
     launched = read_experiment(store, name)  # by Terraform
     cells = {**(launched.runs if launched is not None else {}), **config.get("cells", {})}
-    run_ids = [run_id for run_id in {**cells, **config.get("runs", {})} if layout.is_run_id(run_id)]
-    if not run_ids:
+    named = [run_id for run_id in {**cells, **config.get("runs", {})} if layout.is_run_id(run_id)]
+    if not named:  # the files are gone or damaged: the runs themselves know
+        named = [found.run_id for found in statuses(root, run_ids(root)) if found.experiment == name]
+    if not named:
         raise InputError("--experiment", name, f"no run of an experiment of that name has begun under {root}")
     found = []
-    for run_id in run_ids:
+    for run_id in named:
         cell = cells.get(run_id, {})
         levels = cell.get("levels")
         levels = {str(key): str(level) for key, level in levels.items()} if isinstance(levels, dict) else {}

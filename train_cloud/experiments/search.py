@@ -214,6 +214,8 @@ class Trials:
             if value is None or not math.isfinite(value):
                 why = "its last evaluation has failed" if last is None else f"its evaluation tells {value}"
                 self._study.fail(number, f"{cell.run_id} has no {self._metric}: {why}")
+                if last is not None and value is None:
+                    self._refusal = _not_told(cell.run_id, self._metric)
                 return
             values.append(value)
         self._study.complete(number, fmean(values))
@@ -262,6 +264,13 @@ class Trials:
                 except ValidationError as error:
                     log.warning("%s/%s is no evaluation: %s", store.url, info.key, error)
         return {evaluation.timesteps: evaluation for evaluation in read.values()}
+
+
+def _not_told(run_id: str, metric: str) -> str:
+    """Why no further trial is drawn: what this run's environment does not tell, it tells none."""
+    fix = "say with evaluation.success when an episode has succeeded, or " if metric == "success_rate" else ""
+    why = f"the evaluation of {run_id} does not tell {metric}, nor would another trial's"
+    return f"search.metric: {why}: {fix}take another metric"
 
 
 def _goes_on(row: Row) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Iterable
 
@@ -27,7 +28,8 @@ class ExperimentStatus(BaseModel):
     returns: dict[str, float]
     """Mean return of a run's last 100 episodes at its newest checkpoint; without runs that ended no episode yet."""
     mean: float | None
-    """Over the runs."""
+    """Over the runs; None where they have several levels (what stands before ``-s<seed>`` in a run id), whose mean
+    would stand for none of them."""
     interval: float | None
     """Half of the 95 % confidence interval of the mean (Student's t); None for fewer than two runs."""
 
@@ -45,7 +47,8 @@ def _status(name: str, members: list[RunStatus]) -> ExperimentStatus:
     returns = {run.run_id: run.episode_return for run in members if run.episode_return is not None}
     values = list(returns.values())
     interval = None
-    if len(values) > 1:
+    alike = len({re.sub(r"-s\d+$", "", name) for name in returns}) == 1
+    if alike and len(values) > 1:
         freedom = len(values) - 1
         quantile = _T[freedom - 1] if freedom <= len(_T) else _NORMAL
         interval = quantile * statistics.stdev(values) / len(values) ** 0.5
@@ -54,6 +57,6 @@ def _status(name: str, members: list[RunStatus]) -> ExperimentStatus:
         runs=[run.run_id for run in members],
         completed=sum(run.state == "completed" for run in members),
         returns=returns,
-        mean=statistics.fmean(values) if values else None,
+        mean=statistics.fmean(values) if alike else None,
         interval=interval,
     )
