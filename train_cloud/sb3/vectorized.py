@@ -406,7 +406,12 @@ def _taken(layer: Any, known: Sequence[Any]) -> dict[str, Any]:
 
 
 def _put(layer: Any, content: Mapping[str, Any]) -> None:
-    vars(layer).update(put_each(vars(layer), content))
+    found = put_each(vars(layer), content)
+    # In place: the environment of each has the very dict, too.
+    for live, saved in zip(vars(layer).get(_RESET_INFOS, ()), found.pop(_RESET_INFOS, ()), strict=False):
+        live.clear()
+        live.update(saved)
+    vars(layer).update(found)
 
 
 def _get_tree(tree: Tree, provider_of: ProviderOf) -> dict[str, Any]:
