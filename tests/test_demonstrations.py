@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import zipfile
@@ -222,7 +223,31 @@ def of_nothing(path: Path) -> None:
     zipfile.ZipFile(path, "w").close()
 
 
-@pytest.mark.parametrize("damage", [garbage, pickled, cut, of_nothing])
+def one_array(path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, np.zeros((STEPS, 4)))
+
+
+def without_end(path: Path) -> None:
+    """The header says more than any machine has."""
+    header = io.BytesIO()
+    said = {"descr": "<f4", "fortran_order": False, "shape": (10**13, 4)}
+    np.lib.format.write_array_header_1_0(header, said)
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("observations.npy", header.getvalue())
+
+
+def packed_in_another_way(path: Path) -> None:
+    body = bytearray(saved(path.parent / "whole").read_bytes())
+    for mark, place in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
+        at = body.find(mark)
+        while at >= 0:
+            body[at + place] = 99
+            at = body.find(mark, at + 4)
+    path.write_bytes(body)
+
+
+@pytest.mark.parametrize("damage", [garbage, pickled, cut, of_nothing, one_array, without_end, packed_in_another_way])
 def test_a_damaged_file_is_refused(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     path = tmp_path / "a.npz"
     damage(path)

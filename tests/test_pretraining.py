@@ -17,6 +17,7 @@ from sessions import Rehearsed
 from train_cloud.checkpoint import read_manifest
 from train_cloud.config import Environment, RunFile, parse_run_file
 from train_cloud.envs.demonstrations import read
+from train_cloud.errors import InputError
 from train_cloud.evaluate.record import Chosen, Expert, record
 from train_cloud.run.session import read_sessions
 from train_cloud.runtime.pretraining import CLONED, FIGURES
@@ -251,6 +252,44 @@ def test_stopped_at_a_batch_and_between_epochs_it_ends_the_same(recorded: Any, n
     finished = next(commit for commit in twin.commits if commit.facts[PRETRAINING]["finished"])
     for end in (host, trained(config, finished)[1]):
         assert differences(end.commits[-1], twin.commits[-1]) == []
+
+
+def with_extractor(name: str) -> dict[str, Any]:
+    return {
+        **ON,
+        "n_steps": 16,
+        "policy_kwargs": {"features_extractor_class": f"demonstrating:{name}", "net_arch": [8]},
+    }
+
+
+def test_the_cloned_policy_is_saved_with_what_no_state_dict_has(recorded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Kept, "save_frequency", 16)
+    learned = {"keep": {"weight": 1.0, "until": 100}, "validation": 0}
+    config = run(
+        recorded("reach", 20, **reach()), "ppo", reach(), hyperparameters=with_extractor("Centres"), pretraining=learned
+    )
+    _, twin = trained(config)
+    learning = [commit for commit in twin.commits[:-1] if commit.timesteps]
+    assert [commit.timesteps for commit in learning] == [16, 32, 48]
+    for begun in learning:
+        assert differences(trained(config, begun)[1].commits[-1], twin.commits[-1]) == []
+    assert twin.commits[-1].facts["exact"]
+
+
+def test_a_policy_that_cannot_be_kept_whole_is_refused_before_it_learns(recorded: Any) -> None:
+    path, settings = recorded("reach", 20, **reach()), with_extractor("Parametrized")
+    trained(run(path, "ppo", reach(), hyperparameters=settings))
+    learned = {"keep": {"weight": 1.0, "until": 100}}
+    with pytest.raises(InputError, match=r"pretraining.keep: .*extractor.linear is parametrized"):
+        trained(run(path, "ppo", reach(), hyperparameters=settings, pretraining=learned))
+
+
+def test_a_last_batch_of_one_step_joins_the_one_before(recorded: Any) -> None:
+    path = recorded("reach", 20, **reach())
+    learned = {"batch_size": len(read(path, "")) - 1, "validation": 0}
+    settings = with_extractor("Normalizes")
+    _, host = trained(run(path, "ppo", reach(), hyperparameters=settings, pretraining=learned))
+    assert len(host.epochs) == 4 and host.batches == 1 + 4
 
 
 def test_by_seconds_at_risk_it_is_committed_within_epochs(recorded: Any, monkeypatch: pytest.MonkeyPatch) -> None:

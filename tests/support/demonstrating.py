@@ -156,3 +156,48 @@ class Pressed(gymnasium.Wrapper[Any, Any, Any, Any]):
         if key and pygame.display.get_init():
             pygame.event.post(pygame.event.Event(pygame.KEYDOWN, key=ord(key)))
         return super().reset(**kwargs)
+
+
+class Centres(FlattenExtractor):
+    """Subtracts a running mean that is in no ``state_dict``, and keeps what it gave last, with its graph."""
+
+    def __init__(self, space: Any) -> None:
+        super().__init__(space)
+        self.scale = torch.nn.Linear(self.features_dim, self.features_dim)
+        self.mean = torch.zeros(self.features_dim)
+        self.register_buffer("count", torch.zeros(()), persistent=False)
+        self.given: list[torch.Tensor] = []
+
+    def forward(self, observations: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.scale(super().forward(observations))
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * found.detach().mean(dim=0)
+            self.count += 1
+        self.given = [(found - self.mean) / (1 + 0.01 * self.count)]
+        return self.given[0]
+
+
+class Normalizes(FlattenExtractor):
+    """With statistics of each batch, which one of a single step has not."""
+
+    def __init__(self, space: Any) -> None:
+        super().__init__(space)
+        self.normalized = torch.nn.BatchNorm1d(self.features_dim)
+
+    def forward(self, observations: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.normalized(super().forward(observations))
+        return found
+
+
+class Parametrized(FlattenExtractor):
+    """Of the kind of module that torch does not pickle."""
+
+    def __init__(self, space: Any) -> None:
+        super().__init__(space)
+        self.linear = torch.nn.utils.parametrizations.spectral_norm(
+            torch.nn.Linear(self.features_dim, self.features_dim)
+        )
+
+    def forward(self, observations: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.linear(super().forward(observations))
+        return found

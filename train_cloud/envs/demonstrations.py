@@ -219,8 +219,9 @@ def _read_npz(path: Path, source: str) -> Demonstrations:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (ValueError, OSError, zipfile.BadZipFile, AttributeError, EOFError) as error:
-        fix = f"it is no .npz file of plain arrays ({' '.join(str(error).split())[:120]}): write it with numpy.savez"
+    except Exception as error:  # of zipfile, zlib and NumPy, whatever stands in a file that is damaged or another one
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        fix = f"it is no .npz file of plain arrays ({why}): write it with numpy.savez"
         raise InputError(FIELD, source, fix) from error
     return make(arrays, _environment(arrays.pop("environment", None), source), source)
 

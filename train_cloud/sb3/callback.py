@@ -182,7 +182,8 @@ class Checkpoints(BaseCallback):
         else:
             self._schedule_timesteps = total
         self._add_outputs()
-        self._capture = Capture(self.model, self.locals["callback"], self, self._provider_of)
+        held = {} if self._pretraining is None else {"held": self._pretraining.held}
+        self._capture = Capture(self.model, self.locals["callback"], self, self._provider_of, **held)
         self._capacity = self._capture.capacity
         self._rows = self._phases.rows(self._capture.rows_there)
         self._rows_per_step = self._capture.rows_per_step
@@ -355,7 +356,7 @@ class Checkpoints(BaseCallback):
         self._host.phase("restore")
         self._rows = self._submitted_rows = capture.restore(snapshot)
         if self._pretraining is not None:
-            self._pretraining.resume(snapshot.parts.get(PRETRAINING))
+            self._pretraining.resume(snapshot.parts.get(PRETRAINING), capture.held)
             self._host.pretrained(self._pretraining.epochs)
         self._host.digests.resume(snapshot.timesteps, snapshot.facts.get("digests"))
         self._reader.begin(capture.counts(self._rows), snapshot.timesteps)
@@ -404,7 +405,7 @@ class Checkpoints(BaseCallback):
         self._account(accounting.SNAPSHOT if rollout_begun else accounting.END)
         if self._pretraining is None:
             return replace(snapshot, facts=facts)
-        parts = {**snapshot.parts, PRETRAINING: self._pretraining.part(self._timesteps())}
+        parts = {**snapshot.parts, PRETRAINING: self._pretraining.part()}
         return replace(snapshot, parts=parts, facts={**facts, PRETRAINING: self._pretraining.facts()})
 
     def _account(self, moment: str) -> None:

@@ -96,6 +96,8 @@ class Capture:
     :param root: the outermost callback of ``learn``
     :param own: the callback that does the capturing, left out
     :param provider_of: names the state provider of a single environment (see ``train_cloud.envs.state``)
+    :param held: objects by name that were made since the session began, by nobody else known: saved as a whole
+    :ivar held: those of the checkpoint, after :meth:`restore`
     """
 
     def __init__(
@@ -104,8 +106,11 @@ class Capture:
         root: BaseCallback,
         own: BaseCallback | None,
         provider_of: Callable[[gymnasium.Env[Any, Any]], str],
+        held: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         self.model = model
+        self.held: Mapping[str, Any] = {}
+        self._held_now = held
         self._provider_of = provider_of
         self._callbacks = {path: callback for path, callback in _walk("callbacks", root) if callback is not own}
         self._learners = {name: _Learner(name, learner) for name, learner in learners_of(model).items()}
@@ -306,6 +311,7 @@ class Capture:
         state = objects.load(part.blob, part.arrays, self._singles, beside)
         self._contents.restored(part)
         self._submitted = frozenset(part.contents.values())
+        self.held = state.get("held", {})
         set_anew = set(snapshot.facts.get("set_anew", ()))  # what a fork has changed
         set_anew |= {follows for name in set_anew for follows in _FOLLOWING.get(name, ())}
         objects.relink(state)
@@ -362,6 +368,8 @@ class Capture:
             "generators": generators,
             **objects.states(),
         }
+        if held := dict(self._held_now()):
+            state["held"] = held
         try:
             return objects.dump(state, self._singles, self._contents, beside)
         except FAILURES as error:

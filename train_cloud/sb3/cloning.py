@@ -357,6 +357,8 @@ def frozen(actor: torch.nn.Module) -> torch.nn.Module:
     known: dict[int, Any] = {}
     for module in actor.modules():
         known |= {id(value): value for value in vars(module).values() if isinstance(value, spaces.Space)}
+        for tensor in _computed(list(vars(module).values())):  # a feature that was kept, a weight that was normalised
+            known[id(tensor)] = tensor.detach().clone()
         distribution, optimizer = getattr(module, "action_dist", None), getattr(module, "optimizer", None)
         if distribution is not None:
             known[id(distribution)] = copy.copy(distribution)
@@ -367,3 +369,15 @@ def frozen(actor: torch.nn.Module) -> torch.nn.Module:
     frozen.requires_grad_(False)
     frozen.train(False)
     return frozen
+
+
+def _computed(value: Any) -> Iterator[torch.Tensor]:
+    """Tensors with a graph, which torch does not copy, in lists and dicts of a module's too."""
+    if isinstance(value, torch.Tensor):
+        if not value.is_leaf:
+            yield value
+    elif isinstance(value, Mapping):
+        yield from _computed(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _computed(one)

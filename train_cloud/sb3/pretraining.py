@@ -13,15 +13,17 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
+from torch.nn.utils.parametrize import is_parametrized
 
 from train_cloud.config import RunFile
 from train_cloud.envs.demonstrations import Array, Demonstrations, check
+from train_cloud.envs.make import refusing
 from train_cloud.errors import InputError
 from train_cloud.sb3.cloning import cloner_of, frozen
 from train_cloud.sb3.shown import Data, check_wrappers, innermost, seen_lately
@@ -30,7 +32,7 @@ from train_cloud.snapshot import Part
 #: Steps for each forward pass where nothing is learned.
 _MEASURED = 1024
 _FIELD = "pretraining"
-_OPTIMIZER, _REFERENCE = "optimizer|", "reference|"
+_OPTIMIZER, _REFERENCE = "optimizer|", "reference"
 
 
 class Pretraining:
@@ -50,6 +52,10 @@ class Pretraining:
         self._model = model
         self._cloner = cloner_of(model, self._settings)
         check_wrappers(model, self._settings.demonstrations)
+        if self._settings.keep is not None:
+            fix = "the policy cannot be copied and saved, to be kept near: leave it out; copying it raises"
+            with refusing("pretraining.keep", self._settings.keep.model_dump(), fix):
+                _check_whole(frozen(self._cloner.actor))
         self._demonstrations = demonstrations
         self._digest, self._steps, self._episodes = "", 0, 0
         if demonstrations is not None:
@@ -71,17 +77,19 @@ class Pretraining:
 
     # ----------------------------------------------------------------------------------------------- state and results
 
-    def part(self, timesteps: int) -> Part:
-        """For a checkpoint.
-
-        :param timesteps: the run's
+    def held(self) -> dict[str, torch.nn.Module]:
+        """The cloned policy, as long as it is needed: saved whole, since its ``state_dict`` need not be all of it. A
+        network of a user's may have plain attributes that its output depends on, and the policy's own go on changing.
         """
+        keeps = self._reference is not None and self._keeps_at(self._model.num_timesteps)
+        return {_REFERENCE: self._reference} if keeps and self._reference is not None else {}
+
+    def part(self) -> Part:
+        """For a checkpoint."""
         arrays: dict[str, Array] = {}
         if not self.finished and self._optimizer is not None:
             for index, values in self._optimizer.state_dict()["state"].items():
                 arrays |= {f"{_OPTIMIZER}{index}|{name}": _as_numpy(value) for name, value in values.items()}
-        if self._reference is not None and self._keeps_at(timesteps):
-            arrays |= {_REFERENCE + name: _as_numpy(value) for name, value in self._reference.state_dict().items()}
         state = {
             "finished": self.finished,
             "epoch": self._epoch,
@@ -105,10 +113,11 @@ class Pretraining:
             "episodes": self._episodes,
         }
 
-    def resume(self, part: Part | None) -> None:
+    def resume(self, part: Part | None, held: Mapping[str, Any]) -> None:
         """Go on from a checkpoint, whose networks are in the model already.
 
         :param part: what :meth:`part` gave; None where it has none
+        :param held: what :meth:`held` gave
         :raises InputError: the demonstrations are others now
         """
         if part is None:
@@ -126,14 +135,7 @@ class Pretraining:
             if name.startswith(_OPTIMIZER):
                 index, key = name.removeprefix(_OPTIMIZER).split("|")
                 self._saved.setdefault(int(index), {})[key] = torch.from_numpy(array.copy())
-        reference = {
-            name.removeprefix(_REFERENCE): torch.from_numpy(array.copy())
-            for name, array in part.arrays.items()
-            if name.startswith(_REFERENCE)
-        }
-        if reference:
-            self._reference = frozen(self._cloner.actor)
-            self._reference.load_state_dict(reference)
+        self._reference = held.get(_REFERENCE)
 
     def policy_file(self) -> bytes:
         """The cloned policy's ``state_dict``, for ``torch.load(…, weights_only=True)``."""
@@ -163,10 +165,14 @@ class Pretraining:
         while self._epoch < self._settings.epochs:
             order = np.random.default_rng([self._seed, 1 + self._epoch]).permutation(self._learned)
             self._model.policy.set_training_mode(True)
-            while self._batch * size < len(order):
-                self._learn(order[self._batch * size : (self._batch + 1) * size])
+            count = -(-len(order) // size)
+            if len(order) % size == 1 and count > 1:
+                count -= 1  # a single step has no statistics, for batch normalisation: it joins the batch before
+            while self._batch < count:
+                last = len(order) if self._batch + 1 == count else (self._batch + 1) * size
+                self._learn(order[self._batch * size : last])
                 self._batch += 1
-                if self._batch * size < len(order):
+                if self._batch < count:
                     self._model.policy.set_training_mode(False)  # as RL has it, for whoever saves
                     yield False
                     self._model.policy.set_training_mode(True)
@@ -288,3 +294,10 @@ class Pretraining:
 def _as_numpy(value: Any) -> Array:
     found: Array = (value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)).copy()
     return found
+
+
+def _check_whole(actor: torch.nn.Module) -> None:
+    """:raises TypeError: torch refuses to pickle it"""
+    parametrized = [name for name, module in actor.named_modules() if is_parametrized(module)]
+    if parametrized:
+        raise TypeError(f"{parametrized[0]} is parametrized, and torch saves no such module as a whole")
