@@ -76,6 +76,19 @@ class Place(gymnasium.Env[Any, Any]):
         self.action_space = spaces.Box(-1, 1, (2,), np.float32)
 
 
+@pytest.mark.parametrize("by_name", [True, False])
+def test_an_environment_that_was_registered_by_its_class_is_written(tmp_path: Path, by_name: bool) -> None:
+    """Gymnasium writes no spec with a class in it, and none at all with a function of nobody's."""
+    gymnasium.register("ByClass-v0", Place if by_name else lambda **_: Place(False))
+    try:
+        env = gymnasium.make("ByClass-v0", dictionary=False)
+        write(episodes(False), env, {"id": "ByClass-v0", "kwargs": {"dictionary": False}}, tmp_path / "a-folder")
+    finally:
+        del gymnasium.registry["ByClass-v0"]
+    found = read(tmp_path / "a-folder", "it").environment
+    assert (found and found["id"]) == ("ByClass-v0" if by_name else None)
+
+
 @pytest.mark.parametrize("dictionary", [False, True])
 @pytest.mark.parametrize("name", ["a.npz", "a-folder"])
 def test_what_is_written_is_read_again(tmp_path: Path, name: str, dictionary: bool) -> None:

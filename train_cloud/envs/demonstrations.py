@@ -27,7 +27,7 @@ import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -35,6 +35,7 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 
 from train_cloud import extras
 from train_cloud.errors import InputError
@@ -382,6 +383,22 @@ class Episode:
         return float(sum(self.rewards))
 
 
+def _spec_of(env: gymnasium.Env[Any, Any]) -> EnvSpec | None:
+    """What is written of the environment: a class that it was registered by stands there by its name. None where
+    Gymnasium cannot write it even so.
+    """
+    spec = env.unwrapped.spec
+    if spec is None:
+        return None
+    if isinstance(spec.entry_point, type) and "<" not in spec.entry_point.__qualname__:
+        spec = replace(spec, entry_point=f"{spec.entry_point.__module__}:{spec.entry_point.__qualname__}")
+    try:
+        spec.to_json()
+    except (ValueError, TypeError):
+        return None
+    return spec
+
+
 def _write_minari(episodes: Sequence[Episode], env: gymnasium.Env[Any, Any], out: Path) -> None:
     extras.need("pyarrow", "a Minari dataset")
     extras.need("minari", "a Minari dataset")
@@ -414,7 +431,7 @@ def _write_minari(episodes: Sequence[Episode], env: gymnasium.Env[Any, Any], out
         os.environ["MINARI_DATASETS_PATH"] = folder
         try:
             minari.create_dataset_from_buffers(
-                "recorded/demonstrations-v0", buffers, env=env.unwrapped.spec,
+                "recorded/demonstrations-v0", buffers, env=_spec_of(env),
                 observation_space=env.observation_space, action_space=env.action_space,
                 data_format="arrow", jpeg_encoding=False, description="Recorded by train-cloud record.",
             )  # fmt: skip
