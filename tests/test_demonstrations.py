@@ -79,7 +79,8 @@ class Place(gymnasium.Env[Any, Any]):
 @pytest.mark.parametrize("by_name", [True, False])
 def test_an_environment_that_was_registered_by_its_class_is_written(tmp_path: Path, by_name: bool) -> None:
     """Gymnasium writes no spec with a class in it, and none at all with a function of nobody's."""
-    gymnasium.register("ByClass-v0", Place if by_name else lambda **_: Place(False))
+    made_by: Any = Place if by_name else lambda **_: Place(False)
+    gymnasium.register("ByClass-v0", made_by)
     try:
         env = gymnasium.make("ByClass-v0", dictionary=False)
         write(episodes(False), env, {"id": "ByClass-v0", "kwargs": {"dictionary": False}}, tmp_path / "a-folder")

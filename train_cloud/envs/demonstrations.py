@@ -390,8 +390,9 @@ def _spec_of(env: gymnasium.Env[Any, Any]) -> EnvSpec | None:
     spec = env.unwrapped.spec
     if spec is None:
         return None
-    if isinstance(spec.entry_point, type) and "<" not in spec.entry_point.__qualname__:
-        spec = replace(spec, entry_point=f"{spec.entry_point.__module__}:{spec.entry_point.__qualname__}")
+    made_by: Any = spec.entry_point
+    if isinstance(made_by, type) and "<" not in made_by.__qualname__:
+        spec = replace(spec, entry_point=f"{made_by.__module__}:{made_by.__qualname__}")
     try:
         spec.to_json()
     except (ValueError, TypeError):
