@@ -424,7 +424,7 @@ class Engine:
     def _say_how_it_ended(self) -> None:
         counts = {doing: sum(row.doing == doing for row in self.rows) for doing in ("failed", "fenced", "interrupted")}
         if self._stops or (counts["interrupted"] and not counts["failed"] and self._limit is None):
-            raise Interrupted("interrupted with all committed: the same command goes on from there")
+            raise Interrupted("interrupted: the same command goes on from each run's last commit")
         bad = [row for row in self.rows if row.doing in ("failed", "fenced")]
         if self._trials is not None:  # a trial that has failed is told of, and is no reason to try again
             self._trials.check_end()
