@@ -165,6 +165,7 @@ class Centres(FlattenExtractor):
         super().__init__(space)
         self.scale = torch.nn.Linear(self.features_dim, self.features_dim)
         self.mean = torch.zeros(self.features_dim)
+        self.count: torch.Tensor
         self.register_buffer("count", torch.zeros(()), persistent=False)
         self.given: list[torch.Tensor] = []
 
