@@ -85,6 +85,22 @@ def test_what_no_checkpoint_keeps_is_named_by_step_and_layer(folder: Path) -> No
     assert "Traceback" not in done.stderr
 
 
+def test_states_may_have_objects_of_the_user_s_own_classes(folder: Path) -> None:
+    (folder / "code").mkdir()
+    (folder / "code" / "watching_code.py").write_text(
+        "from stable_baselines3.common.callbacks import BaseCallback\n"
+        "class Seen:\n    def __init__(self): self.steps = 0\n"
+        "class Watch(BaseCallback):\n"
+        "    def _on_step(self):\n"
+        "        self.seen = getattr(self, 'seen', [])\n"
+        "        if self.n_calls % 10 == 0: self.seen.append(Seen()); self.seen[-1].steps = self.n_calls\n"
+        "        return True\n"
+    )
+    run = {**line("steps"), "code": {"folder": "code"}, "callbacks": ["watching_code:Watch"]}
+    proof = prove(written(folder, run), steps=120, quick=True)
+    assert proof.equal, proof
+
+
 def test_a_run_that_does_not_repeat_itself_is_told_from_one_that_is_not_resumed_exactly(folder: Path) -> None:
     proof = prove(written(folder, line("process")), steps=120, quick=True)
     assert not proof.equal and not proof.reproducible

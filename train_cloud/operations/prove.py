@@ -12,7 +12,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -294,9 +293,7 @@ def _compared(
         assert read is not None and read[0].manifest is not None
         manifests.append(read_manifest(store, read[0].manifest))
     one, other = (restore(store, manifest) for store, manifest in zip(stores, manifests, strict=True))
-    if config.code.folder is not None and str(config.code.folder) not in sys.path:
-        sys.path.insert(0, str(config.code.folder))  # a state may have objects of the user's classes in it
-    found = differences(one, other)
+    found = differences(one, other, config.code.folder)
     trials = [manifest.facts.get("environment_trial") or {} for manifest in manifests]
     ways = [trial.get("provider", "") for trial in trials]
     if len(set(ways)) > 1:  # then the states are not of one kind

@@ -161,7 +161,7 @@ def _differences(root: str, control: str, cell: Cell) -> list[str]:
 
     stores = [open_store(layout.run_url(base, cell.run_id)) for base in (root, control)]
     found, expected = (snapshot_at(store, head_of(store)) for store in stores)
-    return differences(found, expected)
+    return differences(found, expected, cell.config.code.folder)
 
 
 def _judge(report: dict[str, Any], timeline: Timeline, folder: Path) -> int:

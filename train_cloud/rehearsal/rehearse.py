@@ -214,7 +214,9 @@ class _Report:
             store, control = (open_store(layout.run_url(base, run_id)) for base in (root, self._control.root))
             head = head_of(store)
             scalars = self._scalars(store, "tensorboard"), self._scalars(control, "control/tensorboard")
-            found = differences(snapshot_at(store, head), snapshot_at(control, head_of(control)))
+            found = differences(
+                snapshot_at(store, head), snapshot_at(control, head_of(control)), self._config.code.folder
+            )
             own = ("time/", "system/", *(["eval/"] if self._config.evaluation is not None else []))
             found += [
                 f"scalar {tag}"

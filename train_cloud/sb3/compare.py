@@ -10,12 +10,14 @@ import tempfile
 import types
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
 
+from train_cloud.child_process import code_on_path
 from train_cloud.envs.make import FAILURES
 from train_cloud.envs.pickling import Sections
 from train_cloud.envs.state import dumps, loads
@@ -33,12 +35,19 @@ _SHOWN = 100
 _BY_IDENTITY = (torch.Tensor, torch.nn.Parameter)
 
 
-def differences(left: Snapshot, right: Snapshot) -> list[str]:
+def differences(left: Snapshot, right: Snapshot, code: Path | None = None) -> list[str]:
     """Where two snapshots differ: tensors, optimizer states, replay rows, normaliser, generators, environments, pending
     scalars, callbacks. Clocks and ``time/*`` scalars are left out. Empty means equal bit for bit.
 
     Reads the rows of both, which can be done once.
+
+    :param code: the run's code folder: states may have objects of its classes
     """
+    with code_on_path(code):
+        return _differences(left, right)
+
+
+def _differences(left: Snapshot, right: Snapshot) -> list[str]:
     found = [] if left.timesteps == right.timesteps else [f"timesteps: {left.timesteps} and {right.timesteps}"]
     for name in sorted({*left.parts, *right.parts}):
         if name.rpartition("/")[2] == "model":
