@@ -197,7 +197,7 @@ GAMMA = "search.space.hyperparameters.gamma"
         (search(seeds_per_trial=3) | {"seeds": [1, 2]}, "search.seeds_per_trial: 3: there are only 2 seeds"),
         (search(warmup_timesteps=1024), "search.warmup_timesteps: 1024: nothing would be pruned"),
         ({"vary": {"a": {"b": {}}}}, f"search: ['{RATE}', '{NET}']: give search or vary, not both"),
-        ({"experiment": "a" * 36}, f"experiment: '{'a' * 36}-t5-s0': it has 42 characters"),
+        ({"experiment": "a" * 60}, f"experiment: '{'a' * 60}-t5-s0': it has 66 characters"),
     ],
 )
 def test_what_is_refused(tmp_path: Path, top: dict[str, Any], words: str) -> None:
