@@ -97,8 +97,8 @@ MUTATIONS = {
     ),
     "another try asks anew what is held": Mutation(
         COMMIT,
-        "episode_return, earlier, held)",
-        "episode_return, earlier, self._hold())",
+        "episode_return, others, held)",
+        "episode_return, others, self._hold())",
         f"{CHECKPOINT} -k tried_again",
     ),
     "kept checkpoints' objects are collected": Mutation(

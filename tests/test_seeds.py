@@ -109,7 +109,7 @@ def test_one_after_the_other_and_on_after_a_stop(tmp_path: Path, capsys: pytest.
     (group,) = experiments(runs)
     assert (group.completed, list(group.returns)) == (2, ["sweep-s1", "sweep-s2"])
     assert main(["status", "--store", str(store)]) == 0
-    assert "experiment sweep: 2 of 2 runs completed, return -" in capsys.readouterr().out
+    assert "experiment sweep: 2 of 2 runs completed, training return -" in capsys.readouterr().out
     assert main(["status", str(path), "--store", str(store)]) == 0
     assert "± " in capsys.readouterr().out
     assert main(["export", str(path), "--store", str(store)]) == 64

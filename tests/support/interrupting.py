@@ -109,6 +109,8 @@ class Walk(gymnasium.Env[Any, Any]):
     :param reach: how far away the point is at most
     """
 
+    reach: float = 3  # old checkpoints have none
+
     def __init__(self, shown: str = "float64", discrete: bool = False, reach: float = 3) -> None:
         self.shown, self.reach = shown, reach
         self.place = self.goal = np.zeros(2)
