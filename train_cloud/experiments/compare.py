@@ -14,10 +14,10 @@ from train_cloud.experiments import models
 from train_cloud.experiments.analysis import compare
 from train_cloud.experiments.comparison import Comparison
 from train_cloud.experiments.page import page, tables
+from train_cloud.experiments.pages import write_page
 from train_cloud.experiments.pictures import draw
 from train_cloud.experiments.records import Plan, grouped, planned, read
 from train_cloud.run.session import now
-from train_cloud.whole_file import write_whole
 
 
 def compare_experiment(
@@ -61,16 +61,8 @@ def write_comparison(found: Comparison, out: Path, source: str) -> Path:
 
     :param source: where the runs are
     """
-    out.mkdir(parents=True, exist_ok=True)
     pictures = draw(found)
-    for picture in pictures:
-        write_whole(out / f"{picture.name}.png", picture.body)
-    for name, text in tables(found).items():
-        write_whole(out / name, text.encode())
-    write_whole(out / "comparison.json", (found.model_dump_json(indent=1) + "\n").encode())
-    path = out / "index.html"
-    write_whole(path, page(found, pictures, source).encode())
-    return path
+    return write_page(out, page(found, pictures, source), pictures, tables(found), found, "comparison.json")
 
 
 def _with_metric(plan: Plan, metric: str | None) -> Plan:

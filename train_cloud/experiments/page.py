@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import base64
-import csv
-import io
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any
-
-import jinja2
 
 from train_cloud.experiments.comparison import Comparison, Curve, Level, RunRow
 from train_cloud.experiments.decision import Change, Matrix
+from train_cloud.experiments.pages import csv_text, template
 from train_cloud.experiments.pictures import Picture, number, told
 
 _NONE = "-"
@@ -26,7 +21,7 @@ def page(found: Comparison, pictures: Sequence[Picture], source: str) -> str:
     :param source: where the runs are
     """
     level_columns, level_rows = levels_table(found)
-    text: str = _template().render(
+    text: str = template("comparison.html").render(
         found=found,
         source=source,
         metric=found.metric.replace("_", " "),
@@ -205,8 +200,8 @@ def _run(run: RunRow) -> list[str]:
 def tables(found: Comparison) -> dict[str, str]:
     """CSV files, name to content: every number of the comparison, unrounded."""
     files = {
-        "runs.csv": _csv(_run_rows(found)),
-        "evaluations.csv": _csv(
+        "runs.csv": csv_text(_run_rows(found)),
+        "evaluations.csv": csv_text(
             {
                 "run_id": run.run_id,
                 "level": run.level,
@@ -219,13 +214,13 @@ def tables(found: Comparison) -> dict[str, str]:
             for name, points in run.evaluations.items()
             for at, value in points
         ),
-        "levels.csv": _csv(_level_rows(found)),
-        "categories.csv": _csv(
+        "levels.csv": csv_text(_level_rows(found)),
+        "categories.csv": csv_text(
             {"level": level.name, "category": name, **_ends(estimate)}
             for level in found.levels
             for name, estimate in level.categories.items()
         ),
-        "pairs.csv": _csv(
+        "pairs.csv": csv_text(
             {
                 "better": pair.one,
                 "other": pair.other,
@@ -237,7 +232,7 @@ def tables(found: Comparison) -> dict[str, str]:
             }
             for pair in found.pairs
         ),
-        "effects.csv": _csv(
+        "effects.csv": csv_text(
             {
                 "factor": effect.factor,
                 "level": effect.level,
@@ -249,16 +244,16 @@ def tables(found: Comparison) -> dict[str, str]:
             for effect in found.effects
             for name, estimate in {**effect.within, "all": effect.overall}.items()
         ),
-        "curves.csv": _csv(
+        "curves.csv": csv_text(
             {"level": level.name, **point}
             for level in found.levels
             for name, curve in (("timesteps", level.over_timesteps), (found.cost, level.over_cost))
             for point in _points(name, curve)
         ),
-        "profiles.csv": _csv(
+        "profiles.csv": csv_text(
             {"level": level.name, **point} for level in found.levels for point in _points("threshold", level.profile)
         ),
-        "stages.csv": _csv(
+        "stages.csv": csv_text(
             {"level": level.name, "run_id": run_id, "timesteps": at, "stage": stage}
             for level in found.levels
             for run_id, points in level.stages.items()
@@ -266,8 +261,8 @@ def tables(found: Comparison) -> dict[str, str]:
         ),
     }
     if found.matrix is not None:
-        files["matrix.csv"] = _csv(_matrix_rows(found.matrix))
-        files["weights.csv"] = _csv(
+        files["matrix.csv"] = csv_text(_matrix_rows(found.matrix))
+        files["weights.csv"] = csv_text(
             {
                 "criterion": change.criterion,
                 "factor": change.factor,
@@ -346,21 +341,3 @@ def _points(name: str, curve: Curve | None) -> Iterable[dict[str, Any]]:
         return
     for at, value, low, high in zip(curve.at, curve.value, curve.low, curve.high, strict=True):
         yield {"over": name, "at": at, "value": value, "low": low, "high": high}
-
-
-def _csv(rows: Iterable[Mapping[str, Any]]) -> str:
-    """With all columns of all rows; empty where there is no row."""
-    every = list(rows)
-    if not every:
-        return ""
-    file = io.StringIO()
-    writer = csv.DictWriter(file, list(dict.fromkeys(key for row in every for key in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(every)
-    return file.getvalue()
-
-
-@cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string((Path(__file__).parent / "comparison.html").read_text(encoding="utf-8"))

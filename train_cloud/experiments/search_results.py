@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import optuna
 from pydantic import BaseModel, ConfigDict
 
 from train_cloud.config import Experiment
 from train_cloud.errors import InputError
+from train_cloud.experiments.pages import csv_text, template, write_page
 from train_cloud.experiments.pictures import Picture, number
 from train_cloud.experiments.search import drawn
 from train_cloud.experiments.study import State, Study, Trial, quiet
 from train_cloud.run.session import now
-from train_cloud.whole_file import write_whole
 
 #: With fewer complete trials nothing is said of what mattered.
 _LEAST = 4
@@ -101,15 +97,7 @@ def write_search(found: SearchResults, pictures: Sequence[Picture], out: Path, s
     :param pictures: of ``search_pictures.draw``
     :param source: where the runs are
     """
-    out.mkdir(parents=True, exist_ok=True)
-    for picture in pictures:
-        write_whole(out / f"{picture.name}.png", picture.body)
-    for name, text in tables(found).items():
-        write_whole(out / name, text.encode())
-    write_whole(out / "search.json", (found.model_dump_json(indent=1) + "\n").encode())
-    path = out / "index.html"
-    write_whole(path, page(found, pictures, source).encode())
-    return path
+    return write_page(out, page(found, pictures, source), pictures, tables(found), found, "search.json")
 
 
 def headline(found: SearchResults) -> str:
@@ -163,7 +151,7 @@ def tables(found: SearchResults) -> dict[str, str]:
         "evaluations.csv": steps,
         "importances.csv": importances,
     }
-    return {name: _csv(rows) for name, rows in written.items() if rows}
+    return {name: csv_text(rows) for name, rows in written.items() if rows}
 
 
 def page(found: SearchResults, pictures: Sequence[Picture], source: str) -> str:
@@ -180,7 +168,7 @@ def page(found: SearchResults, pictures: Sequence[Picture], source: str) -> str:
         for trial in found.trials
     ]
     columns = ["trial", "state", *names.values(), found.metric, "why"]
-    return _template().render(
+    return template("search.html").render(
         found=found,
         headline=headline(found),
         caution=caution(),
@@ -233,18 +221,3 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
 def told_value(value: object) -> str:
     """A value that was drawn, in short."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """With all columns of all rows."""
-    file = io.StringIO()
-    writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return file.getvalue()
-
-
-@cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string((Path(__file__).parent / "search.html").read_text(encoding="utf-8"))
