@@ -55,6 +55,8 @@ class Extractor(BaseFeaturesExtractor):
     """
 
     sees: ClassVar[tuple[str, ...]] = ()
+    graph_net: nn.Module
+    """Of those that see a graph: (B, width) of a batch of them."""
 
     def __init__(self, observation_space: spaces.Dict, features_dim: int, width: int) -> None:
         super().__init__(observation_space, features_dim)
@@ -74,17 +76,13 @@ class Extractor(BaseFeaturesExtractor):
         """Why it cannot see these observations; None where it can."""
         return refusal(space, cls.sees)
 
-    def graph(self, graphs: Graphs) -> Tensor:
-        """(B, width) of a batch of graphs."""
-        raise NotImplementedError
-
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
         """(B, features_dim)"""
         found = []
         for part in self.sees:
             if part == "graph":
                 assert self.layout is not None
-                found.append(self.graph(read_graphs(observations, self.layout)))
+                found.append(self.graph_net(read_graphs(observations, self.layout)))
             else:
                 found.append(self.parts[part if part == "state" else f"{part}_view"](observations[part]))
         result: Tensor = self.together(torch.cat(found, 1))
@@ -145,10 +143,6 @@ class Gcn(Extractor):
         super().__init__(observation_space, features_dim, width)
         self.graph_net = Convolutions(layout_of(observation_space), width, layers)
 
-    def graph(self, graphs: Graphs) -> Tensor:
-        result: Tensor = self.graph_net(graphs)
-        return result
-
 
 class Gat(Extractor):
     """Local view, global map and state, and the graph by attention (GAT).
@@ -164,10 +158,6 @@ class Gat(Extractor):
     ) -> None:
         super().__init__(observation_space, features_dim, width)
         self.graph_net = Attentions(layout_of(observation_space), width, layers, heads)
-
-    def graph(self, graphs: Graphs) -> Tensor:
-        result: Tensor = self.graph_net(graphs)
-        return result
 
 
 class MlpBaseline(BaseFeaturesExtractor):

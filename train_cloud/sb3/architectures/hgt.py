@@ -72,17 +72,7 @@ class Transformers(nn.Module):
         return {kind: pairs for kind, pairs in found if pairs.numel()} or {self.edges[0]: index}
 
 
-class _Hgt(Extractor):
-    def __init__(self, space: spaces.Dict, features_dim: int, width: int, graph_net: Transformers) -> None:
-        super().__init__(space, features_dim, width)
-        self.graph_net = graph_net
-
-    def graph(self, graphs: Graphs) -> Tensor:
-        result: Tensor = self.graph_net(graphs)
-        return result
-
-
-class FullHgt(_Hgt):
+class FullHgt(Extractor):
     """Local view, global map and state, and the graph by HGT.
 
     :param layers: of the graph's network
@@ -94,11 +84,11 @@ class FullHgt(_Hgt):
     def __init__(
         self, observation_space: spaces.Dict, features_dim: int = 128, width: int = 64, layers: int = 2, heads: int = 4
     ) -> None:
-        graph_net = Transformers(layout_of(observation_space), width, layers, heads)
-        super().__init__(observation_space, features_dim, width, graph_net)
+        super().__init__(observation_space, features_dim, width)
+        self.graph_net = Transformers(layout_of(observation_space), width, layers, heads)
 
 
-class VisionFree(_Hgt):
+class VisionFree(Extractor):
     """The graph by HGT and the state, and no picture.
 
     :param layers: of the graph's network
@@ -110,11 +100,11 @@ class VisionFree(_Hgt):
     def __init__(
         self, observation_space: spaces.Dict, features_dim: int = 128, width: int = 64, layers: int = 2, heads: int = 4
     ) -> None:
-        graph_net = Transformers(layout_of(observation_space), width, layers, heads)
-        super().__init__(observation_space, features_dim, width, graph_net)
+        super().__init__(observation_space, features_dim, width)
+        self.graph_net = Transformers(layout_of(observation_space), width, layers, heads)
 
 
-class SimplifiedHgt(_Hgt):
+class SimplifiedHgt(Extractor):
     """Local view and state, and the graph by one layer of HGT, whose edges have no types.
 
     :param heads: of the layer
@@ -125,5 +115,5 @@ class SimplifiedHgt(_Hgt):
     def __init__(
         self, observation_space: spaces.Dict, features_dim: int = 128, width: int = 64, heads: int = 2
     ) -> None:
-        graph_net = Transformers(layout_of(observation_space), width, 1, heads, edge_types=False)
-        super().__init__(observation_space, features_dim, width, graph_net)
+        super().__init__(observation_space, features_dim, width)
+        self.graph_net = Transformers(layout_of(observation_space), width, 1, heads, edge_types=False)
