@@ -50,6 +50,12 @@ locals {
       ])
     } : null
   }
+  # What a run reads besides its own, by the end of its statements' names.
+  input_folders = {
+    for id in keys(local.run_files) : id => {
+      for name, folder in { InitialModel = local.initial_model_folders[id], Demonstrations = local.demonstration_folders[id] } : name => folder if folder != null
+    }
+  }
 }
 
 resource "aws_iam_role" "worker" {
@@ -113,28 +119,15 @@ resource "aws_iam_role_policy" "worker" {
       },
       ],
       # Each option adds exactly its own.
-      [for folder in local.initial_model_folders[each.key][*] : {
-        Sid       = "ListInitialModel"
+      [for name, folder in local.input_folders[each.key] : {
+        Sid       = "List${name}"
         Effect    = "Allow"
         Action    = "s3:ListBucket"
         Resource  = folder.bucket
         Condition = { StringLike = { "s3:prefix" = ["${folder.prefix}*"] } }
       }],
-      [for folder in local.initial_model_folders[each.key][*] : {
-        Sid      = "ReadInitialModel"
-        Effect   = "Allow"
-        Action   = "s3:GetObject"
-        Resource = "${folder.bucket}/${folder.prefix}*"
-      }],
-      [for folder in local.demonstration_folders[each.key][*] : {
-        Sid       = "ListDemonstrations"
-        Effect    = "Allow"
-        Action    = "s3:ListBucket"
-        Resource  = folder.bucket
-        Condition = { StringLike = { "s3:prefix" = ["${folder.prefix}*"] } }
-      }],
-      [for folder in local.demonstration_folders[each.key][*] : {
-        Sid      = "ReadDemonstrations"
+      [for name, folder in local.input_folders[each.key] : {
+        Sid      = "Read${name}"
         Effect   = "Allow"
         Action   = "s3:GetObject"
         Resource = "${folder.bucket}/${folder.prefix}*"
