@@ -347,7 +347,12 @@ def test_what_is_cancelled_is_not_trained_on_until_somebody_asks(
     store = ["--store", str(tmp_path / "store")]
     (tmp_path / "store").mkdir()
     process = begin(path)
-    wait_for(process, lambda: reached(path, first) > 300, "300 timesteps")
+
+    def committed() -> bool:
+        found = head(path, first)
+        return found is not None and found.timesteps > 0 and reached(path, first) > 300
+
+    wait_for(process, committed, "300 timesteps, and a first commit")
     assert main(["cancel", third, *store]) == 64  # nobody has begun it
     assert "nothing is stored under" in capsys.readouterr().err
     assert main(["cancel", first, *store]) == 0
