@@ -14,8 +14,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "train_cloud"
 BASE = {
-    *("child_process", "errors", "extras", "former_names", "generators", "hash_seed", "installed", "safe_text"),
-    *("retry", "shipped", "snapshot", "warm_process", "whole_file"),
+    *("child_process", "errors", "extras", "forking", "former_names", "generators", "hash_seed", "installed"),
+    *("retry", "safe_text", "shipped", "snapshot", "warm_process", "whole_file"),
 }
 STORED = BASE | {"config", "store", "run", "checkpoint"}
 JOINED = STORED | {"artifacts", "envs", "evaluate", "platforms", "report", "sb3", "trainer"}
@@ -29,7 +29,8 @@ ALLOWED = {
     "hash_seed": set(),
     "installed": set(),
     "retry": set(),
-    "warm_process": {"child_process"},
+    "forking": set(),
+    "warm_process": {"child_process", "forking"},
     "warm_serve": {"warm_process"},
     "whole_file": set(),
     "extras": {"errors", "installed"},

@@ -14,29 +14,25 @@ interpreter is started as ever.
 
 from __future__ import annotations
 
-import array
-import atexit
 import contextlib
-import ctypes
 import gc
 import importlib
-import io
 import json
 import logging
 import os
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn, Protocol
 
-from train_cloud import child_process
+from train_cloud import child_process, forking
+from train_cloud.forking import Job
 
 log = logging.getLogger(__name__)
 
@@ -60,10 +56,6 @@ MODULES = (
 _READ_EARLY = ("PYTHON", "OMP_", "MKL_", "OPENBLAS_", "LD_", "ATEN_", "ONEDNN_", "MALLOC_", "KMP_")
 #: Of these, what a forked process can be given too.
 _LATER = {"PYTHONPATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "MKL_NUM_THREADS"}
-_LENGTH = struct.Struct("<Q")
-#: prctl(2)
-_SUBREAPER, _DEATH_SIGNAL = 36, 1
-_STOPPING = {signal.SIGINT, signal.SIGTERM}
 
 
 class Child(Protocol):
@@ -143,7 +135,7 @@ class WarmProcess:
                 command, env=dict(environment), stdin=theirs.fileno(), stdout=printed, stderr=printed
             )
             theirs.close()
-            said = _receive(ours)
+            said = forking.receive(ours)
             if said is None:
                 ours.close()
                 process.wait()
@@ -174,23 +166,10 @@ class WarmProcess:
         """
         if os.getpid() != self._of or self.why_not is not None or not self._fits(environment) or command[1] != "-c":
             return None
-        asked = {
-            "command": list(command),
-            "environment": dict(environment),
-            "folder": folder,
-            "new_session": new_session,
-        }
+        job = Job(list(command), dict(environment), folder, new_session)
         with self._lock:
-            # An orphan goes to the nearest ancestor that asks for orphans: to this process, until it has this one.
-            _prctl(_SUBREAPER, 1)
-            try:
-                _send(self._connection, json.dumps(asked).encode(), descriptors)
-                reply = _receive(self._connection)
-            except OSError:
-                return None
-            finally:
-                _prctl(_SUBREAPER, 0)
-        return _Forked(int(reply[0]), command) if reply is not None else None
+            pid = forking.fork(self._connection, job, descriptors)
+        return _Forked(pid, command) if pid is not None else None
 
     def close(self) -> None:
         """End it. What was forked from it lives on."""
@@ -254,7 +233,7 @@ def die_with_parent(parent: int, number: signal.Signals = signal.SIGTERM) -> Non
     """
     if sys.platform != "linux":
         return
-    _prctl(_DEATH_SIGNAL, number)
+    forking.prctl(forking.DEATH_SIGNAL, number)
     if os.getppid() != parent:
         os.kill(os.getpid(), number)
 
@@ -276,7 +255,7 @@ def main() -> NoReturn:
     threads = len(list(Path("/proc/self/task").iterdir()))
     why_not = None if threads == 1 else f"importing has started {threads - 1} threads"
     modules = sorted({name.partition(".")[0] for name in sys.modules})
-    _send(connection, json.dumps({"modules": modules, "why_not": why_not}).encode())
+    forking.send(connection, json.dumps({"modules": modules, "why_not": why_not}).encode())
     gc.collect()
     gc.freeze()  # so that the collector leaves these pages shared
     _serve(connection, set_by_imports)
@@ -284,106 +263,12 @@ def main() -> NoReturn:
 
 def _serve(connection: socket.socket, more: Mapping[str, str]) -> NoReturn:
     """:param more: variables that what is forked has besides those that it is asked for with"""
-    asked = _fork_for(connection, more)
-    if asked is None:
+    job = forking.wait_for_job(connection)
+    if job is None:
         os._exit(0)
+    os.environ.update(more)
     _have_one_beside()
-    code: Any = 1
-    try:
-        _run(asked["command"])
-        code = 0
-    except SystemExit as leaving:
-        code = leaving.code
-        if code is not None and not isinstance(code, int):
-            print(code, file=sys.stderr)
-            code = 1
-    except BaseException:  # noqa: BLE001 - as the interpreter does
-        sys.excepthook(*sys.exc_info())
-    _finish()
-    os._exit(code or 0)
-
-
-def _finish() -> None:
-    """What the interpreter does at its end, but for taking the modules apart: with torch that takes half a second."""
-    threading._shutdown()  # type: ignore[attr-defined]
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-
-
-def _fork_for(connection: socket.socket, more: Mapping[str, str]) -> dict[str, Any] | None:
-    """
-    :return: in a process that is forked, what it is for; None in this one when nobody needs it any more
-    """
-    while True:
-        try:
-            got = _receive(connection)
-        except OSError:
-            return None
-        if got is None:
-            return None
-        asked, descriptors = json.loads(got[0]), got[1]
-        told, tell = os.pipe()
-        go, give = os.pipe()
-        signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)  # until what is forked can be ended by them
-        between = os.fork()
-        if not between:
-            if os.fork():
-                os._exit(0)
-            if asked["new_session"]:
-                os.setsid()
-            os.write(tell, str(os.getpid()).encode())
-            for end in (told, tell, give):
-                os.close(end)
-            connection.close()
-            os.read(go, 1)  # by then it is the caller's child
-            os.close(go)
-            _become(asked, descriptors, more)
-            return dict(asked)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
-        os.waitpid(between, 0)
-        pid = os.read(told, 32)
-        for end in (give, told, tell, go, *descriptors):
-            os.close(end)
-        try:
-            _send(connection, pid)
-        except OSError:
-            return None
-
-
-def _become(asked: Mapping[str, Any], descriptors: Sequence[int], more: Mapping[str, str]) -> None:
-    """What the kernel and the interpreter do for a new process."""
-    for number, descriptor in enumerate(descriptors):
-        os.dup2(descriptor, number)
-    for descriptor in descriptors:
-        if descriptor > 2:
-            os.close(descriptor)
-    os.environ.clear()
-    os.environ.update({**asked["environment"], **more})
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
-    os.chdir(asked["folder"])
-    time.tzset()
-    tempfile.tempdir = None
-    # Generators that an interpreter begins anew; Python's own does so by itself.
-    sys.modules["numpy"].random.seed()
-    if threads := os.environ.get("OMP_NUM_THREADS"):
-        sys.modules["torch"].set_num_threads(int(threads))
-    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
-    sys.stdout, sys.stderr = _output(1), _output(2)
-    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc]
-
-
-def _output(number: int) -> io.TextIOWrapper:
-    return io.TextIOWrapper(
-        io.BufferedWriter(io.FileIO(number, "wb", closefd=False)),
-        encoding="utf-8",
-        errors="strict" if number == 1 else "backslashreplace",
-        line_buffering=number == 2 or os.isatty(number),
-        write_through=bool(os.environ.get("PYTHONUNBUFFERED")),
-    )
+    forking.end_as_an_interpreter(lambda: _run(job.command))
 
 
 def _have_one_beside() -> None:
@@ -393,11 +278,7 @@ def _have_one_beside() -> None:
     pid = os.fork()
     if not pid:
         ours.close()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        with Path(os.devnull).open("r+b", buffering=0) as nothing:
-            for number in range(3):
-                os.dup2(nothing.fileno(), number)
+        forking.outlive_signals(detached=True)
         _serve(theirs, {})
     theirs.close()
     _beside = WarmProcess(ours, pid, dict(os.environ), {"modules": [], "why_not": None})
@@ -408,35 +289,3 @@ def _run(command: Sequence[str]) -> None:
     sys.argv = ["-c", *command[3:]]
     # run_module puts the module's own names there for as long as it runs, as in an interpreter that began with -c.
     exec(compile(command[2], "<string>", "exec"), {"__name__": "__main__", "__builtins__": __builtins__})
-
-
-# ------------------------------------------------------------------------------------------------------------ messages
-
-
-def _send(connection: socket.socket, body: bytes, descriptors: Sequence[int] = ()) -> None:
-    more = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
-    connection.sendmsg([_LENGTH.pack(len(body))], more)
-    connection.sendall(body)
-
-
-def _receive(connection: socket.socket) -> tuple[bytes, list[int]] | None:
-    """None where the other end is gone."""
-    head, descriptors, _, _ = socket.recv_fds(connection, _LENGTH.size, 3)
-    if not head:
-        return None
-    (length,) = _LENGTH.unpack(head)
-    return b"".join(_pieces(connection, length)), list(descriptors)
-
-
-def _pieces(connection: socket.socket, length: int) -> Iterator[bytes]:
-    while length:
-        piece = connection.recv(length)
-        if not piece:
-            raise ConnectionError("the other end is gone")
-        length -= len(piece)
-        yield piece
-
-
-def _prctl(option: int, value: int) -> bool:
-    words = [ctypes.c_ulong(word) for word in (value, 0, 0, 0)]
-    return int(ctypes.CDLL(None).prctl(option, *words)) == 0

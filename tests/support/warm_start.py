@@ -12,29 +12,25 @@ What differs: modules that a command need not have are loaded. Tests about that 
 
 from __future__ import annotations
 
-import array
-import atexit
 import contextlib
 import ctypes
 import gc
 import importlib
-import io
 import os
-import pickle
 import runpy
 import signal
 import socket
 import struct
 import subprocess
 import sys
-import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
+from train_cloud import forking
 from train_cloud.child_process import restore_variables
+from train_cloud.forking import Job
 
 #: What a command of the project imports sooner or later.
 MODULES = (
@@ -78,30 +74,16 @@ _LATER = {
 }
 _HASH_SEED = "PYTHONHASHSEED"
 _MARK = "INVOCATION_ID"  # of a process of a unit of systemd's
-_LENGTH = struct.Struct("<Q")
-#: prctl(2): PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, PR_SET_MM and of this PR_SET_MM_MAP.
-_SUBREAPER, _DEATH_SIGNAL, _MEMORY, _MAP = 36, 1, 35, 14
+#: Which signal a process that is forked gets when its parent ends; it does not see this variable.
+_DEATH_SIGNAL = "WARM_START_DEATH_SIGNAL"
+#: prctl(2): PR_SET_MM and of this PR_SET_MM_MAP.
+_MEMORY, _MAP = 35, 14
 _Popen = subprocess.Popen
 
 _BEGIN = (
     "import sys; sys.path.insert(0, {folder!r}); import warm_start; del sys.path[0]; "
     "warm_start.serve({descriptor}, {modules!r})"
 )
-
-
-class Job(NamedTuple):
-    """One process that is wanted."""
-
-    command: list[str]
-    environment: dict[str, str]
-    folder: str
-    new_session: bool
-    death_signal: int
-
-
-def _prctl(option: int, value: int, *more: int) -> bool:
-    words = [ctypes.c_ulong(word) for word in (value, *more, 0, 0, 0)[:4]]
-    return int(ctypes.CDLL(None).prctl(option, *words)) == 0
 
 
 def _show_in_proc(command: Sequence[str], environment: dict[str, str]) -> bool:
@@ -121,7 +103,7 @@ def _show_in_proc(command: Sequence[str], environment: dict[str, str]) -> bool:
     packed = struct.pack("<11QQII", *layout, begin, between, between, end, 0, 0, 0xFFFFFFFF)
     map_of = ctypes.create_string_buffer(packed, len(packed))
     _kept.append(memory)
-    return _prctl(_MEMORY, _MAP, ctypes.addressof(map_of), len(packed))
+    return forking.prctl(_MEMORY, _MAP, ctypes.addressof(map_of), len(packed))
 
 
 _kept: list[Any] = []
@@ -141,16 +123,7 @@ class _Source:
         if os.getpid() != self._of:
             return None
         with self._lock:
-            # An orphan goes to the nearest ancestor that asks for orphans: this process, until it has this one.
-            _prctl(_SUBREAPER, 1)
-            try:
-                _send(self._connection, pickle.dumps(tuple(job)), descriptors)
-                reply = _receive(self._connection)
-            except OSError:
-                return None
-            finally:
-                _prctl(_SUBREAPER, 0)
-            return int(reply[0].decode()) if reply is not None else None
+            return forking.fork(self._connection, job, descriptors)
 
     def close(self) -> None:
         self._connection.close()
@@ -222,7 +195,9 @@ def _job(args: Any, options: dict[str, Any]) -> Job | None:
         folder = os.fspath(options.get("cwd") or Path.cwd())
     except OSError:
         return None
-    return Job(command, environment, str(folder), bool(options.get("start_new_session")), death_signal)
+    if death_signal:
+        environment[_DEATH_SIGNAL] = str(int(death_signal))
+    return Job(command, environment, str(folder), bool(options.get("start_new_session")))
 
 
 def _can_begin(job: Job, source: _Source) -> bool:
@@ -304,7 +279,7 @@ def _begin(modules: Sequence[str], variables: dict[str, str]) -> _Source:
     process = _Popen([sys.executable, "-c", text], env=given, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
     theirs.close()
     process.returncode = 0  # waited for by _Source
-    said = _receive(ours)
+    said = forking.receive(ours)
     if said is None:
         raise RuntimeError("the warm process did not start")
     return _Source(ours, process.pid, given, shows=said[0] == b"shows")
@@ -312,131 +287,24 @@ def _begin(modules: Sequence[str], variables: dict[str, str]) -> _Source:
 
 def serve(descriptor: int, modules: Sequence[str]) -> NoReturn:
     """The warm process, and each that is forked from it."""
-    _outlive()
+    forking.outlive_signals(detached=False)
     for module in modules:
         importlib.import_module(module)
     connection = socket.socket(fileno=descriptor)
-    _send(connection, b"shows" if _show_in_proc(sys.orig_argv, dict(os.environ)) else b"ready")
+    forking.send(connection, b"shows" if _show_in_proc(sys.orig_argv, dict(os.environ)) else b"ready")
     gc.collect()
     gc.freeze()  # so that the collector leaves these pages shared
     _live(connection)
 
 
-def _outlive() -> None:
-    """It ends with the process that it was begun for; signals to their group are for that one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
 def _live(connection: socket.socket) -> NoReturn:
-    job = _fork_for(connection)
+    job = forking.wait_for_job(connection)
     if job is None:
         os._exit(0)
-    code: Any = 1
-    try:
-        _run(job)
-        code = 0
-    except SystemExit as leaving:
-        code = leaving.code
-        if code is not None and not isinstance(code, int):
-            print(code, file=sys.stderr)
-            code = 1
-    except KeyboardInterrupt:
-        sys.excepthook(*sys.exc_info())
-        code = None
-        _finish()
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
-    except BaseException:  # noqa: BLE001 - as the interpreter does
-        sys.excepthook(*sys.exc_info())
-    _finish()
-    os._exit(code or 0)
-
-
-def _finish() -> None:
-    """What the interpreter does at its end, but for the modules, one by one: with torch that takes half a second."""
-    threading._shutdown()  # type: ignore[attr-defined]
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-
-
-def _fork_for(connection: socket.socket) -> Job | None:
-    """
-    :return: in a process that is forked, what it is for; None in this one when nobody needs it any more
-    """
-    while True:
-        try:
-            got = _receive_with_descriptors(connection)
-        except OSError:
-            return None
-        if got is None:
-            return None
-        body, descriptors = got
-        job = Job(*pickle.loads(body))
-        told, tell = os.pipe()
-        go, give = os.pipe()
-        between = os.fork()
-        if not between:
-            if os.fork():
-                os._exit(0)
-            os.write(tell, str(os.getpid()).encode())
-            for end in (told, tell, give):
-                os.close(end)
-            connection.close()
-            os.read(go, 1)  # by then it is the caller's child
-            os.close(go)
-            _become(job, descriptors)
-            return job
-        os.waitpid(between, 0)
-        pid = os.read(told, 32)
-        os.close(give)
-        for end in (told, tell, go, *descriptors):
-            os.close(end)
-        try:
-            _send(connection, pid)
-        except OSError:
-            return None
-
-
-def _become(job: Job, descriptors: Sequence[int]) -> None:
-    """What the kernel and the interpreter do for a new process."""
-    if job.new_session:
-        os.setsid()
-    if job.death_signal:
-        _prctl(_DEATH_SIGNAL, job.death_signal)
-    for number, descriptor in enumerate(descriptors):
-        os.dup2(descriptor, number)
-    for descriptor in descriptors:
-        if descriptor > 2:
-            os.close(descriptor)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    os.environ.clear()
-    os.environ.update(job.environment)
-    _show_in_proc(job.command, job.environment)
-    os.chdir(job.folder)
-    time.tzset()
-    tempfile.tempdir = None
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed()
-    if "torch" in sys.modules and (threads := os.environ.get("OMP_NUM_THREADS")):
-        sys.modules["torch"].set_num_threads(int(threads))
-    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
-    sys.stdout, sys.stderr = _output(1), _output(2)
-    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc]
-
-
-def _output(number: int) -> io.TextIOWrapper:
-    immediate = bool(os.environ.get("PYTHONUNBUFFERED"))
-    return io.TextIOWrapper(
-        io.BufferedWriter(io.FileIO(number, "wb", closefd=False)),
-        encoding="utf-8",
-        errors="strict" if number == 1 else "backslashreplace",
-        line_buffering=number == 2 or os.isatty(number),
-        write_through=immediate,
-    )
+    if death_signal := os.environ.pop(_DEATH_SIGNAL, None):
+        forking.prctl(forking.DEATH_SIGNAL, int(death_signal))
+    _show_in_proc(job.command, dict(os.environ))
+    forking.end_as_an_interpreter(lambda: _run(job))
 
 
 def _run(job: Job) -> None:
@@ -475,40 +343,10 @@ def begin_below() -> None:
     pid = os.fork()
     if not pid:
         ours.close()
-        _outlive()
-        null = os.open(os.devnull, os.O_RDWR)
-        for number in range(3):
-            os.dup2(null, number)
-        os.close(null)
+        forking.outlive_signals(detached=True)
         _live(theirs)
     theirs.close()
     # cv2 for one adds to LD_LIBRARY_PATH when it is imported.
     source = _Source(ours, pid, {**_given, **os.environ}, _show_in_proc(sys.orig_argv, dict(os.environ)))
     _source, subprocess.Popen = lambda _: source, Popen  # type: ignore[misc]
     _hide()
-
-
-def _send(connection: socket.socket, body: bytes, descriptors: Sequence[int] = ()) -> None:
-    more = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
-    connection.sendmsg([_LENGTH.pack(len(body))], more)
-    connection.sendall(body)
-
-
-def _receive(connection: socket.socket) -> tuple[bytes] | None:
-    got = _receive_with_descriptors(connection)
-    return None if got is None else (got[0],)
-
-
-def _receive_with_descriptors(connection: socket.socket) -> tuple[bytes, list[int]] | None:
-    """None where the other end is gone."""
-    head, descriptors, _, _ = socket.recv_fds(connection, _LENGTH.size, 3)
-    if not head:
-        return None
-    (length,) = _LENGTH.unpack(head)
-    body = b""
-    while len(body) < length:
-        chunk = connection.recv(length - len(body))
-        if not chunk:
-            return None
-        body += chunk
-    return body, list(descriptors)
