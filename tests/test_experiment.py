@@ -110,6 +110,16 @@ def test_null_takes_out_what_has_a_default(tmp_path: Path) -> None:
     ]
 
 
+def test_factors_may_add_to_each_other(tmp_path: Path) -> None:
+    vary = {
+        "algorithm": {"ppo": {}, "a2c": {"algorithm": "a2c", "hyperparameters": None, "environment.kwargs": {}}},
+        "rate": {"slow": {"hyperparameters.learning_rate": 1e-4, "environment.kwargs.a": 3}},
+    }
+    first, second = (cell.config for cell in load_experiment(write(tmp_path, vary=vary, seeds=[1])).cells)
+    assert first.hyperparameters["learning_rate"] == 1e-4 and first.hyperparameters["n_steps"] == 32
+    assert dict(second.hyperparameters) == {"learning_rate": 1e-4} and second.algorithm == "a2c"
+
+
 def test_a_run_file_is_no_experiment(tmp_path: Path) -> None:
     write(tmp_path)
     with pytest.raises(InputError, match="it is a run file: name an experiment file"):
@@ -200,6 +210,14 @@ def categories(*names: str) -> dict[str, Any]:
         (
             {"vary": {"a": {"x": {}, "x-y": {}}, "b": {"z": {}, "y-z": {}}}},
             "sizes-x-y-z-s1: 1: x-y and z",
+        ),
+        (
+            {"vary": {"a": {"x": {"gamma": 0.9}}, "b": {"y": {"gamma": 0.8}}}},
+            "vary.a.x.gamma: 0.9: vary.b.y sets it too: let one factor alone vary it",
+        ),
+        (
+            {"vary": {"a": {"x": {"hyperparameters.gamma": 0.9}}, "b": {"y": {"hyperparameters": None}}}},
+            "vary.a.x.hyperparameters.gamma: 0.9: vary.b.y sets hyperparameters: let one factor alone vary it",
         ),
         ({"vary": {"s": {"a" * 60: {}}}}, f"experiment: 'sizes-{'a' * 60}-s1': it has 69 characters"),
         ({"vary": {"s": {"ok": {}, "bad": {"n_step": 3}}}}, "sizes-bad-s1: n_step: 3: unknown key"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -155,6 +155,11 @@ class Experiment(Section):
                     if (field := key.split(".")[0]) in _DECIDED:
                         fix = f"the experiment decides this: {_instead(field)}"
                         raise InputError(f"vary.{factor}.{level}.{key}", changes[key], fix)
+        for (one, levels), (other, others) in itertools.combinations(self.vary.items(), 2):
+            for (level, changes), (beside, more) in itertools.product(levels.items(), others.items()):
+                _check_apart(
+                    f"vary.{one}.{level}", dict(_leaves(changes)), f"vary.{other}.{beside}", dict(_leaves(more))
+                )
         return self
 
 
@@ -435,6 +440,24 @@ def _trial_seeds(search: Search, seeds: tuple[int, ...] | None, base: Mapping[st
         fix = f"there are only {len(seeds)} seeds, {list(seeds)}: list more of them, or leave seeds out"
         raise InputError("search.seeds_per_trial", count, fix)
     return seeds[:count]
+
+
+def _leaves(changes: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of all that a level sets."""
+    for key, value in changes.items():
+        if isinstance(value, Mapping):  # an empty one changes nothing
+            yield from _leaves(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
+def _check_apart(level: str, sets: Mapping[str, Any], later: str, more: Mapping[str, Any]) -> None:
+    """:raises InputError: a later factor's level takes back what this one has set, and nobody would see it"""
+    for key, value in sets.items():
+        for other, instead in more.items():
+            if (key == other and value != instead) or key.startswith(f"{other}."):
+                what = "sets it too" if key == other else f"sets {other}"
+                raise InputError(f"{level}.{key}", value, f"{later} {what}: let one factor alone vary it")
 
 
 def _twice(seeds: Sequence[int]) -> int | None:
