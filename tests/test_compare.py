@@ -23,11 +23,11 @@ from test_html_report import _Loads, chromium
 from train_cloud.cli import main
 from train_cloud.config import load_experiment
 from train_cloud.errors import InputError
-from train_cloud.experiments.analysis import compare
-from train_cloud.experiments.compare import compare_experiment, write_comparison
-from train_cloud.experiments.comparison import Comparison, Level
-from train_cloud.experiments.decision import Samples, decide
-from train_cloud.experiments.records import Planned, Run, grouped, planned, read
+from train_cloud.experiments.comparison.analysis import compare
+from train_cloud.experiments.comparison.compare import compare_experiment, write_comparison
+from train_cloud.experiments.comparison.decision import Samples, decide
+from train_cloud.experiments.comparison.records import Planned, Run, grouped, planned, read
+from train_cloud.experiments.comparison.result import Comparison, Level
 from train_cloud.operations.cancel import cancel
 from train_cloud.operations.train import train
 
@@ -499,7 +499,7 @@ def test_the_page_loads_nothing_and_every_picture_has_words(four: tuple[Comparis
 
 def test_pictures_can_be_told_apart_in_black_and_white(four: tuple[Comparison, Path]) -> None:
     """No two levels in a picture share line style, marker or hatch; and a picture is sharp on a phone."""
-    from train_cloud.experiments import pictures
+    from train_cloud.experiments.comparison import pictures
 
     assert (
         len(set(map(str, pictures._LINES))) == len(pictures._LINES) == len(set(pictures._MARKERS)) == pictures._AT_ONCE

@@ -18,7 +18,7 @@ from train_cloud.cli import main
 from train_cloud.config import load_run_file
 from train_cloud.config.architecture import ARCHITECTURES
 from train_cloud.config.experiment import load_experiment
-from train_cloud.experiments.models import parameters
+from train_cloud.experiments.comparison.models import parameters
 from train_cloud.operations.export import export
 from train_cloud.sb3.check import check
 from train_cloud.sb3.compare import differences

@@ -26,11 +26,11 @@ from train_cloud.config import Dimension, Experiment, Search, load_experiment
 from train_cloud.errors import CorruptCheckpoint, InputError, TrainCloudError
 from train_cloud.evaluate.results import Episode, Evaluation, summarise
 from train_cloud.experiments.engine import Row
-from train_cloud.experiments.journal import Journal, Overtaken
-from train_cloud.experiments.search import Trials, drawn
+from train_cloud.experiments.search.journal import Journal, Overtaken
+from train_cloud.experiments.search.study import Study, Trial, examples
+from train_cloud.experiments.search.trials import Trials, drawn
+from train_cloud.experiments.search.worker import Worker
 from train_cloud.experiments.standing import Standing, run_store
-from train_cloud.experiments.study import Study, Trial, examples
-from train_cloud.experiments.worker import Worker
 from train_cloud.run import layout
 from train_cloud.run.head import read_head
 from train_cloud.runtime.heartbeat import read_timesteps
@@ -247,7 +247,7 @@ def records(count: int, of: str = "a") -> list[dict[str, Any]]:
 
 
 def test_the_journal_keeps_the_order_in_which_it_was_written(store_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("train_cloud.experiments.journal._IN_A_FOLDER", 4)
+    monkeypatch.setattr("train_cloud.experiments.search.journal._IN_A_FOLDER", 4)
     one, other = Journal(open_store(store_root)), Journal(open_store(store_root))
     assert one.is_empty and one.read_logs(0) == []
     every = records(11)
@@ -293,7 +293,7 @@ def test_a_record_that_is_gone_or_damaged_is_named(folder_root: str) -> None:
 RACING = """
 import json, sys, time
 from train_cloud.config import load_experiment
-from train_cloud.experiments.study import Study
+from train_cloud.experiments.search.study import Study
 experiment, root, name = load_experiment(sys.argv[1]), sys.argv[2], sys.argv[3]
 study = Study(experiment, root)
 print("ready", flush=True)
@@ -596,7 +596,7 @@ def test_a_worker_of_another_machine_is_gone_when_it_says_nothing(
     store_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, now = open_store(store_root), [1000.0]
-    monkeypatch.setattr("train_cloud.experiments.worker.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("train_cloud.experiments.search.worker.time.monotonic", lambda: now[0])
     (tmp_path / "one").mkdir()
     worker, beats = Worker(store, tmp_path / "one"), iter(range(9))
     assert Worker(store, tmp_path / "one").name == worker.name

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from train_cloud.experiments import statistics
-from train_cloud.experiments.statistics import Scores
+from train_cloud.experiments.comparison import statistics
+from train_cloud.experiments.comparison.statistics import Scores
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "statistics_golden.json").read_text())
 CASES: dict[str, Any] = GOLDEN["cases"]

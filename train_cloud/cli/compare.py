@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from train_cloud.config import Experiment
-    from train_cloud.experiments.comparison import Comparison
+    from train_cloud.experiments.comparison.result import Comparison
 
 
 def register(app: typer.Typer) -> None:
@@ -88,7 +88,7 @@ def compare(
     if isinstance(named, Path) and (searched := _searched(named, overrides or (), metric)) is not None:
         _compare_trials(searched, store, as_json=as_json, out=out)
         return
-    from train_cloud.experiments.compare import compare_experiment, write_comparison
+    from train_cloud.experiments.comparison.compare import compare_experiment, write_comparison
 
     found = compare_experiment(store, named, metric=metric, overrides=overrides or (), latency=latency)
     if as_json:
@@ -118,8 +118,8 @@ def _compare_trials(experiment: Experiment, root: str, *, as_json: bool, out: Pa
     from train_cloud import extras
 
     extras.need("optuna", "a search")
-    from train_cloud.experiments.search_pictures import draw
-    from train_cloud.experiments.search_results import caution, headline, search_results, write_search
+    from train_cloud.experiments.search.pictures import draw
+    from train_cloud.experiments.search.results import caution, headline, search_results, write_search
 
     assert experiment.search is not None
     found = search_results(experiment, root)
@@ -150,7 +150,7 @@ def _view(found: Comparison) -> RenderableType:
     from rich.markup import escape
     from rich.table import Table
 
-    from train_cloud.experiments.page import decision, headline, levels_table, reason, sensitivity
+    from train_cloud.experiments.comparison.page import decision, headline, levels_table, reason, sensitivity
 
     columns, rows = levels_table(found)
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))

@@ -15,8 +15,8 @@ from train_cloud.errors import InputError
 if TYPE_CHECKING:
     from train_cloud.config import Cell, Experiment
     from train_cloud.experiments.files import Member
+    from train_cloud.experiments.search.study import Trial
     from train_cloud.experiments.standing import Standing
-    from train_cloud.experiments.study import Trial
 
 _TRAINER = "stable_baselines3"
 _EXAMPLES = 3
@@ -66,7 +66,7 @@ def _drawn(experiment: Experiment, root: str) -> Sequence[Trial]:
     if experiment.search is None:
         return ()
     extras.need("optuna", "a search")
-    from train_cloud.experiments.search import drawn
+    from train_cloud.experiments.search.trials import drawn
 
     return drawn(experiment, root)
 
@@ -95,7 +95,7 @@ def train_experiment(
     trials = None
     if experiment.search is not None:
         extras.need("optuna", "a search")
-        from train_cloud.experiments.search import Trials
+        from train_cloud.experiments.search.trials import Trials
 
         trials = Trials(experiment, store, go_on=go_on)
     for cell in experiment.cells:
@@ -193,7 +193,7 @@ def show_search(experiment: Experiment, store: str | None) -> list[Cell]:
     if known:
         show(trials(experiment, known))
         return []
-    from train_cloud.experiments.study import examples as first
+    from train_cloud.experiments.search.study import examples as first
 
     found = first(experiment, _EXAMPLES)
     show(examples(experiment, found))

@@ -147,7 +147,7 @@ def cancel(
         echo(f"{run_id} is {head.outcome} at {head.timesteps:,} timesteps: {head.reason or 'all is trained'}")
         return
     if group.file is not None and group.file.search is not None:
-        from train_cloud.experiments.study import Study
+        from train_cloud.experiments.search.study import Study
 
         Study(group.file, group.root).cancel()
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from train_cloud.config import Experiment
-    from train_cloud.experiments.study import Trial
+    from train_cloud.experiments.search.study import Trial
 
 
 def space(experiment: Experiment) -> RenderableType:

@@ -47,7 +47,7 @@ from train_cloud.warm_process import Child, WarmProcess
 from train_cloud.whole_file import write_whole
 
 if TYPE_CHECKING:
-    from train_cloud.experiments.search import Trials
+    from train_cloud.experiments.search.trials import Trials
 
 log = logging.getLogger(__name__)
 

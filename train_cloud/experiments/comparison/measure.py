@@ -1,4 +1,4 @@
-"""``python -m train_cloud.experiments.measure STORE RUN_ID…``: how long the runs' newest models take for an action.
+"""``python -m train_cloud.experiments.comparison.measure STORE RUN_ID…``: what an action of the runs' models takes.
 
 A process of its own, since it loads torch and code of the user's. Prints one line of JSON: run id → figures, or why
 there are none.
@@ -15,7 +15,7 @@ from typing import Any
 
 from train_cloud.errors import TrainCloudError
 from train_cloud.evaluate.latency import measure
-from train_cloud.experiments.models import newest
+from train_cloud.experiments.comparison.models import newest
 from train_cloud.operations.export import export
 
 

@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from train_cloud.experiments.comparison import Comparison, Curve, Estimate, Level
+from train_cloud.experiments.comparison.result import Comparison, Curve, Estimate, Level
 
 #: Okabe and Ito's, which colour-blind people tell apart, without the yellow, in the order of their brightness.
 _COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")

@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 from pydantic import BaseModel
 
-from train_cloud.experiments.pictures import Picture
+from train_cloud.experiments.comparison.pictures import Picture
 from train_cloud.whole_file import write_whole
 
 

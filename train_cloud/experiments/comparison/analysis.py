@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from train_cloud.config.comparison import METRICS, better
 from train_cloud.errors import InputError
 from train_cloud.evaluate.results import Evaluation, Summary
-from train_cloud.experiments import statistics
-from train_cloud.experiments.comparison import (
+from train_cloud.experiments.comparison import statistics
+from train_cloud.experiments.comparison.decision import Matrix, Samples, decide
+from train_cloud.experiments.comparison.records import STAGE, UNKNOWN, Plan, Run
+from train_cloud.experiments.comparison.result import (
     Comparison,
     Curve,
     Effect,
@@ -24,9 +26,7 @@ from train_cloud.experiments.comparison import (
     RunRow,
     Verdict,
 )
-from train_cloud.experiments.decision import Matrix, Samples, decide
-from train_cloud.experiments.records import STAGE, UNKNOWN, Plan, Run
-from train_cloud.experiments.statistics import Scores
+from train_cloud.experiments.comparison.statistics import Scores
 
 _METRIC: Mapping[str, Callable[[Summary], float | None]] = {
     "success_rate": lambda summary: summary.success_rate,

@@ -10,13 +10,13 @@ from train_cloud.checkpoint import signing
 from train_cloud.config.comparison import CRITERIA, METRICS
 from train_cloud.config.experiment import load_experiment
 from train_cloud.errors import InputError, suggestion
-from train_cloud.experiments import models
-from train_cloud.experiments.analysis import compare
-from train_cloud.experiments.comparison import Comparison
-from train_cloud.experiments.page import page, tables
-from train_cloud.experiments.pages import write_page
-from train_cloud.experiments.pictures import draw
-from train_cloud.experiments.records import Plan, grouped, planned, read
+from train_cloud.experiments.comparison import models
+from train_cloud.experiments.comparison.analysis import compare
+from train_cloud.experiments.comparison.page import page, tables
+from train_cloud.experiments.comparison.pages import write_page
+from train_cloud.experiments.comparison.pictures import draw
+from train_cloud.experiments.comparison.records import Plan, grouped, planned, read
+from train_cloud.experiments.comparison.result import Comparison
 from train_cloud.run.session import now
 
 

@@ -26,7 +26,7 @@ from optuna.trial import FrozenTrial, TrialState
 from train_cloud.artifacts.experiment import experiment_url
 from train_cloud.config import Dimension, Experiment, identity_changes
 from train_cloud.errors import InputError
-from train_cloud.experiments.journal import Journal, Overtaken
+from train_cloud.experiments.search.journal import Journal, Overtaken
 from train_cloud.store import open_store
 
 State = Literal["waiting", "running", "complete", "pruned", "failed"]

@@ -21,9 +21,9 @@ from train_cloud.artifacts.experiment import experiment_url
 from train_cloud.config import Cell, Experiment
 from train_cloud.errors import InputError, TrainCloudError
 from train_cloud.evaluate.results import Evaluation, Summary
+from train_cloud.experiments.search.study import Study, Trial
+from train_cloud.experiments.search.worker import Worker
 from train_cloud.experiments.standing import PRUNED, run_store
-from train_cloud.experiments.study import Study, Trial
-from train_cloud.experiments.worker import Worker
 from train_cloud.run import layout
 from train_cloud.store import open_store
 

@@ -12,10 +12,10 @@ from pydantic import BaseModel, ConfigDict
 
 from train_cloud.config import Experiment
 from train_cloud.errors import InputError
-from train_cloud.experiments.pages import csv_text, template, write_page
-from train_cloud.experiments.pictures import Picture, number
-from train_cloud.experiments.search import drawn
-from train_cloud.experiments.study import State, Study, Trial, quiet
+from train_cloud.experiments.comparison.pages import csv_text, template, write_page
+from train_cloud.experiments.comparison.pictures import Picture, number
+from train_cloud.experiments.search.study import State, Study, Trial, quiet
+from train_cloud.experiments.search.trials import drawn
 from train_cloud.run.session import now
 
 #: With fewer complete trials nothing is said of what mattered.

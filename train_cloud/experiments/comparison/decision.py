@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from train_cloud.config.comparison import Direction
-from train_cloud.experiments.statistics import percentiles
+from train_cloud.experiments.comparison.statistics import percentiles
 
 _REPETITIONS = 2000
 _CHANGES = (0.5, 1.5)

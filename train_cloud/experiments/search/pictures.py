@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from train_cloud.config import Dimension
-from train_cloud.experiments.pictures import FONT, WIDTH, Picture, blank_figure, number, png
-from train_cloud.experiments.search_results import SearchResults, TrialRow, searched, short_names, told_value
+from train_cloud.experiments.comparison.pictures import FONT, WIDTH, Picture, blank_figure, number, png
+from train_cloud.experiments.search.results import SearchResults, TrialRow, searched, short_names, told_value
 
 #: Of Okabe and Ito's, which colour-blind people tell apart, by brightness.
 COLOURS = ("#000000", "#0072B2", "#D55E00")

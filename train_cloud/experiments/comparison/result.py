@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 from train_cloud.config.comparison import Direction
-from train_cloud.experiments.decision import Matrix
+from train_cloud.experiments.comparison.decision import Matrix
 
 
 class _Found(BaseModel):
@@ -124,7 +124,7 @@ class Effect(_Found):
 
 
 class Verdict(_Found):
-    """As :func:`train_cloud.experiments.statistics.verdict` gives it."""
+    """As :func:`train_cloud.experiments.comparison.statistics.verdict` gives it."""
 
     leading: str | None
     winner: str | None

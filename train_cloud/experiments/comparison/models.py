@@ -14,9 +14,9 @@ from train_cloud import child_process
 from train_cloud.checkpoint import read_manifest, restore
 from train_cloud.checkpoint.manifest import Manifest
 from train_cloud.errors import CorruptCheckpoint, InputError
-from train_cloud.experiments.analysis import level_names
-from train_cloud.experiments.comparison import Latency
-from train_cloud.experiments.records import Plan, Run
+from train_cloud.experiments.comparison.analysis import level_names
+from train_cloud.experiments.comparison.records import Plan, Run
+from train_cloud.experiments.comparison.result import Latency
 from train_cloud.extras import is_here
 from train_cloud.run import layout
 from train_cloud.run.head import read_head
@@ -91,7 +91,7 @@ def latencies(root: str, run_ids: Sequence[str]) -> dict[str, Latency | str]:
         return dict.fromkeys(run_ids, because)
     try:
         done = subprocess.run(
-            child_process.command("train_cloud.experiments.measure", root, *run_ids, user_code=True),
+            child_process.command("train_cloud.experiments.comparison.measure", root, *run_ids, user_code=True),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             timeout=_SECONDS,

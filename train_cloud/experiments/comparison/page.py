@@ -6,10 +6,10 @@ import base64
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from train_cloud.experiments.comparison import Comparison, Curve, Level, RunRow
-from train_cloud.experiments.decision import Change, Matrix
-from train_cloud.experiments.pages import csv_text, template
-from train_cloud.experiments.pictures import Picture, number, told
+from train_cloud.experiments.comparison.decision import Change, Matrix
+from train_cloud.experiments.comparison.pages import csv_text, template
+from train_cloud.experiments.comparison.pictures import Picture, number, told
+from train_cloud.experiments.comparison.result import Comparison, Curve, Level, RunRow
 
 _NONE = "-"
 _MOST_PAIRS = 30
