@@ -35,6 +35,7 @@ from train_cloud.config.evaluation import Category, Evaluation, Routes, Video
 from train_cloud.config.load import read_yaml
 from train_cloud.config.pretraining import Keep, Pretraining
 from train_cloud.config.reproducibility import Reproducibility
+from train_cloud.config.sagemaker import SageMaker
 from train_cloud.errors import InputError, NotYet
 from train_cloud.operations.requirements import pip_arguments
 
@@ -629,6 +630,7 @@ def fields_as_markdown() -> str:
         ("artifacts", Artifacts),
         ("reproducibility", Reproducibility),
         ("wandb", Wandb),
+        ("sagemaker", SageMaker),
     ]
     lines = []
     for section, model in sections:

@@ -54,7 +54,7 @@ ALLOWED = {
 EVERYTHING = {"cli", "rehearsal", "__init__", "__main__"}
 OUTSIDE = {
     "boto3": {"store", "platforms", "rehearsal"},
-    "botocore": {"generators", "store", "platforms", "rehearsal"},
+    "botocore": {"config", "generators", "store", "platforms", "rehearsal"},
     "requests": {"platforms", "rehearsal"},
     "wandb": {"artifacts"},
     "moto": {"rehearsal"},

@@ -21,10 +21,12 @@ from train_cloud.cli import (
     evaluate,
     files,
     init,
+    launch,
     record,
     rehearse,
     report,
     runs,
+    sagemaker,
     train,
     worker,
 )
@@ -86,6 +88,7 @@ def _root(
 for module in (
     init,
     train,
+    launch,
     record,
     files,
     architectures,
@@ -97,6 +100,7 @@ for module in (
     runs,
     account,
     worker,
+    sagemaker,
 ):
     module.register(app)
 

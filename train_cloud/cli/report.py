@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -101,6 +101,8 @@ def status(
             echo(found.model_dump_json(indent=1))
         else:
             _print(_run_view(found))
+            for line in _jobs(found):
+                echo(line)
         return
     everything = statuses(root, [name for name in run_ids(root) if not seeded or name in seeded])
     groups = experiments(everything)
@@ -131,6 +133,9 @@ def logs(
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows, until the run has ended.")] = False,
     boot: Annotated[bool, typer.Option("--boot", help="The last boot that failed, instead of a session.")] = False,
+    job: Annotated[
+        bool, typer.Option("--job", help="All that the newest SageMaker job has said, from CloudWatch.")
+    ] = False,
     every: Annotated[float, typer.Option("--every", metavar="SECONDS", min=0.1, help="With --follow.")] = 5.0,
     experiment: options.ExperimentName = None,
 ) -> None:
@@ -148,7 +153,7 @@ def logs(
 
     group = found_members(run, experiment, store)
     if group is not None:
-        for name, chosen in (("--follow", follow), ("--boot", boot), ("--session", session)):
+        for name, chosen in (("--follow", follow), ("--boot", boot), ("--job", job), ("--session", session)):
             if chosen:
                 raise InputError(name, chosen, f"name one run of {group.name}, for example {group.members[0].run_id}")
         for member in group.members:
@@ -166,7 +171,12 @@ def logs(
         raise InputError("run", run, "name one run: its file, its id, or its folder's URL")
     found = open_store(layout.run_url(root, run_id))
     assert isinstance(found, FileStore)
-    if boot:
+    if job:
+        from train_cloud.cli.sagemaker import job_log
+
+        for line in job_log(root, run_id):
+            echo(line)
+    elif boot:
         keys = boot_logs(found)
         if not keys:
             raise InputError("--boot", True, f"no boot of this run has left a log under {found.url}: none has failed")
@@ -247,6 +257,16 @@ def _one(root: str, run_id: str) -> RunStatus:
         return found
     told = "; ".join(f"{process}: {reason}" for process, reason in suspended.items())
     return found.model_copy(update={"suspended": told or None})
+
+
+def _jobs(found: RunStatus) -> Iterable[str]:
+    """How its jobs stand, where it is trained by a service's jobs."""
+    if not found.url.startswith("s3://"):
+        return ()
+    from train_cloud.cli.sagemaker import job_lines
+    from train_cloud.run import layout
+
+    return job_lines(layout.root_of(found.url), found.run_id)
 
 
 def _seeded(run: str | None) -> list[str]:

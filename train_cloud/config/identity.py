@@ -44,6 +44,7 @@ PARTS: Mapping[str, Literal["identity", "budget"]] = {
     "limits": "budget",
     "preservation": "budget",
     "reproducibility": "budget",
+    "sagemaker": "budget",
 }
 
 

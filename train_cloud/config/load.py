@@ -25,6 +25,7 @@ from train_cloud.config.pretraining import MINARI, Keep, Pretraining
 from train_cloud.config.pretraining import placed as placed_demonstrations
 from train_cloud.config.reproducibility import Reproducibility
 from train_cloud.config.run_file import Code, Limits, Preservation, RunFile
+from train_cloud.config.sagemaker import SageMaker
 from train_cloud.errors import InputError, suggestion
 
 #: Names that users of the predecessor know. ``total_timesteps`` and ``save_frequency`` are the same in both.
@@ -50,6 +51,7 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "limits": Limits,
     "preservation": Preservation,
     "reproducibility": Reproducibility,
+    "sagemaker": SageMaker,
     "artifacts": Artifacts,
     "wandb": Wandb,
     "evaluation": Evaluation,

@@ -27,6 +27,7 @@ from train_cloud.config.initial_model import InitialModel, from_text
 from train_cloud.config.pretraining import CLONED, Pretraining
 from train_cloud.config.pretraining import from_text as pretraining_from_text
 from train_cloud.config.reproducibility import Reproducibility
+from train_cloud.config.sagemaker import SageMaker
 from train_cloud.config.shapes import (
     MODULE,
     REFERENCE,
@@ -298,6 +299,9 @@ class RunFile(Section):
     preservation: Preservation = Field(Preservation(), description="Which checkpoints stay; see below.")
     reproducibility: Reproducibility = Field(
         Reproducibility(), description="Evidence that the run goes on exactly; see below."
+    )
+    sagemaker: SageMaker | None = Field(
+        None, description="How `train-cloud launch --platform sagemaker` trains it; see below."
     )
 
     _written: RunFile | None = PrivateAttr(None)

@@ -30,6 +30,9 @@ FINAL = "artifacts/final/"
 SESSION_LOGS = "artifacts/logs/"
 BOOT_LOGS = "logs/"
 EVALUATIONS = "evaluations/"
+#: Jobs of a service that were created for it, and what each was told to do.
+JOBS = "jobs/"
+LAUNCHES = "launches/"
 
 
 def is_run_id(name: str) -> bool:
@@ -155,6 +158,16 @@ def evaluated_at(key: str) -> int | None:
     """The inverse of :func:`evaluation_key`; None for any other key."""
     found = re.fullmatch(rf"{EVALUATIONS}(\d{{12,}})\.json", key)
     return int(found[1]) if found else None
+
+
+def job_key(name: str) -> str:
+    """That a job of this name was created, or was about to be."""
+    return f"{JOBS}{name}.json"
+
+
+def launch_key(digest: str) -> str:
+    """What a job was told to do, by the SHA-256 (hexadecimal) of its bytes."""
+    return f"{LAUNCHES}{digest}.json"
 
 
 def told_key(session: int, news: str) -> str:

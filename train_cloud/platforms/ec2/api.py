@@ -123,8 +123,8 @@ def call(client: Any, operation: str, **arguments: Any) -> Mapping[str, Any] | N
 
 
 def _absent(code: str, message: str) -> bool:
-    """Auto Scaling has no code for this: a ValidationError, and its wording ("… not found", "No active Lifecycle Action
-    found with …")."""
-    if code == "ValidationError":
+    """Auto Scaling and SageMaker have no code for this: a ValidationError, and its wording ("… not found", "No active
+    Lifecycle Action found with …")."""
+    if code in ("ValidationError", "ValidationException"):
         return "not found" in message or "No active Lifecycle Action found" in message
     return code in _ABSENT

@@ -180,7 +180,7 @@ def on_demand_price(instance_type: str, *, region: str) -> float:
         "capacitystatus": "Used",
         "marketoption": "OnDemand",
     }
-    prices = {price for unit, price, _ in _products("AmazonEC2", wanted, region) if unit == "Hrs"}
+    prices = {price for unit, price, _ in products("AmazonEC2", wanted, region) if unit == "Hrs"}
     if len(prices) != 1:
         raise CloudError(f"the price list has {len(prices)} prices for {instance_type} in {region}")
     return prices.pop()
@@ -197,7 +197,7 @@ def volume_price(volume: Volume | None, *, region: str) -> float:
         raise CloudError(f"a volume of type {volume.type} is not priced here")
     wanted = {"volumeApiName": "gp3", "regionCode": region}
     months = _published_or(
-        lambda: {unit: price for unit, price, _ in _products("AmazonEC2", wanted, region)},
+        lambda: {unit: price for unit, price, _ in products("AmazonEC2", wanted, region)},
         _PUBLISHED_GP3.get(region),
         {"GB-Mo", *_GP3_INCLUDED},
         f"gp3 in {region}",
@@ -219,7 +219,7 @@ def address_price(has_one: bool | None, *, region: str) -> float:
     wanted = {"group": "VPCPublicIPv4Address", "regionCode": region}
 
     def listed() -> dict[str, float]:
-        found = _products("AmazonVPC", wanted, region)
+        found = products("AmazonVPC", wanted, region)
         return {unit: price for unit, price, usage in found if usage.endswith("PublicIPv4:InUseAddress")}
 
     return _published_or(listed, {"Hrs": _PUBLISHED_ADDRESS}, {"Hrs"}, f"public addresses in {region}")["Hrs"]
@@ -244,7 +244,7 @@ def _published_or(
         return published
 
 
-def _products(service: str, wanted: Mapping[str, str], region: str) -> list[tuple[str, float, str]]:
+def products(service: str, wanted: Mapping[str, str], region: str) -> list[tuple[str, float, str]]:
     """Unit, dollars and usage type of all that the price list has of it on demand; what is free is not listed.
 
     :raises CloudError: AWS refuses, does not answer, or makes no sense
