@@ -201,6 +201,17 @@ def test_each_family_has_its_quota(account: Account, types: list[str], verdicts:
     assert [finding.verdict for finding in findings(types=types)["spot quota"]] == verdicts
 
 
+@pytest.mark.parametrize(("machines", "verdict"), [(2, "ok"), (3, "warn"), (42, "warn")])
+def test_an_experiments_runs_need_their_quota_all_at_once(account: Account, machines: int, verdict: str) -> None:
+    account.quotas["L-3819A6DF"] = 8.0
+    (finding,) = findings(types=["g5.xlarge"], machines=machines)["spot quota"]
+    assert finding.verdict == verdict
+    if verdict == "warn":
+        need = 4 * machines
+        assert f"{machines} machines of the smallest wanted type need {need}: 2 of them run at once" in finding.said
+        assert f"--desired-value {need} " in finding.fix
+
+
 @pytest.mark.parametrize("refusal", ["AccessDeniedException", "NoSuchResourceException", "ThrottlingException"])
 def test_what_may_not_be_asked_could_not_be_checked(account: Account, refusal: str) -> None:
     account.quotas["L-3819A6DF"] = refusal

@@ -368,6 +368,73 @@ def test_different_lengths_and_stopped_runs_are_said(tmp_path: Path) -> None:
     assert found.runs[0].counted and found.runs[0].because == "stopped early: limits.dollars"
 
 
+@pytest.mark.parametrize(
+    ("at", "evaluated", "small", "wide"),
+    [(None, [500, 1040], 1.0, 8.0), ("common", [500, 510], 1.0, 2.0), (1000, [500, 1040], 1.0, 8.0)],
+)
+def test_levels_of_different_lengths_are_compared_where_one_says(
+    tmp_path: Path, at: Any, evaluated: list[int], small: float, wide: float
+) -> None:
+    """An evaluation is that of the first consistent point after the same timesteps, so a little later is the same."""
+    path = experiment_file(tmp_path, NETWORKS, [1], compare={"metric": "mean_return", "timesteps": at})
+    fabricate(tmp_path / "store", "sizes-small-s1", {250: {"easy": [0.5]}, 500: {"easy": [1.0]}})
+    fabricate(tmp_path / "store", "sizes-wide-s1", {510: {"easy": [2.0]}, 1040: {"easy": [8.0]}})
+    found = compare_experiment(str(tmp_path / "store"), path, latency=False)
+    assert [run.evaluated_at for run in found.runs] == evaluated
+    assert [level(found, name).metric["iqm"].value for name in ("small", "wide")] == [small, wide]
+    notes = "\n".join(found.notes)
+    assert found.at == (500 if at == "common" else at)
+    assert ("--set compare.timesteps=common" in notes) == (evaluated[1] > 1000)
+    assert ("Compared at" in notes) == (at is not None)
+    dollars = found.runs[1].dollars
+    assert dollars is not None and dollars == pytest.approx(2.0 * (510 / 1040 if at == "common" else 1.0), rel=0.01)
+
+
+def test_what_has_no_evaluation_by_then_does_not_count(tmp_path: Path) -> None:
+    path = experiment_file(tmp_path, NETWORKS, [1], compare={"metric": "mean_return", "timesteps": 300})
+    fabricate(tmp_path / "store", "sizes-small-s1", {250: {"easy": [0.5]}, 500: {"easy": [1.0]}})
+    fabricate(tmp_path / "store", "sizes-wide-s1", {510: {"easy": [2.0]}})
+    found = compare_experiment(str(tmp_path / "store"), path, latency=False)
+    assert [(run.counted, run.because) for run in found.runs] == [
+        (True, None),
+        (False, "it has no evaluation by 300 timesteps"),
+    ]
+
+
+def test_runs_that_were_evaluated_or_trained_otherwise_are_named(tmp_path: Path) -> None:
+    path = experiment_file(tmp_path, NETWORKS, [1, 2])
+    for cell in load_experiment(path).cells:
+        returns = [1.0, 2.0] if cell.run_id != "sizes-wide-s2" else [1.0]
+        fabricate(tmp_path / "store", cell.run_id, {10: {"easy": returns}})
+    plan = planned(load_experiment(path), str(tmp_path / "store"))
+    runs = [replace(run, code="b" if run.planned.seed == 2 else "a") for run in read(plan, str(tmp_path / "store"))]
+    runs[1] = replace(runs[1], code="a")
+    found = compare(plan, runs, made="")
+    alike = "sizes-wide-s2 otherwise than sizes-small-s1, sizes-small-s2, sizes-wide-s1."
+    assert f"Not all runs were trained with the same code (code.folder): {alike}" in found.notes
+    assert f"Not all runs were evaluated alike (episodes, their seeds, deterministic): {alike}" in found.notes
+
+
+def test_what_is_exactly_equal_or_has_failed_has_no_winner(tmp_path: Path) -> None:
+    """Factors that are called as columns are, and a reason that a spreadsheet would compute."""
+    vary = {"state": {"one": {}, "two": {"hyperparameters.gamma": 0.9}}}
+    path = experiment_file(tmp_path, vary, [1, 2, 3], compare={"criteria": {"mean_return": 1, "hours": 1}})
+    for cell in load_experiment(path).cells:
+        fabricate(tmp_path / "equal", cell.run_id, {10: {"easy": [1.0]}})
+        fabricate(tmp_path / "failed", cell.run_id, {}, outcome="failed", reason="=1+1")
+    equal, failed = (compare_experiment(str(tmp_path / name), path, latency=False) for name in ("equal", "failed"))
+    assert equal.verdict.winner is None and equal.pairs[0].improvement.value == 0.5 and equal.pairs[0].p == 1.0
+    assert equal.matrix is not None and not any(total.separable for total in equal.matrix.totals)
+    assert failed.verdict.winner is None and failed.verdict.leading is None
+    for found, name in ((equal, "equal"), (failed, "failed")):
+        write_comparison(found, tmp_path / "page" / name, "")
+        rows = list(csv.DictReader((tmp_path / "page" / name / "runs.csv").open()))
+        assert [(row["factor state"], row["state"]) for row in rows[::3]] == [
+            (each, "completed" if name == "equal" else "failed") for each in ("one", "two")
+        ]
+        assert {row["because"] for row in rows} == ({""} if name == "equal" else {"'=1+1"})
+
+
 @pytest.mark.parametrize("vary", [{}, {"network": {"small": {}}}])
 def test_one_level_alone_has_nothing_to_win(tmp_path: Path, vary: Mapping[str, Any]) -> None:
     path = experiment_file(tmp_path, vary, [1, 2, 3])

@@ -175,6 +175,19 @@ def test_seeds_may_stand_in_the_base(tmp_path: Path) -> None:
     assert ids(load_experiment(write(tmp_path, vary={}, seeds=None))) == ["sizes-s0"]
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        ({"save_frequency": 64}, {"max_seconds_at_risk": 30}, "save_frequency: 64: vary.b.y sets max_seconds_at_risk"),
+        ({"algorithm": "a2c"}, {"training_type": "ppo"}, "algorithm: 'a2c': vary.b.y sets it too"),
+    ],
+)
+def test_a_field_under_another_name_is_the_same_field(tmp_path: Path, first: Any, second: Any, words: str) -> None:
+    with pytest.raises(InputError) as refused:
+        load_experiment(write(tmp_path, vary={"a": {"x": first}, "b": {"y": second}}))
+    assert f"vary.a.x.{words}" in str(refused.value)
+
+
 def test_levels_may_be_numbers(tmp_path: Path) -> None:
     vary = {"n_steps": {16: {"hyperparameters.n_steps": 16}, 32: {}}}
     path = write(tmp_path, vary=vary, seeds=[1])

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from train_cloud.runtime.heartbeat import Heartbeat, read_timesteps
+from train_cloud.runtime.heartbeat import Heartbeat, read_delay, read_timesteps
 
 
 def test_the_line_says_how_far_it_is(tmp_path: Path) -> None:
@@ -24,6 +24,20 @@ def test_the_line_says_how_far_it_is(tmp_path: Path) -> None:
     heartbeat.step(501)
     assert re.fullmatch(r"501 of 1000 timesteps, [\d,]+ steps/s, \d+:\d\d:\d\d left", heartbeat.line())
     assert read_timesteps(tmp_path) == 501
+
+
+def test_what_it_waits_for_is_told_to_whoever_looks(tmp_path: Path) -> None:
+    assert read_delay(tmp_path) is None
+    heartbeat = Heartbeat(tmp_path, 1000, every_second=lambda: None)
+    heartbeat.step(7)
+    assert read_delay(tmp_path) is None
+    heartbeat.delayed("no space left: " + "ü" * 400)
+    assert str(read_delay(tmp_path)).startswith("no space left: ü") and read_timesteps(tmp_path) == 7
+    assert "; saving is delayed: no space left" in heartbeat.line()
+    heartbeat.delayed("still full")
+    assert read_delay(tmp_path) == "still full"
+    heartbeat.delayed(None)
+    assert read_delay(tmp_path) is None and "delayed" not in heartbeat.line() and read_timesteps(tmp_path) == 7
 
 
 BAR = """

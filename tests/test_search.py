@@ -671,6 +671,10 @@ def test_more_trials_may_follow_and_another_search_may_not(tmp_path: Path) -> No
             "evaluation.episodes: 2: the search was begun with 1",
         ),
         ({"seeds_per_trial": 2}, "seeds: [0, 1]: the search was begun with [0]"),
+        (
+            {"base": {"environment": {"id": "Acrobot-v1"}}},
+            "base.environment.id: 'Acrobot-v1': the search was begun with",
+        ),
     ):
         with pytest.raises(InputError) as refused:
             Player(load(tmp_path, **changed), root, tmp_path / "worker")

@@ -83,6 +83,8 @@ class Committer:
     :param before_head: called in the thread when all is written, right before the head is swapped
     :param on_commit: called in the thread after the swap
     :param urgent: whether somebody waits for the store: all is written at once then, and nothing is compacted
+    :param on_delay: called in the thread with the reason when the store does not take a commit, which is tried again,
+        and with None once it has
     """
 
     def __init__(
@@ -98,7 +100,9 @@ class Committer:
         before_head: Callable[[], None] = lambda: None,
         on_commit: Callable[[Committed], None] = lambda committed: None,
         urgent: Callable[[], bool] = lambda: False,
+        on_delay: Callable[[str | None], None] = lambda because: None,
     ) -> None:
+        self._on_delay = on_delay
         self._store = store
         self._lease = lease
         self._newest = manifest
@@ -178,7 +182,9 @@ class Committer:
                     log.warning(
                         "commit at %d delayed, next try in %.0f s: %s", snapshot.timesteps, retry.pause_s, error
                     )
+                    self._on_delay(str(error))
                     retry.pause()
+            self._on_delay(None)
             self._on_commit(Committed(self._lease.head, time.monotonic() - began, sent))
             try:
                 self._collect()

@@ -29,6 +29,14 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(
+    file: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[EXPERIMENT]",
+            help="An experiment file, whose runs are launched all at once: quotas are compared with what they need.",
+            show_default=False,
+        ),
+    ] = None,
     region: _Region = None,
     instance_type: Annotated[
         list[str] | None,
@@ -66,9 +74,18 @@ def doctor(
     """
     from rich.console import Console
 
+    from train_cloud.config import is_experiment, load_experiment, load_run_file
+    from train_cloud.operations.expand import refuse_search
     from train_cloud.platforms.ec2.account import examine
     from train_cloud.platforms.ec2.fit import DEFAULT_TYPES
 
+    machines = 1
+    if file is not None and is_experiment(file):
+        experiment = load_experiment(file)
+        refuse_search(experiment)
+        machines = len(experiment.cells)
+    elif file is not None:
+        load_run_file(file)
     console = Console(highlight=False, soft_wrap=True)
     failed = False
     for finding in examine(
@@ -77,6 +94,7 @@ def doctor(
         key_pair=key_pair,
         subnet_ids=subnet_id or (),
         project=project_name,
+        machines=machines,
     ):
         console.print(_line(finding))
         failed = failed or finding.verdict == "fail"

@@ -59,15 +59,15 @@ class _Lines:
     """A line when a run begins and when it ends, and how far all are twice a minute."""
 
     def __init__(self) -> None:
-        self._known: dict[str, str] = {}
+        self._known: dict[str, tuple[str, bool]] = {}
         self._said = time.monotonic()
 
     def changed(self, rows: Sequence[Row]) -> None:
         for row in rows:
             run_id = row.cell.run_id
-            before = self._known.get(run_id, "waiting")
-            self._known[run_id] = row.doing
-            if row.doing != before:
+            before = self._known.get(run_id, ("waiting", False))
+            self._known[run_id] = now = (row.doing, row.delay is not None)
+            if now != before:
                 echo(f"{time.strftime('%H:%M:%S')} {run_id}: {in_words(row)}", err=True)
         if time.monotonic() - self._said >= _LINE_SECONDS:
             self._said = time.monotonic()
@@ -76,6 +76,10 @@ class _Lines:
 
 def in_words(row: Row) -> str:
     """How one run stands."""
+    if row.delay is not None:
+        return (
+            f"{row.doing}, at {row.timesteps:,} of {row.total:,} timesteps; cannot save, and tries again: {row.delay}"
+        )
     if row.doing == "training":
         return f"trains from {row.timesteps:,} of {row.total:,} timesteps"
     if row.doing == "elsewhere":
@@ -87,8 +91,10 @@ def in_words(row: Row) -> str:
 def summary(rows: Sequence[Row]) -> str:
     """How many are in which state, and how far all are together."""
     counts = Counter(row.doing for row in rows)
+    delays = [row.delay for row in rows if row.delay is not None]
     done = sum(min(row.timesteps, row.total) for row in rows) / max(1, sum(row.total for row in rows))
-    return f"{', '.join(f'{count} {doing}' for doing, count in counts.items())} of {len(rows)} runs, {done:.0%}"
+    words = f"{', '.join(f'{count} {doing}' for doing, count in counts.items())} of {len(rows)} runs, {done:.0%}"
+    return f"{words}; {len(delays)} cannot save, and try again: {delays[0]}" if delays else words
 
 
 def table(rows: Sequence[Row]) -> RenderableType:
@@ -108,6 +114,7 @@ def table(rows: Sequence[Row]) -> RenderableType:
         left = timedelta(seconds=round(max(0, row.total - row.timesteps) / pace)) if pace else ""
         colour = _COLOURS.get(row.doing, "yellow")
         because = f": {escape(row.reason[:80])}" if row.reason and row.doing not in ("completed", "training") else ""
+        because = ", cannot save" if row.delay is not None else because
         shown.add_row(
             row.cell.run_id,
             ProgressBar(total=row.total, completed=min(row.timesteps, row.total), width=24),

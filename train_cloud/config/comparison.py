@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from train_cloud.config.shapes import Number, Section, Text, Whole
 from train_cloud.errors import InputError, suggestion
@@ -31,6 +31,7 @@ COSTS: Mapping[str, Direction] = {
 }
 CRITERIA: Mapping[str, Direction] = {**METRICS, **COSTS}
 
+COMMON = "common"
 _MOST_LEVELS = 1000
 
 
@@ -52,6 +53,13 @@ class Criterion(Section):
         return value
 
 
+def _timesteps(value: object) -> object:
+    whole = isinstance(value, int | float) and not isinstance(value, bool) and value >= 0 and value == int(value)
+    if value is not None and value != COMMON and not whole:
+        raise ValueError(f"give a number of timesteps, or {COMMON}")
+    return value
+
+
 class Compare(Section):
     """How ``train-cloud compare`` compares the experiment's levels."""
 
@@ -62,6 +70,11 @@ class Compare(Section):
     )
     direction: Direction | None = Field(
         None, description="Which of two values of `metric` is better; null for what is known of it."
+    )
+    timesteps: Annotated[Whole | Literal["common"] | None, BeforeValidator(_timesteps)] = Field(
+        None,
+        description="Which evaluation of a run counts: null for its last one; a number for the one there; `common` for "
+        "the one where the run with the fewest timesteps has its last.",
     )
     criteria: dict[Text, Criterion] = Field(
         {},

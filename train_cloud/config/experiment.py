@@ -18,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, Field, PrivateAttr, ValidationE
 from train_cloud.config.comparison import Compare, Criterion
 from train_cloud.config.load import (
     ALIASES,
+    INSTEAD,
     describes_experiment,
     explain,
     launched_with,
@@ -444,7 +445,8 @@ def _trial_seeds(search: Search, seeds: tuple[int, ...] | None, base: Mapping[st
 
 def _leaves(changes: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted key and value of all that a level sets."""
-    for key, value in changes.items():
+    for name, value in changes.items():
+        key = name if above else _canonical(str(name))
         if isinstance(value, Mapping):  # an empty one changes nothing
             yield from _leaves(value, f"{above}{key}.")
         else:
@@ -455,7 +457,8 @@ def _check_apart(level: str, sets: Mapping[str, Any], later: str, more: Mapping[
     """:raises InputError: a later factor's level takes back what this one has set, and nobody would see it"""
     for key, value in sets.items():
         for other, instead in more.items():
-            if (key == other and value != instead) or key.startswith(f"{other}."):
+            stands_for = INSTEAD.get(key) == other and None not in (value, instead)
+            if (key == other and value != instead) or key.startswith(f"{other}.") or stands_for:
                 what = "sets it too" if key == other else f"sets {other}"
                 raise InputError(f"{level}.{key}", value, f"{later} {what}: let one factor alone vary it")
 

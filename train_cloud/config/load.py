@@ -33,7 +33,8 @@ ALIASES = {"training_type": "algorithm"}
 
 _MOST_CHARACTERS, _MOST_VALUES = 1_000_000, 50_000
 
-_INSTEAD = {"save_frequency": "max_seconds_at_risk", "max_seconds_at_risk": "save_frequency"}
+INSTEAD = {"save_frequency": "max_seconds_at_risk", "max_seconds_at_risk": "save_frequency"}
+"""Of these fields one is enough, and takes the other's place."""
 
 _SECTIONS: dict[str, type[BaseModel]] = {
     "": RunFile,
@@ -258,6 +259,8 @@ def merge(values: Mapping[str, object], changes: Mapping[str, object]) -> dict[s
     for key, value in changes.items():
         if not isinstance(key, str):
             raise InputError(str(key), value, "this key is not text: put it in quotes")
+        if not all(key.split(".")):
+            raise InputError(key, value, "write key or key.sub, as in the run file")
         put(tree, key, value, merging=True)
     return tree
 
@@ -277,8 +280,8 @@ def put(tree: dict[str, Any], key: str, value: object, *, merging: bool = False)
     """
     names = key.split(".")
     names[0] = ALIASES.get(names[0], names[0])
-    if key in _INSTEAD and value is not None:
-        tree[_INSTEAD[key]] = None
+    if key in INSTEAD and value is not None:
+        tree[INSTEAD[key]] = None
     if not all(names):
         raise InputError("--set", key, "write key=value or key.sub=value")
     for depth, name in enumerate(names[:-1], start=1):
@@ -327,7 +330,9 @@ def explain(error: ValidationError, sections: Mapping[str, type[BaseModel]] = _S
     """
     findings = sorted(error.errors(include_url=False), key=lambda finding: finding["type"] != "extra_forbidden")
     first = _finding(findings[0], sections)
-    others = [name for name in dict.fromkeys(_name(finding) for finding in findings[1:]) if name != first.field]
+    # What stands above the field is told only because it might have been of another type.
+    names = dict.fromkeys(_name(finding) for finding in findings[1:])
+    others = [name for name in names if not f"{first.field}.".startswith(f"{name}.")]
     if others:
         return type(first)(first.field, first.value, f"{first.fix} (also: {', '.join(others)})")
     return first

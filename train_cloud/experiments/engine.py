@@ -30,6 +30,7 @@ from train_cloud.errors import (
     InputError,
     Interrupted,
     StoreError,
+    StoreUnavailable,
     TrainCloudError,
 )
 from train_cloud.experiments.files import enter_experiment, enter_results
@@ -39,7 +40,7 @@ from train_cloud.platforms.here import here
 from train_cloud.platforms.local import KEEP_CANCELLED, Local
 from train_cloud.run.head import conclude, read_head
 from train_cloud.run.session import last_session
-from train_cloud.runtime.heartbeat import read_timesteps
+from train_cloud.runtime.heartbeat import read_delay, read_timesteps
 from train_cloud.runtime.limits import EXPERIMENT_LIMIT
 from train_cloud.runtime.reproducibility import pin_instructions
 from train_cloud.store import ObjectStore
@@ -84,6 +85,8 @@ class Row:
     doing: Doing = "waiting"
     timesteps: int = 0
     reason: str | None = None
+    delay: str | None = None
+    """Why it waits for the store, where it is trained and does."""
     child: Child | None = None
     began: float = 0.0
     """On ``time.monotonic()``."""
@@ -150,6 +153,8 @@ class Engine:
         self._passed_on = 0
         self._limit: str | None = None
         """Which limit over all runs is reached, in words."""
+        self._unanswered = False
+        """Whether a search's store did not answer the last time."""
         self._warm: WarmProcess | None = None
         self._cold = False
         """Whether none could be started."""
@@ -211,8 +216,9 @@ class Engine:
                 self._look(row)
             self._look_at_limits()
             if self._trials is not None:
-                for run_id, reason in self._trials.look(self.rows).items():
-                    self._end_early(run_id, reason)
+                with self._outage():
+                    for run_id, reason in self._trials.look(self.rows).items():
+                        self._end_early(run_id, reason)
             if not self._stops and self._limit is None:
                 self._start_what_fits()
             self._changed(self.rows)
@@ -237,12 +243,32 @@ class Engine:
             if running >= self._parallel or self._stops:
                 return
             running += self._start(row)
-        while running < self._parallel and self._trials is not None and (more := self._trials.more()):
-            added = [self._row(standing(self._root, cell, self._experiment.max_attempts)) for cell in more]
-            self.rows += added
-            enter_experiment(self._root, self._experiment)
+        while running < self._parallel and (added := self._added()):
             for row in added[: self._parallel - running]:
                 running += self._start(row)
+
+    def _added(self) -> list[Row]:
+        """The runs of a search's next trial; none while there is none."""
+        more: Sequence[Cell] = ()
+        if self._trials is not None:
+            with self._outage():
+                more = self._trials.more()
+        added = [self._row(Standing(cell, "new")) for cell in more]  # how it stands is read when it is started
+        self.rows += added
+        if added:
+            enter_experiment(self._root, self._experiment)
+        return added
+
+    @contextlib.contextmanager
+    def _outage(self) -> Iterator[None]:
+        """A store that does not answer ends no search: what was asked of it is asked again in the next turn."""
+        try:
+            yield
+            self._unanswered = False
+        except StoreUnavailable as error:
+            if not self._unanswered:
+                log.warning("the search waits for its store: %s", error)
+            self._unanswered = True
 
     def _end_early(self, run_id: str, reason: str) -> None:
         """Of a trial that is over."""
@@ -254,7 +280,7 @@ class Engine:
         doing: Literal["stopped", "failed"] = "stopped" if reason.startswith(PRUNED) else "failed"
         if row.standing.state != "new":  # its process was gone before it could say so itself
             store = run_store(self._root, run_id)
-            with contextlib.suppress(Fenced):
+            with contextlib.suppress(Fenced, StoreUnavailable):
                 head = conclude(store, doing, reason, session=_session(store), owner=f"engine-{os.getpid()}")
                 row.standing = dataclasses.replace(row.standing, outcome=head.outcome)
         row.doing, row.reason = doing, shortly(reason)
@@ -268,13 +294,23 @@ class Engine:
         self._read(row, check=False)
         if row.doing != "waiting":
             return False
+        try:
+            row.child = self._begin(row)
+        except OSError as error:  # as of a disk that is full
+            row.doing, row.reason = "failed", str(error)
+            return False
+        row.doing, row.began, row.began_at = "training", time.monotonic(), row.standing.timesteps
+        self._passed_on = 0  # it may have been asked for while this one was started
+        return True
+
+    def _begin(self, row: Row) -> Child:
         config, environment = row.cell.config, self._environment(row)
         row.state_dir.mkdir(parents=True, exist_ok=True)
         mark_as_cache(row.state_dir)  # it may lie in the code folder
         row.limit_file.unlink(missing_ok=True)
         command = child_process.command("train_cloud", *self._arguments(row), user_code=True)
         with (row.state_dir / OUTPUT).open("ab") as said:
-            row.child = warm_process.start(
+            return warm_process.start(
                 command,
                 env=environment,
                 stdout=said,
@@ -282,9 +318,6 @@ class Engine:
                 new_session=True,
                 warm=self._warm_for(config, environment),
             )
-        row.doing, row.began, row.began_at = "training", time.monotonic(), row.standing.timesteps
-        self._passed_on = 0  # it may have been asked for while this one was started
-        return True
 
     def _look(self, row: Row) -> None:
         """How far a child is, and what it has left if it has ended."""
@@ -294,8 +327,9 @@ class Engine:
         if code is None:
             with contextlib.suppress(OSError):
                 row.timesteps = max(row.began_at, min(row.total, read_timesteps(row.state_dir)))
+            row.delay = shortly(read_delay(row.state_dir))
             return
-        row.child = None
+        row.child = row.delay = None
         self._read(row)
         if row.standing.state == "open" and row.standing.outcome == "stopped":
             row.doing = "stopped"

@@ -70,7 +70,7 @@ def rehearse_experiment(path: Path, *, overrides: Sequence[str] = (), output: Pa
     launched = _as_launched(path, experiment, overrides, folder)
     own = runs_folder(launched, experiment.experiment) / f"{first.run_id}.yaml"
     with (
-        ended_as_by_ctrl_c(),
+        ended_as_by_ctrl_c(folder),
         EmbeddedAws(log=folder / "aws.log") as aws,
         ControlRun(own, folder / "control", timeline) as control,
         contextlib.ExitStack() as machines,
@@ -90,7 +90,8 @@ def rehearse_experiment(path: Path, *, overrides: Sequence[str] = (), output: Pa
             try:
                 list(threads.map(lambda run_id: _live(lives[run_id], at.get(run_id)), lives))
             except BaseException:  # whose threads are waited for: Ctrl-C ends the others too
-                machines.close()
+                for life in lives.values():
+                    life.close()
                 raise
         timeline.title("Comparing with the control run")
         control.wait()

@@ -26,7 +26,7 @@ from train_cloud import child_process
 from train_cloud.artifacts import tensorboard
 from train_cloud.checkpoint import read_manifest, restore
 from train_cloud.config import RunFile, load_run_file
-from train_cloud.errors import InputError, TrainCloudError
+from train_cloud.errors import InputError, Interrupted, TrainCloudError
 from train_cloud.operations.requirements import packages
 from train_cloud.rehearsal.aws import EmbeddedAws
 from train_cloud.rehearsal.instance import Instance, InstanceDriver
@@ -69,7 +69,7 @@ def rehearse(
     timeline.title(f"Rehearsal of {config.run_id}: {config.total_timesteps:,} timesteps, two interruptions, no AWS")
     launched = as_launched(run_file, config, overrides, folder)
     with (
-        ended_as_by_ctrl_c(),
+        ended_as_by_ctrl_c(folder),
         EmbeddedAws(log=folder / "aws.log") as aws,
         ControlRun(launched, folder / "control", timeline) as control,
     ):
@@ -355,14 +355,21 @@ def interval(config: RunFile) -> int:
 
 
 @contextlib.contextmanager
-def ended_as_by_ctrl_c() -> Iterator[None]:
-    """SIGTERM too ends a rehearsal with everything that it started."""
+def ended_as_by_ctrl_c(folder: Path) -> Iterator[None]:
+    """Ctrl-C ends a rehearsal with everything that it started, and so does SIGTERM.
+
+    :param folder: that it writes
+    :raises Interrupted: afterwards
+    """
     if threading.current_thread() is not threading.main_thread():  # no other may set a handler
         yield
         return
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
+    except KeyboardInterrupt:
+        ended = "ended, with all that it had started: machines, AWS and Terraform"
+        raise Interrupted(f"the rehearsal is {ended}; its files so far are in {shown_path(folder)}") from None
     finally:
         signal.signal(signal.SIGTERM, before)
 

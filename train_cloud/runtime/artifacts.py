@@ -211,12 +211,15 @@ class Artifacts:
         until: Callable[[], float | None] = lambda: None,
         yielding: bool = False,
         alive: Callable[[], None] = lambda: None,
+        delayed: Callable[[str | None], None] = lambda because: None,
     ) -> bool:
         """Send all that there is.
 
         :param until: on ``time.monotonic()``, asked again and again: what is not sent by then waits for the next
             session; None waits for a store that does not answer, as a commit does
         :param yielding: end as soon as a commit is urgent
+        :param delayed: called with the reason when the store does not answer and is tried again, and
+            with None once it does
         :return: whether all is sent
         :raises StoreError: it refuses
         """
@@ -229,7 +232,9 @@ class Artifacts:
             alive()
             limit = until()
             try:
-                if self._sync.everything(urgent=not yielding, until=float("inf") if limit is None else limit):
+                sent = self._sync.everything(urgent=not yielding, until=float("inf") if limit is None else limit)
+                delayed(None)
+                if sent:
                     _forget_videos(self.folder, self._sync)
                     return not self._sync.check() or self._sync.everything(urgent=not yielding)
                 if limit is not None or (yielding and self._urgent()):
@@ -245,6 +250,7 @@ class Artifacts:
                     log.warning("not all artifacts are sent: %s", error)
                     return False
                 log.warning("artifacts delayed, next try in %.0f s: %s", retry.pause_s, error)
+                delayed(str(error))
                 retry.pause()
 
     def final(self, folder: Path) -> None:

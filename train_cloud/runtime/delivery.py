@@ -50,6 +50,7 @@ class Delivery:
             until=lambda: deadline.urgent_at() if not yielding else None,
             yielding=yielding,
             alive=self._beside.heartbeat.alive,
+            delayed=self._beside.heartbeat.delayed,
         )
 
     def upload_final(self, snapshot: Snapshot) -> None:

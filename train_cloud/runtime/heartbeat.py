@@ -49,12 +49,22 @@ _BEAT_SECONDS = 1.0
 _FRAMES = 12
 _STEPS_FILE = "timesteps"
 _COUNT = struct.Struct("<Q")
+_WORDS = slice(_COUNT.size, 512)
 
 
 def read_timesteps(state_dir: Path) -> int:
     """How far the training process got, to the step, even if it was killed: written to memory that the kernel keeps."""
     body = (state_dir / _STEPS_FILE).read_bytes()
     return int.from_bytes(body[: _COUNT.size], "little")
+
+
+def read_delay(state_dir: Path) -> str | None:
+    """Why the training process waits for the store; None where it does not."""
+    try:
+        body = (state_dir / _STEPS_FILE).read_bytes()[_WORDS]
+    except OSError:
+        return None
+    return body.rstrip(b"\0").decode(errors="ignore") or None
 
 
 def last_alive(state_dir: Path) -> datetime | None:
@@ -112,9 +122,10 @@ class Heartbeat:
         self._end = threading.Event()
         self._steps_file = state_dir / _STEPS_FILE
         with self._steps_file.open("wb") as file:
-            file.write(_COUNT.pack(0))
+            file.write(bytes(_WORDS.stop))
         with self._steps_file.open("r+b") as file:
-            self._count = mmap.mmap(file.fileno(), _COUNT.size)
+            self._count = mmap.mmap(file.fileno(), _WORDS.stop)
+        self._delay: str | None = None
         self._bar = _bar() if bar and sys.stderr.isatty() else None
         self._thread = threading.Thread(target=self._beat, name="train-cloud-heartbeat", daemon=True)
         self._notify = _notifier()
@@ -155,6 +166,14 @@ class Heartbeat:
         if self._began is None:
             self._began = (now, timesteps)
 
+    def delayed(self, because: str | None) -> None:
+        """The store does not take what is to be saved, or does again (None). Written to memory, as the steps are: the
+        store and the state folder may lie on one disk, and that is full.
+        """
+        self._delay = because
+        words = (because or "").encode()[: _WORDS.stop - _WORDS.start]
+        self._count[_WORDS] = words.ljust(_WORDS.stop - _WORDS.start, b"\0")
+
     def steps_per_second(self) -> float | None:
         """Over this session; None before there is anything to divide."""
         if self._began is None or self.timesteps == self._began[1]:
@@ -179,9 +198,8 @@ class Heartbeat:
             if self._bar is not None and bar is not None:
                 done, total = self._restoring() or (self.timesteps, self._total)
                 pace = "" if self._restoring() is None else _megabytes(done, total)
-                self._bar.update(
-                    bar, completed=done, total=total, description=_DOING[self._phase], pace=pace or self._pace()
-                )
+                doing = _DOING[self._phase] if self._delay is None else "saving is delayed"
+                self._bar.update(bar, completed=done, total=total, description=doing, pace=pace or self._pace())
             elif now - shown >= _LINE_SECONDS:
                 shown = now
                 log.info("%s", self.line())
@@ -199,7 +217,8 @@ class Heartbeat:
         restoring = self._restoring()
         if restoring is not None:
             return f"restored {_megabytes(*restoring)}"
-        return f"{self.timesteps} of {self._total} timesteps, {self._pace() or self._phase}"
+        delay = f"; saving is delayed: {self._delay}" if self._delay is not None else ""
+        return f"{self.timesteps} of {self._total} timesteps, {self._pace() or self._phase}{delay}"
 
     def _restoring(self) -> tuple[int, int] | None:
         return self._restored if self._phase == "restore" else None

@@ -51,6 +51,7 @@ class Saving:
             before_head=self._before_head,
             on_commit=self._on_commit,
             urgent=lambda: inputs.deadline.pending,
+            on_delay=beside.heartbeat.delayed,
         )
 
     # ------------------------------------------------------------------------------------------- in the training thread

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from train_cloud.config.comparison import METRICS, better
+from train_cloud.config.comparison import COMMON, METRICS, Compare, better
 from train_cloud.errors import InputError
 from train_cloud.evaluate.results import Evaluation, Summary
 from train_cloud.experiments.comparison import statistics
@@ -84,7 +85,8 @@ class _Comparer:
     ) -> None:
         self.plan, self.settings = plan, plan.settings
         self.names = level_names(plan)
-        self.runs = list(runs)
+        self.at = _where(self.settings, runs)
+        self.runs = [run if self.at is None else _until(run, self.at) for run in runs]
         self.notes: list[str] = []
         self.parameters, self.latencies = parameters, latencies
         self.groups: dict[str, list[Run]] = {}
@@ -176,9 +178,11 @@ class _Comparer:
         levels.sort(key=lambda level: -self.sign * level.metric["iqm"].value if level.metric else float("inf"))
         matrix = self._matrix(levels)
         self._tell_of_runs()
+        self._tell_of_differences()
         return Comparison(
             experiment=self.plan.experiment,
             made=made,
+            at=self.at,
             metric=self.metric,
             direction=self.direction,
             normalised=bool(self.settings.normalise),
@@ -495,7 +499,7 @@ class _Comparer:
             seed=run.planned.seed,
             state=run.state,
             counted=counted,
-            because=_why(run, counted, self.metric),
+            because=_why(run, counted, self.metric, self.at),
             timesteps=run.timesteps,
             evaluated_at=last and last.timesteps,
             metric=float(np.mean(list(scores.values()))) if scores else None,
@@ -531,8 +535,10 @@ class _Comparer:
         if ends and max(ends) > (1 + _ALIKE) * max(1, min(ends)):
             self.notes.append(
                 f"The runs were evaluated at different timesteps, {min(ends):,} to {max(ends):,}: the curves compare "
-                "them where they are alike."
+                "them where they are alike, and so does --set compare.timesteps=common."
             )
+        if self.at is not None:
+            self.notes.append(f"Compared at {self.at:,} timesteps; what runs have done and cost later does not count.")
         flat = [name for name, runs in self.counted.items() if runs and self._points(runs) is None]
         if flat:
             self.notes.append(
@@ -544,7 +550,7 @@ class _Comparer:
             for run in runs
             if run.evaluations[-1].timesteps < run.timesteps
         ]
-        if early:
+        if early and self.at is None:
             self.notes.append(f"Last evaluated before the end, at which the evaluation is missing: {_listed(early)}.")
         if self.plan.unnamed:
             self.notes.append(
@@ -552,6 +558,50 @@ class _Comparer:
             )
         if not self.priced and ends:
             self.notes.append("No price is known of some sessions: cost is given in machine hours.")
+
+    def _tell_of_differences(self) -> None:
+        """What makes runs that count unlike, and is no level of theirs."""
+        counted = [run for runs in self.counted.values() for run in runs]
+        for what, known in (
+            ("trained with the same code (code.folder)", lambda run: run.code),
+            ("evaluated alike (episodes, their seeds, deterministic)", self._played),
+        ):
+            groups: dict[Any, list[str]] = {}
+            for run in counted:
+                groups.setdefault(known(run), []).append(run.planned.run_id)
+            groups.pop(None, None)
+            if len(groups) > 1:
+                *others, most = sorted(groups.values(), key=len)
+                unlike = [run_id for each in others for run_id in each]
+                self.notes.append(f"Not all runs were {what}: {_listed(unlike)} otherwise than {_listed(most)}.")
+
+    def _played(self, run: Run) -> Any:
+        """What the run's last evaluation was made of."""
+        last = run.evaluations[-1]
+        played = ((one.category, one.seed, one.level) for one in last.episodes if one.category in self.categories)
+        return last.deterministic, frozenset(played)
+
+
+def _where(settings: Compare, runs: Sequence[Run]) -> int | None:
+    """Timesteps at which runs are compared; None for each one's end."""
+    if settings.timesteps != COMMON:
+        return settings.timesteps if isinstance(settings.timesteps, int) else None
+    return min((run.evaluations[-1].timesteps for run in runs if run.finished), default=None)
+
+
+def _until(run: Run, at: int) -> Run:
+    """A run as it was at its newest evaluation by then; one a little later is that, too, as runs are evaluated at the
+    first consistent point after the same timesteps.
+    """
+    evaluations = tuple(each for each in run.evaluations if each.timesteps <= (1 + _ALIKE) * at)
+    end = evaluations[-1].timesteps if evaluations else at
+    return replace(
+        run,
+        evaluations=evaluations,
+        hours=None if run.hours is None else run.spent_at(end, dollars=False),
+        dollars=None if run.dollars is None else run.spent_at(end, dollars=True),
+        logged={tag: tuple(point for point in points if point[0] <= end) for tag, points in run.logged.items()},
+    )
 
 
 def _value(evaluation: Evaluation, category: str, metric: str) -> float | None:
@@ -580,13 +630,13 @@ def _tells(run: Run, metric: str) -> bool:
     return any(_value(last, name, metric) is not None for name in last.categories)
 
 
-def _why(run: Run, counted: bool, metric: str) -> str | None:
+def _why(run: Run, counted: bool, metric: str, at: int | None) -> str | None:
     if counted:
         return "stopped early" + (f": {run.reason}" if run.reason else "") if run.state == "stopped" else None
     if run.finished:
         return f"its last evaluation has no {_words(metric)}, or one that is not finite"
     if run.state in ("completed", "stopped"):
-        return "it has no evaluation"
+        return "it has no evaluation" + (f" by {at:,} timesteps" if at is not None else "")
     return run.reason or {"running": "still training", "waiting": "no worker yet"}.get(run.state, run.state)
 
 

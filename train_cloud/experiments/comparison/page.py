@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from train_cloud.config.comparison import METRICS
 from train_cloud.experiments.comparison.decision import Change, Matrix
 from train_cloud.experiments.comparison.pages import csv_text, template
 from train_cloud.experiments.comparison.pictures import Picture, number, told
@@ -281,20 +282,26 @@ def _run_rows(found: Comparison) -> list[dict[str, Any]]:
     for run in found.runs:
         told_of = run.model_dump(exclude={"scores", "evaluations", "metrics"})
         scores = {f"{found.metric} in {name}": run.scores.get(name) for name in found.categories}
-        rows.append({**told_of, **levels[run.level], **run.metrics, **scores})
+        factors = _apart(levels[run.level], (*told_of, *METRICS))
+        rows.append({**told_of, **factors, **run.metrics, **scores})
     return rows
+
+
+def _apart(levels: Mapping[str, str], columns: Collection[str]) -> dict[str, str]:
+    """Factor → level, where a factor may be called as another column is."""
+    return {f"factor {factor}" if factor in columns else factor: level for factor, level in levels.items()}
 
 
 def _level_rows(found: Comparison) -> list[dict[str, Any]]:
     rows = []
     for level in found.levels:
-        row: dict[str, Any] = {"level": level.name, **level.levels, "planned": level.planned, "counted": level.counted}
+        row: dict[str, Any] = {"planned": level.planned, "counted": level.counted}
         for key, estimate in {**level.metric, **level.costs}.items():
             row |= _ends(estimate, key)
         row |= {"parameters": level.parameters, "evaluation_inference_ms": level.inference_ms}
         if level.latency is not None:
             row |= {"inference_ms_p50": level.latency.p50, "inference_ms_p99": level.latency.p99}
-        rows.append(row)
+        rows.append({"level": level.name, **_apart(level.levels, ("level", *row)), **row})
     return rows
 
 

@@ -46,8 +46,18 @@ def csv_text(rows: Iterable[Mapping[str, Any]]) -> str:
     file = io.StringIO()
     writer = csv.DictWriter(file, list(dict.fromkeys(key for row in every for key in row)), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(every)
+    writer.writerows({key: _as_text(value) for key, value in row.items()} for row in every)
     return file.getvalue()
+
+
+def _as_text(value: Any) -> Any:
+    """A spreadsheet would compute a text that begins so; the apostrophe shows it what is meant."""
+    if not isinstance(value, str) or value[:1] not in ("=", "+", "-", "@", "\t", "\r"):
+        return value
+    try:
+        return value if [float(word) for word in value.split()] else f"'{value}"
+    except ValueError:
+        return f"'{value}"
 
 
 @cache

@@ -12,15 +12,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from train_cloud.checkpoint import read_manifest
 from train_cloud.config.comparison import Compare
 from train_cloud.config.experiment import Experiment
-from train_cloud.errors import ObjectMissing
+from train_cloud.errors import CorruptCheckpoint, ObjectMissing
 from train_cloud.evaluate.results import Evaluation
 from train_cloud.experiments.files import Member, recorded_members
 from train_cloud.operations.cancel import is_cancelled
 from train_cloud.report.status import RunStatus, run_ids, statuses
 from train_cloud.run import layout
-from train_cloud.run.head import read_head
+from train_cloud.run.head import Head, read_head
 from train_cloud.run.session import SessionRecord, read_sessions
 from train_cloud.runtime.evaluations import recorded
 from train_cloud.store import FileStore, ObjectStore, open_store
@@ -76,6 +77,8 @@ class Run:
     steps_per_second: float | None = None
     run_file: Mapping[str, Any] = field(default_factory=dict)
     """Of its newest session."""
+    code: str | None = None
+    """Digest of the program text in ``code.folder`` that it was trained with."""
     logged: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
     """Those of the scalars that were asked for: tag → (timesteps, value)."""
 
@@ -156,7 +159,8 @@ def _read(store: ObjectStore, run: Planned, status: RunStatus, tags: Sequence[st
     run_file = (records[-1].start.get("run_file") or {}) if records else {}
     wanted = [*tags, *([STAGE] if run_file.get("curriculum") else [])]
     state: str = status.state
-    if state == "stopped" and (head := read_head(store)) is not None and is_cancelled(head[0]):
+    head = read_head(store)
+    if state == "stopped" and head is not None and is_cancelled(head[0]):
         state = "cancelled"
     return Run(
         run,
@@ -170,8 +174,18 @@ def _read(store: ObjectStore, run: Planned, status: RunStatus, tags: Sequence[st
         spent=_spent(status),
         steps_per_second=_speed(records),
         run_file=run_file,
+        code=_code(store, head[0]) if head is not None else None,
         logged=_logged(store, wanted, status.committed_timesteps) if wanted else {},
     )
+
+
+def _code(store: ObjectStore, head: Head) -> str | None:
+    try:
+        facts = read_manifest(store, head.manifest).facts if head.manifest is not None else {}
+    except CorruptCheckpoint:
+        return None
+    code: str | None = facts.get("identity", {}).get("code", {}).get("digest")
+    return code
 
 
 def _spent(status: RunStatus) -> tuple[tuple[int, int, float, float | None], ...]:

@@ -151,6 +151,8 @@ class Comparison(_Found):
     verdict: Verdict
     levels: tuple[Level, ...]
     """The best one first."""
+    at: int | None = None
+    """Timesteps at which runs are compared; None for the end of each."""
     pairs: tuple[Pair, ...]
     effects: tuple[Effect, ...]
     matrix: Matrix | None

@@ -45,6 +45,8 @@ _STATES: Mapping[TrialState, State] = {
 }
 #: Of the section ``evaluation``, what the values do not depend on.
 _HOW_IT_IS_EVALUATED = {"max_minutes", "mode", "separate", "video", "routes"}
+#: Of a run's identity, what it has for itself.
+_OF_A_TRIAL = {"run_id", "experiment", "seed", "seeds", "device"}
 Found = TypeVar("Found")
 
 
@@ -89,6 +91,7 @@ class Study:
             "evaluation": evaluation.model_dump(mode="json", exclude=_HOW_IT_IS_EVALUATED),
         }
         """What may not change once trials were drawn: what was found would stand for something else."""
+        self._first = cells[0].config
 
     def begin(self, *, go_on: bool = False) -> None:
         """Make the study, where nobody has yet.
@@ -96,26 +99,40 @@ class Study:
         :param go_on: draw trials, although a person has ended the search
         :raises InputError: its trials were drawn by another search, and would stand for something else
         """
-        definition = self._definition
-        self.check()
+        self.check(base=True)
 
         def make(study: optuna.Study) -> None:
             if self._old(study) is None:
-                study.set_user_attr(DEFINITION, definition)
+                study.set_user_attr(DEFINITION, {**self._definition, **self._base()})
             if go_on and study.user_attrs.get(CANCELLED):
                 study.set_user_attr(CANCELLED, False)
 
         self._transact(make)
-        self.check()  # somebody else may have made it meanwhile
+        self.check(base=True)  # somebody else may have made it meanwhile
 
-    def check(self) -> None:
-        """:raises InputError: as :meth:`begin`; nothing is written"""
+    def check(self, *, base: bool = False) -> None:
+        """Nothing is written.
+
+        :param base: whether trials are to be trained, with what the base says of everything that is not searched
+        :raises InputError: as :meth:`begin`
+        """
         if self._journal.is_empty:
             return
-        old = self._transact(self._old)
-        for field, before, after in identity_changes(old, self._definition) if old is not None else ():
+        old = self._transact(self._old) or {}
+        for here in (self._definition, self._base() if base else {}):
+            known = {name: old[name] for name in here if name in old}  # an earlier version wrote less
+            self._compare(known, {name: here[name] for name in known})
+
+    @staticmethod
+    def _compare(old: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+        for field, before, after in identity_changes(old, here):
             fix = f"the search was begun with {before!r}: restore that, or call the experiment otherwise"
             raise InputError(field, after, fix)
+
+    def _base(self) -> dict[str, Any]:
+        """What every trial is trained with besides what is drawn for it; the device is the machine's affair."""
+        identity = self._first.identity()
+        return {"base": {name: value for name, value in identity.items() if name not in _OF_A_TRIAL}}
 
     def trials(self) -> list[Trial]:
         """All that were drawn, by number; none where the search has not begun."""

@@ -69,7 +69,7 @@ class Trials:
 
         :raises InputError: the trials that are there were drawn by another search
         """
-        self._study.check()
+        self._study.check(base=True)
         include(self._experiment, self._study.trials())
 
     def begin(self, folder: Path) -> None:
@@ -106,7 +106,8 @@ class Trials:
         others = [
             trial for trial in trials if trial.state == "running" and trial.number not in self._open and trial.values
         ]
-        trial = next((one for one in others if self._take_up(one)), None)
+        # One of its own that is not open was drawn in a write whose reply was lost.
+        trial = next((one for one in others if one.worker == self._worker.name or self._take_up(one)), None)
         if trial is None:
             self._refusal = self._too_many_failures(trials)
             trial = self._study.ask(self._worker.name) if self._refusal is None else None

@@ -60,6 +60,7 @@ def examine(
     key_pair: str | None = None,
     subnet_ids: Sequence[str] = (),
     project: str = "train-cloud",
+    machines: int = 1,
 ) -> Iterator[Finding]:
     """One finding after the other, as each is known. Without credentials and a region there is nothing more to ask.
 
@@ -68,6 +69,7 @@ def examine(
     :param key_pair: name of the key pair for SSH, if one is wanted
     :param subnet_ids: where workers are to stand; default: the default VPC's subnets
     :param project: first part of the names of what ``apply`` creates
+    :param machines: how many are wanted at once: an experiment has one for each of its runs
     """
     region = region or region_name()
     if region is None:
@@ -87,8 +89,8 @@ def examine(
     yield from _types(ec2, types, region, vcpus, eligible)
     yield account_plan(client("freetier", _PLAN_REGION), ec2, types, eligible)
     quotas = client("service-quotas", region)
-    yield from _quotas(quotas, "spot", types, region, vcpus)
-    yield from _quotas(quotas, "on-demand", types, region, vcpus)
+    yield from _quotas(quotas, "spot", types, region, vcpus, machines)
+    yield from _quotas(quotas, "on-demand", types, region, vcpus, machines)
     if not subnet_ids:
         yield _default_vpc(ec2, region)
     yield from _subnets(ec2, subnet_ids)
@@ -170,7 +172,12 @@ def _eligible_types(ec2: Any) -> list[str]:
 
 
 def _quotas(
-    quotas: Any, bought: Literal["spot", "on-demand"], types: Sequence[str], region: str, vcpus: Mapping[str, int]
+    quotas: Any,
+    bought: Literal["spot", "on-demand"],
+    types: Sequence[str],
+    region: str,
+    vcpus: Mapping[str, int],
+    machines: int,
 ) -> Iterator[Finding]:
     """Of every family that is wanted: new accounts have 0."""
     unknown = list(types)
@@ -179,13 +186,21 @@ def _quotas(
         unknown = [kind for kind in unknown if kind not in wanted]
         if wanted:
             need = min((vcpus[kind] for kind in wanted if kind in vcpus), default=4)
-            yield _quota(quotas, bought, code, name, need, region)
+            yield _quota(quotas, bought, code, name, need, region, machines)
     if unknown:
         said = f"could not be checked for {', '.join(unknown)}: a family with its own"
         yield Finding(f"{bought} quota", "warn", said)
 
 
-def _quota(quotas: Any, bought: Literal["spot", "on-demand"], code: str, name: str, need: int, region: str) -> Finding:
+def _quota(
+    quotas: Any,
+    bought: Literal["spot", "on-demand"],
+    code: str,
+    name: str,
+    need: int,
+    region: str,
+    machines: int,
+) -> Finding:
     """:param need: vCPUs of the smallest type that is wanted"""
     subject = f"{bought} quota"
     answer = _ask(subject, lambda: call(quotas, "get_service_quota", ServiceCode="ec2", QuotaCode=code))
@@ -195,12 +210,15 @@ def _quota(quotas: Any, bought: Literal["spot", "on-demand"], code: str, name: s
         return Finding(subject, "warn", f"{name}: could not be checked, {region} does not know it as {code}")
     value = answer["Quota"]["Value"]
     said = f"{name}: {value:g} vCPUs in {region}"
-    if value >= need:
+    if value >= need * machines:
         return Finding(subject, "ok", said)
     fix = (
         f"aws service-quotas request-service-quota-increase --region {region} --service-code ec2 "
-        f"--quota-code {code} --desired-value {max(8, need)}   (granted within hours, sometimes days)"
+        f"--quota-code {code} --desired-value {max(8, need * machines)}   (granted within hours, sometimes days)"
     )
+    if value >= need:
+        said += f"; {machines} machines of the smallest wanted type need {need * machines}: {value // need:g} of them"
+        return Finding(subject, "warn", f"{said} run at once, the others wait until one of these has ended", fix)
     said += f"; the smallest wanted type needs {need}"
     if bought == "spot":
         return Finding(subject, "fail", said, fix)
