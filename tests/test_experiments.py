@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -186,6 +188,32 @@ def test_killed_and_stopped_at_any_instant_it_ends_the_same(uninterrupted: Path,
     for run_id in IDS:
         assert parameters(path, run_id) == parameters(uninterrupted, run_id)
     assert results(path) == results(uninterrupted)
+
+
+@pytest.mark.slow
+def test_a_run_that_cannot_save_says_so_and_goes_on_by_itself(tmp_path: Path) -> None:
+    """No file may have more than 1.5 MB, for a while; the model has more. It is what a full disk does."""
+    network = {"n_steps": 128, "batch_size": 128, "n_epochs": 1, "policy_kwargs": {"net_arch": [512, 512]}}
+    path = write(tmp_path, {"hyperparameters": network, "evaluation": None}, vary={}, seeds=[1])
+    process = begin(path)
+    most = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)[1]
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1_500_000, most))  # which its children inherit
+    assert process.stderr is not None
+    said = next((line for line in process.stderr if "cannot save" in line), "")
+    assert "nets-s1: training, at" in said and "cannot save, and tries again: " in said and "File too large" in said
+
+    def lifted() -> bool:
+        """A process may begin between two looks, or end."""
+        limited = 0
+        for each in whole_tree(process):
+            with contextlib.suppress(ProcessLookupError):
+                limited += resource.prlimit(each.pid, resource.RLIMIT_FSIZE, (most, most))[0] != most
+        return not limited
+
+    until(lifted, "no process has the limit any more")
+    said = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, said
+    assert outcomes(path, ["nets-s1"]) == ["completed"]
 
 
 FAILING = """

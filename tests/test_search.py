@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -534,6 +535,15 @@ def test_a_trial_is_taken_up_by_another_worker_when_its_own_is_gone(tmp_path: Pa
     assert found[running[0].number].worker == player.trials._worker.name  # type: ignore[union-attr]
 
 
+def test_a_trial_that_was_drawn_without_an_answer_is_its_workers_all_the_same(tmp_path: Path) -> None:
+    one = Player(load(tmp_path), str(tmp_path / "store"), tmp_path / "one")
+    worker = one.trials._worker
+    assert worker is not None
+    lost = Study(one.experiment, one.root).ask(worker.name)
+    assert lost is not None and lost.number == 0
+    assert [[cell.run_id for cell in one.trials.more()] for _ in range(2)] == [["rates-t0-s0"], ["rates-t1-s0"]]
+
+
 def test_a_worker_that_is_there_keeps_its_trials(tmp_path: Path) -> None:
     root = str(tmp_path / "store")
     one = Player(load(tmp_path), root, tmp_path / "one")
@@ -816,8 +826,16 @@ def test_killed_with_all_its_runs_a_search_ends_with_the_same_trials(uninterrupt
         each.kill()
     process.wait()
     assert [trial.state for trial in found(path)][:2] == ["complete", "running"]
-    done = subprocess.run(command(path), capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
+    # The second time its store does not answer for a while: of its process each write fails, as on a full disk.
+    process = subprocess.Popen(command(path), stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert any("rates-t1-s0: trains from" in line for line in process.stderr)
+    most = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)[1]
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, most))
+    assert any("the search waits for its store" in line for line in process.stderr)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (most, most))
+    said = process.communicate(timeout=600)[1]
+    assert process.returncode == 0, said
     assert found(path) == found(uninterrupted)
     assert all(end in ("completed", "stopped") for end in outcomes(path))
     for trial, end in zip(found(path), outcomes(path), strict=True):
