@@ -218,8 +218,7 @@ class Artifacts:
         :param until: on ``time.monotonic()``, asked again and again: what is not sent by then waits for the next
             session; None waits for a store that does not answer, as a commit does
         :param yielding: end as soon as a commit is urgent
-        :param delayed: called with the reason when the store does not answer and is tried again, and
-            with None once it does
+        :param delayed: called with the reason where the store does not answer, and with None once it does
         :return: whether all is sent
         :raises StoreError: it refuses
         """
@@ -267,9 +266,7 @@ class Artifacts:
         :param until: on ``time.monotonic()``: where that is too soon, nothing is begun
         :return: whether all are there
         """
-        if self._sync is None:
-            return True
-        return self._exports.all(self._sync, until)
+        return self._sync is None or self._exports.all(self._sync, until)
 
     # ------------------------------------------------------------------------------------------- beside the training
 
@@ -305,10 +302,15 @@ class Artifacts:
         self._pace = (now, timesteps)
         for name, values in list(self._sampled.items()):
             if values:
-                taken = values[:]
-                del values[: len(taken)]
-                found[name] = sum(taken) / len(taken)
+                found[name] = _taken(values)
         self._outputs[0].add_scalars(found, timesteps)
+
+
+def _taken(values: list[float]) -> float:
+    """The mean of what is there, which is taken out; another thread may add to it meanwhile."""
+    taken = values[:]
+    del values[: len(taken)]
+    return sum(taken) / len(taken)
 
 
 def _clear_unless_ours(folder: Path, state_dir: Path, store: ObjectStore) -> None:
