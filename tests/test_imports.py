@@ -40,6 +40,7 @@ ALLOWED = {
     "store": BASE | {"config"},
     "run": BASE | {"config", "store"},
     "checkpoint": STORED,
+    "data": BASE | {"config", "store", "trainer"},
     "artifacts": STORED,
     "report": STORED | {"artifacts"},
     "envs": BASE,
@@ -61,7 +62,7 @@ OUTSIDE = {
     "optuna": {"experiments"},
     "ruamel": {"config", "rehearsal"},
     "typer": {"cli"},
-    "torch": {"sb3", "envs", "evaluate", "rehearsal", "runtime"},
+    "torch": {"data", "sb3", "envs", "evaluate", "rehearsal", "runtime"},
     "stable_baselines3": {"sb3", "envs", "evaluate", "rehearsal"},
 }
 

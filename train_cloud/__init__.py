@@ -25,6 +25,7 @@ from train_cloud import former_names
 if TYPE_CHECKING:
     from train_cloud.config import RunFile, load_run_file
     from train_cloud.config.current import artifact_folder, run_file
+    from train_cloud.data.frames import frames
     from train_cloud.errors import Fenced, InputError, Interrupted, TrainCloudError
     from train_cloud.operations.export import export
     from train_cloud.operations.train import train
@@ -46,6 +47,7 @@ __all__ = [
     "artifact_folder",
     "checkpoints",
     "export",
+    "frames",
     "load_run_file",
     "open_store",
     "run_file",
@@ -66,6 +68,7 @@ _HOMES = {
     "artifact_folder": "train_cloud.config.current",
     "checkpoints": "train_cloud.sb3.callback",
     "export": "train_cloud.operations.export",
+    "frames": "train_cloud.data.frames",
     "load_run_file": "train_cloud.config",
     "open_store": "train_cloud.store",
     "run_file": "train_cloud.config.current",

@@ -12,10 +12,13 @@
     ├── NotExact                       1   interrupted and resumed, a run came to another result than uninterrupted
     ├── CorruptCheckpoint              1   an object's size or checksum is not what its manifest says
     │   └── HeadMissing                1   a run has left checkpoints or sessions, and its head is gone
+    ├── DataError                      1   an object of the training data is damaged, or no image
+    │   └── DataChanged                1   the objects are not those that the index names any more
     ├── StoreError                     1
     │   ├── ObjectMissing              1   a LIST shows that the key does not exist
     │   ├── ConditionFailed            1   create: the key exists; swap: the object is not the one that was read
     │   ├── StoreForbidden             1   the credentials may not do this
+    │   │   └── CredentialsExpired     1   they could until a while ago, or S3 knows no such ones
     │   ├── BucketMissing              1   there is no such bucket; a file stands where the local folder should be
     │   └── StoreUnavailable           1   network, time-out, 5xx, throttling: worth another try
     └── CloudError                     1   the metadata service, Auto Scaling or systemd refused
@@ -122,6 +125,14 @@ class HeadMissing(CorruptCheckpoint):
     """The head is gone, and what lies there shows that there was one: no new run may begin on top of it."""
 
 
+class DataError(TrainCloudError):
+    """Something among the training data cannot be used; the message names it."""
+
+
+class DataChanged(DataError):
+    """What lies there is not what the index names any more; the message says which objects."""
+
+
 class StoreError(TrainCloudError):
     """An object store did not do what was asked."""
 
@@ -136,6 +147,10 @@ class ConditionFailed(StoreError):
 
 class StoreForbidden(StoreError):
     """The credentials are not allowed to do this."""
+
+
+class CredentialsExpired(StoreForbidden):
+    """The credentials are no longer valid; others may come in their place."""
 
 
 class BucketMissing(StoreError):

@@ -96,6 +96,7 @@ def with_schedule_total(overrides: list[str] | None, total: int | None) -> list[
 
 TRAIN = "Train"
 LOOK = "Look and take home"
+DATA = "Data"
 RUNS = "Fork, go back, repair, delete"
 ACCOUNT = "Your AWS account"
 WORKER = "On the worker (called by systemd)"

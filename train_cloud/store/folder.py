@@ -192,6 +192,15 @@ class FolderStore:
         copied, before = hashlib.sha256(), _identity(path)
         return self._write(key, whole(), unchanged)
 
+    def version(self, key: str, etag: str) -> Body:
+        try:
+            found = self.get(key)
+        except ObjectMissing as error:
+            raise ConditionFailed(f"{self.url}/{key} is gone") from error
+        if found.etag != etag:
+            raise ConditionFailed(f"{self.url}/{key} has changed since it was read")
+        return found.body
+
     def tail(self, key: str, start: int) -> Body:
         path = self._path(key)
         with self._errors(key):

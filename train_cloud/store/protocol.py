@@ -30,6 +30,8 @@ class ObjectInfo:
     """bytes"""
     modified: datetime
     """With a time zone."""
+    etag: str = ""
+    """Names this content, as :attr:`StoredObject.etag` does; empty in a local folder, whose listing tells none."""
 
 
 class ObjectStore(Protocol):
@@ -118,6 +120,13 @@ class FileStore(ObjectStore, Protocol):
     def extend(self, key: str, tail: Iterator[bytes], etag: str) -> str:
         """Append to the version ``etag``, which is not sent again; returns the new e-tag. Readers see the object before
         or after, never between.
+
+        :raises ConditionFailed: the object is another one by now, or gone
+        """
+        ...
+
+    def version(self, key: str, etag: str) -> Body:
+        """The version ``etag`` of an object, with one request.
 
         :raises ConditionFailed: the object is another one by now, or gone
         """

@@ -34,6 +34,7 @@ from train_cloud.retry import Retry
 from ..errors import (
     BucketMissing,
     ConditionFailed,
+    CredentialsExpired,
     InputError,
     ObjectMissing,
     StoreError,
@@ -198,7 +199,7 @@ class BucketStore:
                             continue  # a marker of the store's own folder
                         key = offset.removeprefix(self._prefix)
                         if key.startswith(prefix):
-                            yield ObjectInfo(key, found["size"], found["last_modified"])
+                            yield ObjectInfo(key, found["size"], found["last_modified"], found["e_tag"] or "")
                         elif key > prefix:
                             return
                 return
@@ -209,7 +210,8 @@ class BucketStore:
                     self._raise(prefix, error)
         # obstore ends at a key that it has no form for: boto3 shows what comes after the last one that it had.
         for found in self._raw(self._prefix + prefix, after=offset):
-            yield ObjectInfo(found["Key"].removeprefix(self._prefix), found["Size"], found["LastModified"])
+            key, etag = found["Key"].removeprefix(self._prefix), str(found.get("ETag", ""))
+            yield ObjectInfo(key, found["Size"], found["LastModified"], etag)
 
     def _raw(self, prefix: str, *, after: str | None = None) -> Iterator[dict[str, Any]]:
         """What boto3 lists below ``prefix``, with keys as they are."""
@@ -341,6 +343,30 @@ class BucketStore:
                 self._raise_boto(key, error)
             raise
         return str(done["ETag"])
+
+    def version(self, key: str, etag: str) -> Body:
+        path = self._path(key)
+        options: GetOptions = {"if_match": etag}
+        try:
+            return self._retried(lambda: memoryview(self._client.get(path, options=options).bytes()))
+        except _ERRORS as error:
+            status = _status(error)
+            gone = status == 404 and _code(error) != "NoSuchBucket"
+            if status == 412 or ((gone or status == 403) and not self._exists(key)):
+                raise ConditionFailed(f"{self.url}/{key} has changed since it was listed, or is gone") from error
+            self._raise(key, error)
+
+    def encryption(self, key: str) -> str:
+        """How S3 encrypts the object: ``AES256``, ``aws:kms``, … or empty. Only with the first and the last is an e-tag
+        the MD5 of what was sent in one piece (Amazon S3 API Reference, "Object").
+        """
+        try:
+            head = self._boto().head_object(Bucket=self.bucket, Key=self._path(key))
+        except BotoCoreError as error:
+            raise StoreUnavailable(f"{self.url}/{key}: {error}") from error
+        except ClientError as error:
+            self._raise_boto(key, error)
+        return str(head.get("ServerSideEncryption") or (head.get("SSECustomerAlgorithm", "") and "customer"))
 
     def tail(self, key: str, start: int) -> Body:
         path = self._path(key)
@@ -540,7 +566,9 @@ class BucketStore:
         if code == "RequestTimeTooSkewed":
             raise StoreForbidden(f"{where}: this machine's clock is wrong: set it, then try again") from error
         if code in _EXPIRED:
-            raise StoreForbidden(f"{where}: {code}: renew the AWS credentials: `aws sso login`, or new keys") from error
+            raise CredentialsExpired(
+                f"{where}: {code}: renew the AWS credentials: `aws sso login`, or new keys"
+            ) from error
         if status in (401, 403) or code == "AccessDenied":
             raise StoreForbidden(
                 f"{where}: {code or status}: these AWS credentials need s3:ListBucket on the bucket, and s3:GetObject, "
