@@ -34,6 +34,7 @@ from train_cloud.config.curriculum import Advance, Curriculum, Mix, Regress, Sta
 from train_cloud.config.evaluation import Category, Evaluation, Routes, Video
 from train_cloud.config.load import read_yaml
 from train_cloud.config.pretraining import Keep, Pretraining
+from train_cloud.config.ray import Ray
 from train_cloud.config.reproducibility import Reproducibility
 from train_cloud.config.sagemaker import SageMaker
 from train_cloud.errors import InputError, NotYet
@@ -631,6 +632,7 @@ def fields_as_markdown() -> str:
         ("reproducibility", Reproducibility),
         ("wandb", Wandb),
         ("sagemaker", SageMaker),
+        ("ray", Ray),
     ]
     lines = []
     for section, model in sections:

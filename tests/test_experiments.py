@@ -23,8 +23,8 @@ from until import until
 from train_cloud.checkpoint import read_manifest, restore
 from train_cloud.cli import main
 from train_cloud.config import load_experiment
-from train_cloud.experiments.engine import last_words, shortly
 from train_cloud.experiments.estimate import Pace, estimates, measured
+from train_cloud.experiments.processes import last_words, shortly
 from train_cloud.experiments.standing import Standing, failures_in_a_row, standings
 from train_cloud.operations.cancel import cancel
 from train_cloud.platforms.local import KEEP_CANCELLED, Local

@@ -51,6 +51,7 @@ ALLOWED = {
     "runtime": JOINED,
     "operations": JOINED | {"runtime"},
     "experiments": JOINED | {"runtime", "operations"},
+    "ray": JOINED | {"runtime", "operations", "experiments"},
 }
 EVERYTHING = {"cli", "rehearsal", "__init__", "__main__"}
 OUTSIDE = {
@@ -60,6 +61,7 @@ OUTSIDE = {
     "wandb": {"artifacts"},
     "moto": {"rehearsal"},
     "optuna": {"experiments"},
+    "ray": {"ray"},
     "ruamel": {"config", "rehearsal"},
     "typer": {"cli"},
     "torch": {"data", "sb3", "envs", "evaluate", "rehearsal", "runtime"},

@@ -26,6 +26,7 @@ BROUGHT_BY = {
     "pyarrow": "demonstrations",
     "pygame": "examples",
     "pynvml": "sb3",
+    "ray": "ray",
     "sb3_contrib": "contrib",
     "stable_baselines3": "sb3",
     "torch": "sb3",

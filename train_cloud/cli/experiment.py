@@ -102,7 +102,8 @@ def train_experiment(
         for module, extra in extras.BROUGHT_BY.items():
             if extra in cell.config.extras:
                 extras.need(module, cell.run_id)
-    from train_cloud.experiments.engine import Engine, usable_cores
+    from train_cloud.experiments.engine import Engine
+    from train_cloud.experiments.processes import usable_cores
 
     at_once = parallel or experiment.max_parallel or max(1, usable_cores() // experiment.threads)
     with showing() as changed:
@@ -169,7 +170,7 @@ def _build(
     cells: Sequence[Cell], source: str, store: str | None, instance_types: Sequence[str], *, prove_too: bool
 ) -> None:
     from train_cloud.experiments.check import check
-    from train_cloud.experiments.engine import usable_cores
+    from train_cloud.experiments.processes import usable_cores
 
     options = [*(part for name in instance_types for part in ("--instance-type", name))]
     options += ["--store", store] if store is not None else []

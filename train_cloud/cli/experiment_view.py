@@ -82,6 +82,8 @@ def in_words(row: Row) -> str:
         )
     if row.doing == "training":
         return f"trains from {row.timesteps:,} of {row.total:,} timesteps"
+    if row.doing == "queued":
+        return "waits for a node that has room for it"
     if row.doing == "elsewhere":
         return "another process trains it here: waiting for that"
     because = f": {row.reason}" if row.reason and row.doing not in ("completed", "interrupted") else ""
@@ -107,7 +109,7 @@ def table(rows: Sequence[Row]) -> RenderableType:
     shown = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
     for name in ("run", "", "timesteps", "steps/s", "left", ""):
         shown.add_column(name, justify="right" if name in ("timesteps", "steps/s", "left") else "left", no_wrap=True)
-    over = [row for row in rows if row.doing not in ("waiting", "training", "stopping", "elsewhere")]
+    over = [row for row in rows if row.doing not in ("waiting", "queued", "training", "stopping", "elsewhere")]
     busy = [row for row in rows if row.doing in ("training", "stopping", "elsewhere")]
     for row in [*over[max(0, len(over) - max(5, _MOST_ROWS - len(busy))) :], *busy]:
         pace = row.steps_per_second

@@ -45,6 +45,7 @@ PARTS: Mapping[str, Literal["identity", "budget"]] = {
     "preservation": "budget",
     "reproducibility": "budget",
     "sagemaker": "budget",
+    "ray": "budget",
 }
 
 

@@ -23,6 +23,7 @@ from train_cloud.config.evaluation import Category, Evaluation, Routes, Video
 from train_cloud.config.initial_model import InitialModel
 from train_cloud.config.pretraining import MINARI, Keep, Pretraining
 from train_cloud.config.pretraining import placed as placed_demonstrations
+from train_cloud.config.ray import Ray
 from train_cloud.config.reproducibility import Reproducibility
 from train_cloud.config.run_file import Code, Limits, Preservation, RunFile
 from train_cloud.config.sagemaker import SageMaker
@@ -53,6 +54,7 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "preservation": Preservation,
     "reproducibility": Reproducibility,
     "sagemaker": SageMaker,
+    "ray": Ray,
     "artifacts": Artifacts,
     "wandb": Wandb,
     "evaluation": Evaluation,

@@ -26,6 +26,7 @@ from train_cloud.config.identity import PARTS
 from train_cloud.config.initial_model import InitialModel, from_text
 from train_cloud.config.pretraining import CLONED, Pretraining
 from train_cloud.config.pretraining import from_text as pretraining_from_text
+from train_cloud.config.ray import Ray
 from train_cloud.config.reproducibility import Reproducibility
 from train_cloud.config.sagemaker import SageMaker
 from train_cloud.config.shapes import (
@@ -303,6 +304,8 @@ class RunFile(Section):
     sagemaker: SageMaker | None = Field(
         None, description="How `train-cloud launch --platform sagemaker` trains it; see below."
     )
+
+    ray: Ray = Field(Ray(), description="What the run takes of a node of a Ray cluster; see below.")
 
     _written: RunFile | None = PrivateAttr(None)
     _chosen: dict[str, Any] | None = PrivateAttr(None)

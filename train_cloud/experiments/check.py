@@ -11,7 +11,7 @@ from pathlib import Path
 from train_cloud import child_process, hash_seed
 from train_cloud.config import Cell
 from train_cloud.errors import Refused
-from train_cloud.experiments.engine import forkable, last_words
+from train_cloud.experiments.processes import forkable, last_words
 from train_cloud.operations.seeds import write_cell
 from train_cloud.runtime.reproducibility import pin_instructions
 from train_cloud.warm_process import Child, WarmProcess, start

@@ -1,8 +1,8 @@
-"""An experiment on one machine: its runs as child processes, so many at once.
+"""An experiment: its runs, so many at once.
 
-Each child is ``train-cloud train`` with the run's own file, as if a person had called it; this process only decides
-which one is next, and reads their heads. It may be killed at any instant: the children stop with a commit when it is
-gone, and what is to be done next follows from the heads.
+This process only decides which one is next, and reads their heads. Where they are trained is a place's business: child
+processes here, tasks on a cluster. It may be killed at any instant: the trainings stop with a commit when it is gone,
+and what is to be done next follows from the heads.
 """
 
 from __future__ import annotations
@@ -13,16 +13,13 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from filelock import FileLock, Timeout
-
-from train_cloud import child_process, hash_seed, warm_process
 from train_cloud.checkpoint import signing
-from train_cloud.config import Cell, Experiment, RunFile, variables
+from train_cloud.config import Cell, Experiment, variables
 from train_cloud.config.code import mark_as_cache
 from train_cloud.errors import (
     CorruptCheckpoint,
@@ -34,18 +31,12 @@ from train_cloud.errors import (
     TrainCloudError,
 )
 from train_cloud.experiments.files import enter_experiment, enter_results
+from train_cloud.experiments.place import Place
+from train_cloud.experiments.processes import Processes, shortly
 from train_cloud.experiments.standing import PRUNED, Standing, run_store, standing, standings, total
-from train_cloud.operations.seeds import write_cell
-from train_cloud.platforms.here import here
-from train_cloud.platforms.local import KEEP_CANCELLED, Local
 from train_cloud.run.head import conclude, read_head
-from train_cloud.run.session import last_session
-from train_cloud.runtime.heartbeat import read_delay, read_timesteps
-from train_cloud.runtime.limits import EXPERIMENT_LIMIT
-from train_cloud.runtime.reproducibility import pin_instructions
 from train_cloud.store import ObjectStore
-from train_cloud.warm_process import Child, WarmProcess
-from train_cloud.whole_file import write_whole
+from train_cloud.warm_process import Child
 
 if TYPE_CHECKING:
     from train_cloud.experiments.search.trials import Trials
@@ -55,6 +46,7 @@ log = logging.getLogger(__name__)
 Doing = Literal[
     "waiting",
     "elsewhere",
+    "queued",
     "training",
     "stopping",
     "completed",
@@ -66,12 +58,8 @@ Doing = Literal[
     "not begun",
 ]
 OVER: tuple[Doing, ...] = ("completed", "stopped", "cancelled")
-OUTPUT = "output.log"
-LOCK = "train.lock"
 _LOOK_SECONDS = 0.1
 _REASON_CHARACTERS = 300
-_MESSAGE_LINES = 20
-"""What stands further behind a traceback is not its message."""
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -108,12 +96,6 @@ class Row:
         return self.cell.config.total_timesteps
 
     @property
-    def session_hours(self) -> float:
-        """Of the session that is trained now, counted as it will be recorded; 0 before it has begun."""
-        session = last_session(self.state_dir) if self.child is not None else None
-        return session.seconds / 3600 if session is not None and session.began >= self.began else 0.0
-
-    @property
     def steps_per_second(self) -> float | None:
         """Of this session; None before there is anything to divide."""
         done = self.timesteps - self.began_at
@@ -128,6 +110,7 @@ class Engine:
     :param go_on: train runs that were cancelled, that have failed for good, or that a callback had ended
     :param trials: where further runs come from, of a search
     :param changed: called several times a second with all runs, for whoever shows them
+    :param place: where they are trained; child processes of this one by default
     """
 
     def __init__(
@@ -141,8 +124,9 @@ class Engine:
         go_on: bool = False,
         trials: Trials | None = None,
         changed: Callable[[Sequence[Row]], None] = lambda rows: None,
+        place: Place | None = None,
     ) -> None:
-        self._experiment, self._source, self._root = experiment, source, root
+        self._experiment, self._root = experiment, root
         self._folder, self._parallel, self._go_on = folder.absolute(), parallel, go_on
         self._trials, self._changed = trials, changed
         self._files = self._folder / f"{experiment.experiment}-experiment"
@@ -155,10 +139,7 @@ class Engine:
         """Which limit over all runs is reached, in words."""
         self._unanswered = False
         """Whether a search's store did not answer the last time."""
-        self._warm: WarmProcess | None = None
-        self._cold = False
-        """Whether none could be started."""
-        self._gpus = visible_gpus()
+        self._place = place or Processes(self._files, source=source, root=root, threads=experiment.threads, go_on=go_on)
         self.rows: list[Row] = []
 
     def run(self) -> None:
@@ -176,13 +157,12 @@ class Engine:
         found = standings(self._root, self._experiment.cells, self._experiment.max_attempts, go_on=self._go_on)
         self._files.mkdir(parents=True, exist_ok=True)
         mark_as_cache(self._files)
-        with self._alone(), self._signals():
+        with self._place.alone(self._experiment.experiment), self._signals():
             others: set[str] = set()
             if self._trials is not None:
                 self._trials.begin(self._files)
                 others = self._trials.of_others()
             self.rows = [self._row(one) for one in found if one.cell.run_id not in others]
-            self._warn_of_dollars()
             enter_experiment(self._root, self._experiment)
             try:
                 self._loop()
@@ -190,20 +170,15 @@ class Engine:
                 self._end_children()
                 if self._trials is not None:
                     self._trials.leave()
-                if self._warm is not None:
-                    self._warm.close()
+                self._place.close()
             self._changed(self.rows)
             enter_results(self._root, self._experiment, [row.standing for row in self.rows])
         self._say_how_it_ended()
 
     def _refuse_what_no_run_could_do(self) -> None:
-        """:raises InputError: this is a worker, which has one run; a variable is missing that runs take as a secret"""
-        platform = here()
-        if not isinstance(platform, Local):
-            fix = "several runs: write a run file for each with train-cloud expand, and name them in run_files"
-            raise InputError("experiment", self._experiment.experiment, fix)
+        """:raises InputError: they cannot be trained there; a variable is missing that runs take as a secret"""
+        self._place.check(self._experiment)
         for cell in self._experiment.cells:
-            platform.secrets(cell.config)
             if cell.config.signing_key is not None:  # with which the checkpoints are read, here too
                 os.environ.setdefault(signing.VARIABLE, cell.config.signing_key)
 
@@ -274,8 +249,7 @@ class Engine:
         """Of a trial that is over."""
         row = next(row for row in self.rows if row.cell.run_id == run_id)
         if row.child is not None:
-            if not row.limit_file.exists():
-                write_whole(row.limit_file, reason.encode())
+            self._place.end(row, reason)
             return
         doing: Literal["stopped", "failed"] = "stopped" if reason.startswith(PRUNED) else "failed"
         if row.standing.state != "new":  # its process was gone before it could say so itself
@@ -287,7 +261,7 @@ class Engine:
 
     def _start(self, row: Row) -> bool:
         """:return: whether it is trained now"""
-        if _is_locked(row.state_dir):
+        if self._place.is_taken(row):
             row.doing = "elsewhere"
             return False
         # Somebody may have cancelled it, or trained it elsewhere, since this began.
@@ -295,7 +269,7 @@ class Engine:
         if row.doing != "waiting":
             return False
         try:
-            row.child = self._begin(row)
+            row.child = self._place.start(row, self.rows)
         except OSError as error:  # as of a disk that is full
             row.doing, row.reason = "failed", str(error)
             return False
@@ -303,38 +277,23 @@ class Engine:
         self._passed_on = 0  # it may have been asked for while this one was started
         return True
 
-    def _begin(self, row: Row) -> Child:
-        config, environment = row.cell.config, self._environment(row)
-        row.state_dir.mkdir(parents=True, exist_ok=True)
-        mark_as_cache(row.state_dir)  # it may lie in the code folder
-        row.limit_file.unlink(missing_ok=True)
-        command = child_process.command("train_cloud", *self._arguments(row), user_code=True)
-        with (row.state_dir / OUTPUT).open("ab") as said:
-            return warm_process.start(
-                command,
-                env=environment,
-                stdout=said,
-                stderr=said,
-                new_session=True,
-                warm=self._warm_for(config, environment),
-            )
-
     def _look(self, row: Row) -> None:
         """How far a child is, and what it has left if it has ended."""
         if row.child is None:
             return
         code = row.child.poll()
         if code is None:
-            with contextlib.suppress(OSError):
-                row.timesteps = max(row.began_at, min(row.total, read_timesteps(row.state_dir)))
-            row.delay = shortly(read_delay(row.state_dir))
+            self._place.look(row)
             return
         row.child = row.delay = None
         self._read(row)
         if row.standing.state == "open" and row.standing.outcome == "stopped":
             row.doing = "stopped"
         elif row.standing.state in ("new", "open"):
-            row.doing, row.reason = self._ended(row, code)
+            again, said = self._place.ended(row, code)
+            if again and not self._stops and self._limit is None:
+                return  # it waits
+            row.doing, row.reason = self._ended(row, code, said)
             row.attempts, row.refused = row.attempts + (row.doing == "failed"), code == InputError.exit_code
         elif row.standing.state == "failed" and row.standing.outcome is None and row.standing.failures:
             self._give_up(row)
@@ -356,11 +315,13 @@ class Engine:
         if found.state in ("completed", "stopped", "cancelled", "failed"):
             row.doing = found.state
 
-    def _ended(self, row: Row, code: int) -> tuple[Doing, str | None]:
-        """Of a run that is not over."""
+    def _ended(self, row: Row, code: int, said: str | None) -> tuple[Doing, str | None]:
+        """Of a run that is not over.
+
+        :param said: its process's last words
+        """
         if code == Interrupted.exit_code or (code < 0 and self._stops):
             return "interrupted", None
-        said = last_words(row.state_dir / OUTPUT)
         if code == Fenced.exit_code:
             return "fenced", said
         if code < 0:
@@ -386,7 +347,7 @@ class Engine:
         limits = self._experiment.limits
         hours, dollars = total(row.standing for row in self.rows)
         if limits.hours is not None:
-            hours += sum(row.session_hours for row in self.rows)
+            hours += sum(self._place.hours(row) for row in self.rows)
         name = f"limits of the experiment {self._experiment.experiment}"
         if limits.hours is not None and hours >= limits.hours:
             self._limit = f"{name}: {limits.hours} hours are used"
@@ -397,14 +358,7 @@ class Engine:
         log.info("%s", self._limit)
         for row in self.rows:
             if row.child is not None:
-                write_whole(row.limit_file, self._limit.encode())
-
-    def _warn_of_dollars(self) -> None:
-        if self._experiment.limits.dollars is not None:
-            log.warning(
-                "limits.dollars: %s does not count here: only a worker on AWS has a price",
-                self._experiment.limits.dollars,
-            )
+                self._place.end(row, self._limit)
 
     # ------------------------------------------------------------------------------------------------------- stopping
 
@@ -446,15 +400,6 @@ class Engine:
         for child in left:
             child.wait()
 
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        try:
-            with FileLock(self._files / LOCK, timeout=0):
-                yield
-        except Timeout:
-            fix = "another train-cloud trains it here: stop it, or give another --state-dir"
-            raise InputError("experiment", self._experiment.experiment, fix) from None
-
     def _say_how_it_ended(self) -> None:
         counts = {doing: sum(row.doing == doing for row in self.rows) for doing in ("failed", "fenced", "interrupted")}
         if self._stops or (counts["interrupted"] and not counts["failed"] and self._limit is None):
@@ -469,125 +414,12 @@ class Engine:
             error = f"{first.cell.run_id} {first.doing}{others}: {(first.reason or '')[:_REASON_CHARACTERS]}"
             raise TrainCloudError(error)
 
-    # -------------------------------------------------------------------------------------------------- a run's process
-
     def _row(self, found: Standing) -> Row:
         row = Row(found.cell, found, self._folder / found.cell.run_id)
         self._enter(row, found)
         return row
 
-    def _arguments(self, row: Row) -> list[str]:
-        path = write_cell(row.cell, self._files, self._source, replace=True)
-        arguments = ["train", str(path), "--store", self._root, "--state-dir", str(row.state_dir)]
-        return [*arguments, *(["--continue"] if self._go_on else [])]
-
-    def _environment(self, row: Row) -> dict[str, str]:
-        threads = str(self._experiment.threads)
-        pin_instructions()
-        environment = child_process.environment(
-            OMP_NUM_THREADS=threads,
-            **{
-                variables.THREADS: threads,
-                hash_seed.VARIABLE: os.environ.get(hash_seed.VARIABLE, hash_seed.SEED),
-                EXPERIMENT_LIMIT: str(row.limit_file),
-                variables.PARENT: str(os.getpid()),
-            },
-        )
-        environment.pop("TRAIN_CLOUD_OVERRIDES", None)  # they have been put into the run's file
-        if not self._go_on:
-            environment[KEEP_CANCELLED] = "1"
-        if len(self._gpus) > 1 and row.cell.config.device in ("auto", "cuda"):
-            taken = [other.gpu for other in self.rows if other.child is not None]
-            row.gpu = min(self._gpus, key=taken.count)
-            environment["CUDA_VISIBLE_DEVICES"] = row.gpu
-        return environment
-
-    def _warm_for(self, config: RunFile, environment: Mapping[str, str]) -> WarmProcess | None:
-        """None where the run's process is started as ever."""
-        if self._warm is None and not self._cold:
-            self._warm = WarmProcess.begin(environment)
-            self._cold = self._warm is None
-            if self._warm is not None and self._warm.why_not is not None:
-                log.info("each run imports for itself what it needs: %s", self._warm.why_not)
-        return self._warm if forkable(config, self._warm) else None
-
-
-def forkable(config: RunFile, warm: WarmProcess | None) -> bool:
-    """Whether a run's process can be forked: not where it needs an interpreter that has not imported anything yet,
-    because of variables, of a script that may set some, or of modules of its own that are called like others.
-    """
-    if warm is None or warm.why_not is not None or config.env or config.entry_point is not None:
-        return False
-    return warm.has_loaded(_own_modules(config.code.folder)) is None
-
 
 def _session(store: ObjectStore) -> int:
     read = read_head(store)
     return read[0].session if read is not None else 0
-
-
-def visible_gpus() -> list[str]:
-    """The GPUs that processes started from here may use, as CUDA_VISIBLE_DEVICES names them."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:
-        return [name.strip() for name in chosen.split(",") if name.strip()]
-    try:
-        return [str(number) for number, _ in enumerate(Path("/proc/driver/nvidia/gpus").iterdir())]
-    except OSError:
-        return []
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not Linux
-        return os.cpu_count() or 1
-
-
-def shortly(reason: str | None) -> str | None:
-    """Why a run failed, in one line: of a traceback, what was raised, with the first line of its message."""
-    lines = [line for line in (reason or "").splitlines() if line.strip()]
-    if not lines:
-        return None
-    frames = [at for at, line in enumerate(lines) if line.startswith("  File ")]
-    if not frames or not lines[0].startswith("Traceback"):
-        return lines[0]
-    return next((line for line in lines[frames[-1] :] if line[0] != " "), lines[0])
-
-
-def last_words(path: Path) -> str | None:
-    """The last line that a process has printed, or of a traceback there what was raised; of ours, without the program's
-    name.
-    """
-    try:
-        lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
-    except OSError:
-        return None
-    if not lines:
-        return None
-    begun = max(at if line.startswith(("Traceback", "train-cloud: ")) else 0 for at, line in enumerate(lines))
-    frames = [at for at, line in enumerate(lines) if line.startswith(" ")]
-    if lines[begun].startswith("Traceback") and frames and len(lines) - frames[-1] <= _MESSAGE_LINES:
-        return shortly("\n".join(lines[begun:]))
-    return lines[-1].strip().removeprefix("train-cloud: ")
-
-
-def _own_modules(folder: Path | None) -> list[str]:
-    """Names that can be imported from the user's code folder."""
-    if folder is None:
-        return []
-    return [path.stem for path in folder.iterdir() if path.suffix == ".py" or path.is_dir()]
-
-
-def _is_locked(state_dir: Path) -> bool:
-    """Whether a training is under way with this folder: one of a person's, or one that this engine's predecessor has
-    left and that is about to stop.
-    """
-    if not state_dir.is_dir():
-        return False
-    try:
-        with FileLock(state_dir / LOCK, timeout=0):
-            return False
-    except Timeout:
-        return True

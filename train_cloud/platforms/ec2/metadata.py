@@ -10,6 +10,7 @@ import json
 import os
 import time
 from datetime import datetime
+from pathlib import Path
 
 import requests
 
@@ -18,8 +19,30 @@ from train_cloud.errors import CloudForbidden, CloudUnavailable
 ENDPOINT_VARIABLE = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
 """The AWS SDKs' own variable for another endpoint."""
 _ENDPOINT = "http://169.254.169.254"
+_DISABLED = "AWS_EC2_METADATA_DISABLED"
+"""The AWS SDKs' own variable: nobody may ask."""
 _LONGEST_TTL_S = 21600
 """Six hours: what the service allows a token to live."""
+
+
+def on_ec2() -> bool:
+    """Whether this machine is one of EC2's, without asking anybody: elsewhere that address is not ours to use.
+
+    Source: "Detect whether a host is an EC2 instance" (Amazon EC2 User Guide).
+    """
+    if os.environ.get(_DISABLED, "").lower() == "true":
+        return False
+    if os.environ.get(ENDPOINT_VARIABLE):
+        return True
+    marks = (("/sys/devices/virtual/dmi/id/board_asset_tag", "i-"), ("/sys/hypervisor/uuid", "ec2"))
+    return any(_begins(path, mark) for path, mark in marks)
+
+
+def _begins(path: str, mark: str) -> bool:
+    try:
+        return Path(path).read_text().lower().startswith(mark)
+    except OSError:
+        return False
 
 
 class Metadata:

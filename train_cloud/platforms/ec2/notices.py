@@ -31,11 +31,12 @@ class Notice(BaseModel):
     """One announcement about this machine.
 
     ``action`` is EC2's word for a spot notice (terminate, stop, hibernate). ``time`` is when the machine goes, for a
-    rebalance recommendation when it was made; ``seen`` when we first read it. Both in UTC.
+    rebalance recommendation when it was made; ``seen`` when we first read it. Both in UTC. ``drain`` is a Ray
+    cluster's word that it gives up a node.
     """
 
     model_config = ConfigDict(frozen=True)
-    kind: Literal["spot", "scale-in", "rebalance"]
+    kind: Literal["spot", "scale-in", "rebalance", "drain"]
     action: str
     time: AwareDatetime
     seen: AwareDatetime
