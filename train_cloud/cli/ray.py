@@ -64,10 +64,10 @@ def launch_on_ray(
     from train_cloud.ray.cluster import connected, may_come
 
     with connected(address) as here:
-        _train(experiment, path.name, store, state_dir, here, may_come(), trials, parallel, go_on=go_on)
+        _train_on_ray(experiment, path.name, store, state_dir, here, may_come(), trials, parallel, go_on=go_on)
 
 
-def _train(
+def _train_on_ray(
     experiment: Experiment,
     source: str,
     store: str,

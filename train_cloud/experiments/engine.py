@@ -274,6 +274,7 @@ class Engine:
             row.doing, row.reason = "failed", str(error)
             return False
         row.doing, row.began, row.began_at = "training", time.monotonic(), row.standing.timesteps
+        self._place.look(row)
         self._passed_on = 0  # it may have been asked for while this one was started
         return True
 

@@ -7,8 +7,8 @@ import os
 from train_cloud.platforms.ec2.worker import GROUP, Worker
 from train_cloud.platforms.local import Local
 from train_cloud.platforms.protocol import Platform
-from train_cloud.platforms.sagemaker.job import PLACE, Job
 from train_cloud.platforms.ray_node import NODE, RayNode
+from train_cloud.platforms.sagemaker.job import PLACE, Job
 
 
 def here() -> Platform:
