@@ -22,7 +22,15 @@ names are the public ones: they keep their meaning within a major version. Every
 
 """
 GROUPS = {
-    "In a training script": ("run_file", "checkpoints", "stateful", "artifact_folder", "frames"),
+    "In a training script": (
+        "run_file",
+        "checkpoints",
+        "stateful",
+        "resumable",
+        "batches",
+        "frames",
+        "artifact_folder",
+    ),
     "From outside": ("load_run_file", "train", "open_store", "run_ids", "run_status", "export"),
     "What these return": ("RunFile", "RunStatus", "ObjectStore"),
     "What they raise": ("TrainCloudError", "InputError", "Interrupted", "Fenced"),

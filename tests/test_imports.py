@@ -18,7 +18,7 @@ BASE = {
     *("retry", "safe_text", "shipped", "snapshot", "warm_process", "whole_file"),
 }
 STORED = BASE | {"config", "store", "run", "checkpoint"}
-JOINED = STORED | {"artifacts", "envs", "evaluate", "platforms", "report", "sb3", "trainer"}
+JOINED = STORED | {"artifacts", "envs", "evaluate", "platforms", "pytorch", "report", "sb3", "trainer"}
 ALLOWED = {
     "child_process": set(),
     "errors": {"safe_text"},
@@ -45,6 +45,7 @@ ALLOWED = {
     "report": STORED | {"artifacts"},
     "envs": BASE,
     "sb3": BASE | {"config", "envs", "trainer"},
+    "pytorch": BASE | {"config", "envs", "sb3", "trainer"},
     "evaluate": BASE | {"config", "envs", "sb3"},
     "trainer": BASE,
     "platforms": STORED | {"artifacts"},
@@ -64,8 +65,8 @@ OUTSIDE = {
     "ray": {"ray"},
     "ruamel": {"config", "rehearsal"},
     "typer": {"cli"},
-    "torch": {"data", "sb3", "envs", "evaluate", "rehearsal", "runtime"},
-    "stable_baselines3": {"sb3", "envs", "evaluate", "rehearsal"},
+    "torch": {"data", "sb3", "pytorch", "envs", "evaluate", "rehearsal", "runtime"},
+    "stable_baselines3": {"sb3", "pytorch", "envs", "evaluate", "rehearsal"},
 }
 
 

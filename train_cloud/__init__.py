@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from train_cloud.errors import Fenced, InputError, Interrupted, TrainCloudError
     from train_cloud.operations.export import export
     from train_cloud.operations.train import train
+    from train_cloud.pytorch.batches import batches
+    from train_cloud.pytorch.loop import resumable
     from train_cloud.report.status import RunStatus, run_ids, run_status
     from train_cloud.sb3.callback import checkpoints, stateful
     from train_cloud.store import ObjectStore, open_store
@@ -45,11 +47,13 @@ __all__ = [
     "TrainCloudError",
     "__version__",
     "artifact_folder",
+    "batches",
     "checkpoints",
     "export",
     "frames",
     "load_run_file",
     "open_store",
+    "resumable",
     "run_file",
     "run_ids",
     "run_status",
@@ -66,11 +70,13 @@ _HOMES = {
     "RunStatus": "train_cloud.report.status",
     "TrainCloudError": "train_cloud.errors",
     "artifact_folder": "train_cloud.config.current",
+    "batches": "train_cloud.pytorch.batches",
     "checkpoints": "train_cloud.sb3.callback",
     "export": "train_cloud.operations.export",
     "frames": "train_cloud.data.frames",
     "load_run_file": "train_cloud.config",
     "open_store": "train_cloud.store",
+    "resumable": "train_cloud.pytorch.loop",
     "run_file": "train_cloud.config.current",
     "run_ids": "train_cloud.report.status",
     "run_status": "train_cloud.report.status",

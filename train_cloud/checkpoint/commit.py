@@ -211,7 +211,7 @@ class Committer:
             manifest = self._manifest(snapshot, references, created)
             # Of a pretraining there is one after the other at timesteps 0: the newest stands for all.
             others = [each for each in earlier if each.timesteps != manifest.timesteps]
-            kept = preserved(self._policy, manifest.episode_return, others, held)
+            kept = preserved(self._policy, manifest.episode_return, others, held, lowest=manifest.lower_is_better)
             manifest = manifest.model_copy(update={"kept": kept})
             reference = writes.put(references.folder + "manifest.json", memoryview(manifest.model_dump_json().encode()))
         self._before_head()

@@ -61,9 +61,14 @@ class Manifest(BaseModel):
 
     @property
     def episode_return(self) -> float | None:
-        """Mean return of the episodes before it; None where none had ended."""
+        """Mean return of the episodes before it; None where none had ended. Of a loop of the user's own its score."""
         found = self.facts.get("episode_return")
         return None if found is None else float(found)
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Of :attr:`episode_return`, where it is a score of the run file's."""
+        return (self.facts.get("score") or {}).get("direction") == "min"
 
     def keys(self, *, rows: bool = True) -> set[str]:
         """Every object that this checkpoint needs, without the manifest's own key.

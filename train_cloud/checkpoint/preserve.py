@@ -15,18 +15,24 @@ from train_cloud.config import Preservation
 
 
 def preserved(
-    policy: Preservation, episode_return: float | None, earlier: Sequence[Kept], held: Collection[int] = ()
+    policy: Preservation,
+    episode_return: float | None,
+    earlier: Sequence[Kept],
+    held: Collection[int] = (),
+    *,
+    lowest: bool = False,
 ) -> tuple[Kept, ...]:
     """Those of the earlier checkpoints that stay beside a new one.
 
-    :param episode_return: of the new one
+    :param episode_return: of the new one; of a loop of the user's own its score
     :param earlier: newest first, as the return value
+    :param lowest: whether the lowest is the best
     :param held: timesteps of those that somebody still has to read: they stay, without rows
     """
     staying = {*earlier[: policy.last - 1], *_first_of_each(policy.every, earlier)}
     staying |= {kept for kept in earlier if kept.timesteps in held}
     if policy.best:
-        staying |= _best(episode_return, earlier)
+        staying |= _best(episode_return, earlier, -1.0 if lowest else 1.0)
     return tuple(
         kept.model_copy(update={"rows": kept.rows and position < policy.last - 1})
         for position, kept in enumerate(earlier)
@@ -45,9 +51,10 @@ def _first_of_each(every: int | None, earlier: Sequence[Kept]) -> set[Kept]:
     return set(first.values())
 
 
-def _best(episode_return: float | None, earlier: Sequence[Kept]) -> set[Kept]:
+def _best(episode_return: float | None, earlier: Sequence[Kept], sign: float) -> set[Kept]:
     """The earliest of the best, unless the new one is better."""
-    returns = [kept.episode_return for kept in earlier if kept.episode_return is not None]
-    if not returns or (episode_return is not None and episode_return > max(returns)):
+    returns = [sign * kept.episode_return for kept in earlier if kept.episode_return is not None]
+    if not returns or (episode_return is not None and sign * episode_return > max(returns)):
         return set()
-    return {next(kept for kept in reversed(earlier) if kept.episode_return == max(returns))}
+    best = sign * max(returns)
+    return {next(kept for kept in reversed(earlier) if kept.episode_return == best)}

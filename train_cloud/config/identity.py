@@ -27,6 +27,8 @@ PARTS: Mapping[str, Literal["identity", "budget"]] = {
     "callbacks": "identity",
     "entry_point": "identity",
     "arguments": "identity",
+    "parameters": "identity",
+    "score": "budget",
     "code": "identity",
     "data": "identity",
     "env": "identity",

@@ -27,10 +27,12 @@ from train_cloud.config.ray import Ray
 from train_cloud.config.reproducibility import Reproducibility
 from train_cloud.config.run_file import Code, Limits, Preservation, RunFile
 from train_cloud.config.sagemaker import SageMaker
+from train_cloud.config.score import Score
 from train_cloud.errors import InputError, suggestion
 
-#: Names that users of the predecessor know. ``total_timesteps`` and ``save_frequency`` are the same in both.
-ALIASES = {"training_type": "algorithm"}
+#: Names that users of the predecessor know; ``total_timesteps`` and ``save_frequency`` are the same in both. And what a
+#: loop of one's own has instead of timesteps.
+ALIASES = {"training_type": "algorithm", "total_steps": "total_timesteps"}
 
 _MOST_CHARACTERS, _MOST_VALUES = 1_000_000, 50_000
 
@@ -52,6 +54,7 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "pretraining.keep": Keep,
     "limits": Limits,
     "preservation": Preservation,
+    "score": Score,
     "reproducibility": Reproducibility,
     "sagemaker": SageMaker,
     "ray": Ray,

@@ -29,6 +29,8 @@ from train_cloud.config.pretraining import from_text as pretraining_from_text
 from train_cloud.config.ray import Ray
 from train_cloud.config.reproducibility import Reproducibility
 from train_cloud.config.sagemaker import SageMaker
+from train_cloud.config.score import Score
+from train_cloud.config.score import from_text as score_from_text
 from train_cloud.config.shapes import (
     MODULE,
     REFERENCE,
@@ -186,7 +188,9 @@ class Preservation(Section):
         None, description="Timesteps; the first checkpoint of each so many stays, without its replay buffer."
     )
     best: Annotated[bool, Strict()] = Field(
-        False, description="The one with the highest mean episode return stays, without its replay buffer."
+        False,
+        description="The one with the highest mean episode return, or the best `score`, stays, without its replay "
+        "buffer.",
     )
 
 
@@ -224,7 +228,8 @@ class RunFile(Section):
         "is none, for the machine that the run begins on, once; see below.",
     )
     total_timesteps: Annotated[Whole, Field(ge=1)] = Field(
-        description="Environment steps to train for, over all sessions and environments."
+        description="Environment steps to train for, over all sessions and environments. Of a PyTorch loop its "
+        "iterations; `total_steps` is another name of this field."
     )
     schedule_total: Annotated[Whole, Field(ge=1)] | None = Field(
         None, description="Timesteps over which schedules run; null for `total_timesteps`."
@@ -267,6 +272,14 @@ class RunFile(Section):
             description="What the script finds in `sys.argv` after its own name: a list, or one text as in a shell, "
             "for example `--env CartPole-v1`.",
         )
+    )
+    parameters: Arguments = Field(
+        {},
+        description="What the script asks for with `train_cloud.run_file().parameters`: hyperparameters of its own.",
+    )
+    score: Annotated[Score | None, BeforeValidator(score_from_text)] = Field(
+        None,
+        description="By which number that a PyTorch loop logs checkpoints are compared; see below. Text is its `name`.",
     )
     code: Code = Field(Code(), description="Code of one's own; see below.")
     data: Any = Field((), description="Data to fetch before training. Not yet.")
@@ -354,6 +367,12 @@ class RunFile(Section):
         if self.arguments and self.entry_point is None:
             fix = "only a script has them: name it under entry_point, or use hyperparameters and environment.kwargs"
             raise InputError("arguments", list(self.arguments), fix)
+        for field in ("parameters", "score"):
+            value = getattr(self, field)
+            if value and self.entry_point is None:
+                shown = value.name if isinstance(value, Score) else value
+                fix = "only a script of your own reads it: name it under entry_point, or use hyperparameters"
+                raise InputError(field, shown, fix)
         if self.curriculum is not None and self.algorithm == MULTIAGENT:
             fix = "not for several agents in this version: leave it out, or change the level in the environment itself"
             raise NotYet("curriculum", list(self.curriculum.names), fix)

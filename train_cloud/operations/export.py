@@ -1,4 +1,4 @@
-"""export: a checkpoint's model as a folder that plain Stable-Baselines3 reads."""
+"""export: a checkpoint's model as a folder that plain Stable-Baselines3, or plain PyTorch, reads."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def export(root: str, run_id: str, *, at: int | None = None, out: str | Path | N
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError("--out", str(folder), "it is not an empty folder: name another")
 
-    from train_cloud.sb3.export import write_export
+    from train_cloud.runtime.exporting import write_export
 
     write_export(
         snapshot,

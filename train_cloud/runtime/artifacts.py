@@ -257,8 +257,9 @@ class Artifacts:
         there = self.folder / "final"
         shutil.rmtree(there, ignore_errors=True)
         shutil.copytree(folder, there)
-        if (folder / "model.zip").exists():
-            write_whole(self.folder / FINAL_MODEL, (folder / "model.zip").read_bytes())
+        for suffix in (".zip", ".safetensors"):
+            if (folder / f"model{suffix}").exists():
+                write_whole(self.folder / f"{FINAL_MODEL}{suffix}", (folder / f"model{suffix}").read_bytes())
 
     def keep_all(self, until: float | None = None) -> bool:
         """Export the kept checkpoints that are not yet, here and now: the training is over.

@@ -11,6 +11,7 @@ from train_cloud.run import layout
 from train_cloud.runtime.acquire import Acquired
 from train_cloud.runtime.beside import Beside
 from train_cloud.runtime.experiment_files import enter_begin
+from train_cloud.runtime.exporting import write_export
 from train_cloud.runtime.inputs import Inputs
 from train_cloud.snapshot import Snapshot
 
@@ -55,8 +56,6 @@ class Delivery:
 
     def upload_final(self, snapshot: Snapshot) -> None:
         """The final model lies in the store before the outcome says that it does."""
-        from train_cloud.sb3.export import write_export
-
         folder = self._inputs.state_dir / "final"
         shutil.rmtree(folder, ignore_errors=True)
         environment = self._inputs.config.environment

@@ -82,7 +82,7 @@ def evaluate_checkpoint(
 
     from train_cloud.evaluate import rendering
     from train_cloud.evaluate.play import Player, check, play
-    from train_cloud.sb3.export import write_export
+    from train_cloud.runtime.exporting import write_export
 
     earlier = recorded(store) if record else []
     last = earlier[-1].rendering if earlier else None

@@ -11,26 +11,28 @@ from __future__ import annotations
 import os
 import re
 import sys
-import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from train_cloud.checkpoint import read_manifest, restore
 from train_cloud.checkpoint.manifest import Manifest
 from train_cloud.errors import CorruptCheckpoint, StoreError
 from train_cloud.run.head import Reference, read_head
+from train_cloud.runtime.exporting import is_pytorch, write_model
 from train_cloud.safe_text import adopt, guard
 from train_cloud.store import ObjectStore, open_store
 from train_cloud.whole_file import write_whole
 
-FINAL_MODEL = "final_model.zip"
-KEPT = re.compile(r"checkpoints/checkpoint_(\d+)\.zip")
+FINAL_MODEL = "final_model"
+KEPT = re.compile(r"checkpoints/checkpoint_(\d+)\.(zip|safetensors)")
 _PARTS = {"model", "skeleton", "normalizer", "lock", "run"}
 _NICENESS = 15
 
 
-def name_of(timesteps: int) -> str:
-    return f"checkpoints/checkpoint_{timesteps}.zip"
+def name_of(timesteps: int, facts: Mapping[str, Any]) -> str:
+    """:param facts: of the checkpoint"""
+    return f"checkpoints/checkpoint_{timesteps}{'.safetensors' if is_pytorch(facts) else '.zip'}"
 
 
 def keep(store: ObjectStore, newest: Reference | None, folder: Path, there: Collection[str]) -> list[str]:
@@ -49,7 +51,7 @@ def keep(store: ObjectStore, newest: Reference | None, folder: Path, there: Coll
         **{kept.timesteps: kept.manifest for kept in manifest.kept},
         manifest.timesteps: newest,
     }.items():
-        name = name_of(timesteps)
+        name = name_of(timesteps, manifest.facts)
         if timesteps == 0 or name in there or (folder / name).exists():
             continue
         try:
@@ -66,17 +68,8 @@ def keep(store: ObjectStore, newest: Reference | None, folder: Path, there: Coll
 
 
 def _export(store: ObjectStore, manifest: Manifest, path: Path) -> bool:
-    from train_cloud.sb3.export import write_export
-
     parts = {name for name in manifest.parts if name.rpartition("/")[2] in _PARTS}
-    snapshot = restore(store, manifest, parts=parts)
-    with tempfile.TemporaryDirectory() as scratch:
-        write_export(snapshot, Path(scratch), run_yaml="", lock="", environment=None)
-        model = Path(scratch) / "model.zip"
-        if not model.exists():
-            return False  # of several learners each has a zip of its own: `train-cloud export` writes them
-        write_whole(path, model.read_bytes())
-    return True
+    return write_model(restore(store, manifest, parts=parts), path)  # of several learners `train-cloud export` does
 
 
 def main(arguments: list[str]) -> None:
@@ -91,9 +84,10 @@ def main(arguments: list[str]) -> None:
     read = read_head(store)
     if read is not None:
         keep(store, read[0].manifest, Path(folder), there)
-        newest = Path(folder) / name_of(read[0].timesteps)
-        if final and newest.exists():
-            write_whole(Path(folder) / FINAL_MODEL, newest.read_bytes())
+        for suffix in (".zip", ".safetensors") if final else ():
+            newest = Path(folder) / f"checkpoints/checkpoint_{read[0].timesteps}{suffix}"
+            if newest.exists():
+                write_whole(Path(folder) / f"{FINAL_MODEL}{suffix}", newest.read_bytes())
 
 
 if __name__ == "__main__":

@@ -153,8 +153,8 @@ class ModelExports:
 
     def _names(self, sync: Sync) -> set[str]:
         """Exported already, here or by a session before."""
-        here = {path.relative_to(self._folder).as_posix() for path in (self._folder / "checkpoints").glob("*.zip")}
-        return here | {name for name in sync.names() if KEPT.fullmatch(name)}
+        here = {path.relative_to(self._folder).as_posix() for path in (self._folder / "checkpoints").glob("*")}
+        return {name for name in {*here, *sync.names()} if KEPT.fullmatch(name)}
 
     def _forget_superseded(self, sync: Sync) -> None:
         wanted = self._wanted()

@@ -171,18 +171,22 @@ class Account:
 # ----------------------------------------------------------------------------------------------------------- the walk
 
 
-def walk(roots: Mapping[str, Any], names: Mapping[str, Any], cleared: Sequence[torch.Tensor] = ()) -> Graph:
+def walk(
+    roots: Mapping[str, Any], names: Mapping[str, Any], cleared: Sequence[torch.Tensor] = (), apart: Sequence[Any] = ()
+) -> Graph:
     """Look at all that can be reached, breadth first, so that what has several paths gets the shortest.
 
     :param roots: path → where to begin
     :param names: path → an object that has this path wherever it is met
     :param cleared: tensors whose gradients are gone before they are added up again
+    :param apart: objects that say by themselves what their state is
     """
-    return _Walk(names, cleared).walk(roots)
+    return _Walk(names, cleared, apart).walk(roots)
 
 
 class _Walk:
-    def __init__(self, names: Mapping[str, Any], cleared: Sequence[torch.Tensor]) -> None:
+    def __init__(self, names: Mapping[str, Any], cleared: Sequence[torch.Tensor], apart: Sequence[Any]) -> None:
+        self._apart = {id(obj) for obj in apart}
         self._names = {id(obj): path for path, obj in names.items()}
         self._cleared = {id(tensor) for tensor in cleared}
         self._alive: list[Any] = [*names.values(), *cleared]  # ids are those of objects that are alive
@@ -203,6 +207,7 @@ class _Walk:
     def _meet(self, path: str, obj: Any, why_not: str = "") -> None:
         why_not = why_not or next((why for end, why in _LISTED_PATHS if re.search(end + "$", path)), "")
         why_not = why_not or _of_the_process(type(obj)) or _of_outputs(obj)
+        why_not = why_not or ("what it says of itself is its state" if id(obj) in self._apart else "")
         if why_not:
             self._graph.listed[path] = why_not
             return
@@ -633,7 +638,22 @@ def note(moment: str, timesteps: int, model: Any, callback: Any, names: Mapping[
         for group in _optimizers(learner)
         for parameter in group["params"]
     ]
-    graph = walk(_roots_of(model, callback), names, cleared)
+    roots = {"algorithm": model, "callbacks": callback, **_of_the_program()}
+    _write(moment, timesteps, walk(roots, names, cleared))
+
+
+def note_reached(moment: str, timesteps: int, roots: Mapping[str, Any], apart: Sequence[Any]) -> None:
+    """The same for a loop of the user's own.
+
+    :param roots: path → where its state begins
+    :param apart: objects that are not looked into
+    """
+    if _folder is not None:
+        _write(moment, timesteps, walk({**roots, **_of_the_program()}, {}, apart=apart))
+
+
+def _write(moment: str, timesteps: int, graph: Graph) -> None:
+    assert _folder is not None
     _folder.mkdir(parents=True, exist_ok=True)
     (_folder / f"{moment}-{timesteps}.json").write_text(json.dumps({"entries": graph.entries, "listed": graph.listed}))
 
@@ -658,10 +678,8 @@ def read(folder: Path, moment: str) -> dict[int, Graph]:
     return found
 
 
-def _roots_of(model: Any, callback: Any) -> dict[str, Any]:
-    """Where a walk begins: the learning, what calls along, global generators, variables of the process, and the user's
-    own modules.
-    """
+def _of_the_program() -> dict[str, Any]:
+    """Where a walk begins besides the learning: global generators, variables of the process, the user's own modules."""
     own = sorted(name for name in list(sys.modules) if is_of_the_user(name))
     modules = {
         f"module {name}.{key}": value
@@ -671,10 +689,9 @@ def _roots_of(model: Any, callback: Any) -> dict[str, Any]:
         and not isinstance(value, types.ModuleType)
         and getattr(value, "__module__", "") != "typing"
     }
-    variables = {name: value for name, value in os.environ.items() if not name.startswith("TRAIN_CLOUD_")}
+    caches = ("TORCHINDUCTOR_", "TRITON_")  # folders that torch names when it first loads its compiler
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(("TRAIN_CLOUD_", *caches))}
     return {
-        "algorithm": model,
-        "callbacks": callback,
         "generators": dict(global_generators()),
         "variables": variables,
         **modules,

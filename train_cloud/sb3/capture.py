@@ -253,12 +253,12 @@ class Capture:
             parts[learner.part("skeleton")] = Part(blob=learner.skeleton)
             facts[name] = {"algorithm": _description(learner.model), "optimizers": rests[name]}
         with undisturbed() as generators:  # users' code may draw from them
-            blob, own = self._pickle(rests, last, _beside(tensors), {**generators, **_cuda_generators()})
+            blob, own = self._pickle(rests, last, _beside(tensors), {**generators, **cuda_generators()})
         large, contents = self._contents.arrays, self._contents.names
         for name, learner in self._learners.items():
             with_it = own if name == _ALONE else {}
-            parts[learner.part("model")] = Part(_copied(tensors[name] | with_it, large if name == _ALONE else {}))
-        rest = {} if _ALONE in self._learners else _copied(own, large)
+            parts[learner.part("model")] = Part(copied(tensors[name] | with_it, large if name == _ALONE else {}))
+        rest = {} if _ALONE in self._learners else copied(own, large)
         parts["model"] = Part(parts["model"].arrays if "model" in parts else rest, blob, contents)
         for part in parts.values():
             parts_bytes += sum(array.nbytes for name, array in part.arrays.items() if name not in part.contents)
@@ -526,10 +526,10 @@ def restore_attributes(model: BaseAlgorithm, saved: Mapping[str, Any], but: Coll
 
 def get_generators() -> dict[str, Any]:
     """The state of every global random generator that SB3 and environments draw from."""
-    return {**process_generators(), **_cuda_generators()}
+    return {**process_generators(), **cuda_generators()}
 
 
-def _cuda_generators() -> dict[str, Any]:
+def cuda_generators() -> dict[str, Any]:
     if not torch.cuda.is_available():
         return {}
     return {"cuda": [generator.numpy().copy() for generator in torch.cuda.get_rng_state_all()]}
@@ -666,7 +666,7 @@ def _moved(value: Any, device: torch.device) -> Any:
     return value
 
 
-def _copied(tensors: Mapping[str, torch.Tensor], with_them: Mapping[str, Array]) -> Mapping[str, Array]:
+def copied(tensors: Mapping[str, torch.Tensor], with_them: Mapping[str, Array]) -> Mapping[str, Array]:
     """Copies in this process's memory, which the next gradient step does not reach.
 
     :param with_them: arrays that are copies already

@@ -207,11 +207,28 @@ def _plainly_pickled(kind: type) -> bool:
 @for_each_class
 def is_own(kind: Any) -> bool:
     """Whether the class is of the user's own code."""
-    return _is_own_module(getattr(kind, "__module__", None) or "")
+    return is_own_module(getattr(kind, "__module__", None) or "")
 
 
 def is_stock(kind: type) -> bool:
     return (kind.__module__ or "").split(".")[0] in _STOCK
+
+
+_main: list[str] = []
+
+
+def count_main() -> None:
+    """From now on a script that runs as ``__main__`` counts as the user's own code, as the modules that it imports do:
+    of a script in one file, classes and global variables are there.
+    """
+    path = getattr(sys.modules.get("__main__"), "__file__", None)
+    if isinstance(path, str) and path.endswith(".py") and Path(path).is_absolute() and not is_installed(path):
+        _main[:] = [] if Path(path).is_relative_to(Path(__file__).parent.parent) else [path]
+
+
+def is_own_module(name: str) -> bool:
+    """Whether it is of the user's own code; see :func:`count_main`."""
+    return bool(_main) if name == "__main__" else _is_own_module(name)
 
 
 @functools.cache
@@ -227,7 +244,7 @@ def _is_own_module(name: str) -> bool:
 
 
 def own_modules() -> list[str]:
-    return sorted(name for name in list(sys.modules) if _is_own_module(name))
+    return sorted(name for name in list(sys.modules) if is_own_module(name))
 
 
 def is_importable(obj: Any) -> bool:

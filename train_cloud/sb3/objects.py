@@ -174,6 +174,8 @@ class Objects:
         """After :meth:`dump`: the objects that are in the pickle, by id."""
         self.tensors: dict[str, torch.Tensor] = {}
         """After :meth:`load`: those that the pickle refers to, for whoever puts them back."""
+        self.unread: Callable[[str], Collection[str]] = lambda module: ()
+        """Names of a module of code that nothing reads before they are set again: they are no state."""
         self._beside: Mapping[str, Array] = {}
         self._known: dict[int, _Known] = {}
         self._paths: dict[str, _Known] = {}
@@ -380,15 +382,18 @@ class Objects:
     def _changed(self, known: _Known) -> dict[str, Any]:
         """What a module or a class has under names that stood for something else, or something else in it, before."""
         names, before = vars(known.obj), known.before
+        unread = self.unread(known.path.removeprefix("module ")) if known.kind == "module of code" else ()
         changed = {}
         if not _are_same(names.values(), before.values):
             for name, value in list(names.items()):
                 found = before.found.get(name)
-                if found is not None and found.value is value:
+                if (found is not None and found.value is value) or name in unread:
                     continue
                 if is_data(name, value) and not isinstance(value, type | types.FunctionType):
                     changed[name] = value
         for name, found in before.marked.items():
+            if name in unread:
+                continue
             if names.get(name, LEFT) is found.value and not self._is_as_found(found.value, found.mark):
                 changed[name] = found.value
         return changed
@@ -490,7 +495,7 @@ class Objects:
 
     def _places(self, state: Mapping[str, Any]) -> Iterator[_Place]:
         callbacks = [root.path for root in self.roots if isinstance(root.obj, BaseCallback)]
-        for name in ("algorithm", "learners", "callbacks", "objects", "lists"):
+        for name in ("algorithm", "learners", "callbacks", "variables", "stateful", "objects", "lists"):
             value = state.get(name, ())
             if name == "algorithm":
                 yield from (_Place(f"algorithm.{key}", child, (name, key)) for key, child in dict(value).items())
@@ -508,6 +513,9 @@ class Objects:
                         yield from (_Place(f"{path}.{key}", one, (name, path, key)) for key, one in content.items())
                     else:
                         yield _Place(path, content, (name, path))
+            elif name == "variables":
+                for path, content in dict(value).items():
+                    yield from (_Place(f"{path}.{key}", child, (name, path, key)) for key, child in content.items())
             else:
                 yield from (_Place(path, child, (name, path)) for path, child in dict(value).items())
 
@@ -612,6 +620,11 @@ class Objects:
             if "gradients" in state:
                 grad = state["gradients"].get(path)
                 tensor.grad = None if grad is None else grad.to(tensor.device)
+
+    @property
+    def reached(self) -> list[Any]:
+        """All that was looked at."""
+        return [*self._seen.values(), *(known.obj for known in self._known.values())]
 
     @property
     def missing(self) -> list[str]:

@@ -1,0 +1,1 @@
+"""Plain PyTorch: a training loop of one's own, made resumable."""
