@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/.venv/bin:$(CURDIR)/.tools:$(PATH)
 # The project's own plugin: what each test file took and the dearest tests, printed at the end.
 # One process per core; most files stay in one of them (tests/conftest.py).
 PYTEST := PYTHONPATH=tests:tests/support $(BIN)/python -m pytest -p minutes -n auto
-SHELL_SCRIPTS = $(wildcard scripts/*.sh bootstrap/*.sh train_cloud/rehearsal/machine/*.sh .ci/run)
+SHELL_SCRIPTS = $(wildcard scripts/*.sh bootstrap/*.sh train_cloud/rehearsal/machine/*.sh train_cloud/rehearsal/sagemaker/*.sh .ci/run)
 
 .PHONY: demo test test-quick test-failed test-full prove-foreign chaos bench bench-large check format clean help
 help:

@@ -1,4 +1,6 @@
-"""Writes docs/variables.md from terraform/variables.tf; with --check it only says whether the page is current."""
+"""Writes docs/variables.md and docs/sagemaker-variables.md from the modules' variables.tf; with --check it only says
+whether the pages are current.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +13,28 @@ from typing import Any
 import hcl2
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PAGE = REPOSITORY / "docs" / "variables.md"
-HEAD = """\
+PAGES = {"terraform": "docs/variables.md", "terraform/sagemaker": "docs/sagemaker-variables.md"}
+"""Module → the page of its variables."""
+HEADS = {
+    "terraform": """\
 # Terraform's variables
 
 `scripts/document_variables.py` writes this page from `terraform/variables.tf`; `make check` refuses one that is
 not current. What is trained stands in the run file ([run-file.md](run-file.md)); these say where, for how long and for
 whom. Each goes into `terraform.tfvars`. What is refused is refused by `terraform plan`, before anything is created.
-"""
+""",
+    "terraform/sagemaker": """\
+# Variables of `terraform/sagemaker`
+
+`scripts/document_variables.py` writes this page from `terraform/sagemaker/variables.tf`; `make check` refuses one that
+is not current. How a run is trained stands in its run file ([sagemaker.md](sagemaker.md)); these say what jobs find.
+""",
+}
 
 
-def variables() -> list[tuple[str, dict[str, Any]]]:
+def variables(module: str) -> list[tuple[str, dict[str, Any]]]:
     """Name and block of each, in the file's order."""
-    with (REPOSITORY / "terraform" / "variables.tf").open() as file:
+    with (REPOSITORY / module / "variables.tf").open() as file:
         blocks = hcl2.load(file)["variable"]
     return [(json.loads(name), block) for found in blocks for name, block in found.items()]
 
@@ -48,13 +59,16 @@ def section(name: str, block: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    page = "\n".join([HEAD, *(section(name, block) for name, block in variables())])
-    if arguments != ["--check"]:
-        PAGE.write_text(page)
-    elif not PAGE.exists() or PAGE.read_text() != page:
-        print(f"{PAGE.relative_to(REPOSITORY)} is not what terraform/variables.tf says: run {Path(__file__).name}")
-        return 1
-    return 0
+    wrong = 0
+    for module, name in PAGES.items():
+        page = "\n".join([HEADS[module], *(section(name, block) for name, block in variables(module))])
+        path = REPOSITORY / name
+        if arguments != ["--check"]:
+            path.write_text(page)
+        elif not path.exists() or path.read_text() != page:
+            print(f"{name} is not what {module}/variables.tf says: run {Path(__file__).name}")
+            wrong = 1
+    return wrong
 
 
 if __name__ == "__main__":

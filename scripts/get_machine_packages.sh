@@ -2,7 +2,7 @@
 # Installs the Debian packages that `train-cloud rehearse --machine` and its tests need, where they are missing and this is root.
 # Where it cannot, it says so and goes on: the rehearsal and its tests name what is missing.
 set -euo pipefail
-readonly needed=(systemd-container mmdebstrap dnsmasq-base iproute2 zstd libegl1 libgl1) # the last two: MuJoCo's pictures
+readonly needed=(systemd-container mmdebstrap dnsmasq-base iproute2 zstd podman runc libegl1 libgl1) # the last two: MuJoCo's pictures
 
 missing=()
 for package in "${needed[@]}"; do

@@ -15,7 +15,17 @@ from pathlib import Path
 #: What a worker installs the package from and boots with; ``terraform/storage.tf`` uploads the same.
 WORKER = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "train_cloud", "bootstrap", "systemd")
 #: All that travels, the package itself apart.
-SHIPPED = ("terraform", "bootstrap", "systemd", "examples", "pyproject.toml", "setup.py", "README.md", "LICENSE")
+SHIPPED = (
+    "terraform",
+    "bootstrap",
+    "systemd",
+    "examples",
+    "docker",
+    "pyproject.toml",
+    "setup.py",
+    "README.md",
+    "LICENSE",
+)
 
 _PACKAGE = Path(__file__).absolute().parent
 _INSTALLED = _PACKAGE / "_shipped"

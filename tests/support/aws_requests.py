@@ -208,6 +208,36 @@ DATA: dict[str, Kind] = {
     "aws_subnets": Kind("ec2:DescribeSubnets"),
     "aws_vpc": Kind("ec2:DescribeVpcs", targets={"default": "Filters.Values"}, given={"/Filters.Name": "is-default"}),
 }
+#: Of the module for SageMaker, beside those.
+OF_JOBS: dict[str, Kind] = {
+    "aws_cloudwatch_event_rule": Kind(
+        "events:PutRule", targets={"event_bus_name": "EventBusName", "force_destroy": UNSENT, "tags_all": "Tags"}
+    ),
+    "aws_cloudwatch_event_target": Kind(
+        "events:PutTargets",
+        base="Targets",
+        targets={
+            "rule": "/Rule",
+            "event_bus_name": "/EventBusName",
+            "target_id": "Id",
+            "force_destroy": UNSENT,
+            "input_transformer": "InputTransformer",
+            "input_transformer.input_paths": "InputPathsMap",
+        },
+    ),
+    "aws_ecr_lifecycle_policy": Kind(
+        "ecr:PutLifecyclePolicy", targets={"repository": "repositoryName", "policy": "lifecyclePolicyText"}
+    ),
+    "aws_ecr_repository": Kind(
+        "ecr:CreateRepository",
+        targets={"name": "repositoryName", "force_delete": UNSENT, "tags_all": "tags"},
+    ),
+    "aws_sns_topic_policy": Kind(
+        "sns:SetTopicAttributes",
+        targets={"arn": "TopicArn", "policy": "AttributeValue"},
+        given={"AttributeName": "Policy"},
+    ),
+}
 ASK_NOTHING = {"aws_partition", "terraform_data"}
 """Answered without AWS."""
 _NEVER_SENT = {"id", "tags", "timeouts"}
@@ -253,7 +283,7 @@ def requests(plan: Mapping[str, Any]) -> tuple[list[Request], list[Complaint]]:
     made: list[Request] = []
     lost: list[Complaint] = []
     for found, values in _resources(plan):
-        kinds = DATA if found["mode"] == "data" else RESOURCES
+        kinds = DATA if found["mode"] == "data" else {**RESOURCES, **OF_JOBS}
         if found["type"] in ASK_NOTHING:
             continue
         kind = kinds.get(found["type"])
@@ -339,7 +369,7 @@ class _Mapper:
                     self._put(target, name, value)
         for target, value in self.kind.given.items():
             operation, path = self._absolute(target)
-            if self._present(operation, path.partition(".")[0]):
+            if not target.startswith("/") or self._present(operation, path.partition(".")[0]):
                 self._put(target, target, value)
 
     def _request(self, operation: str) -> Request:

@@ -25,9 +25,12 @@ def rehearse(
     machine: Annotated[
         bool,
         typer.Option(
-            "--machine", help="On real machines: containers with systemd and cloud-init. Needs Linux and root."
+            "--machine",
+            help="On real machines: containers with systemd and cloud-init; on SageMaker, from the real image, with "
+            "podman. Needs Linux and root.",
         ),
     ] = False,
+    platform: Annotated[str, typer.Option("--platform", metavar="NAME", help="Where: ec2 or sagemaker.")] = "ec2",
 ) -> None:
     """Live the whole life of a run on this machine, without an AWS account.
 
@@ -37,6 +40,9 @@ def rehearse(
 
     With `--machine` each instance is a real Linux: docs/machine.md.
 
+    With `--platform sagemaker` the run is trained by training jobs, which are cut off, stopped and out of time
+    (docs/sagemaker.md).
+
     Of an experiment file up to eight runs are trained side by side, of which the first is interrupted.
 
     `train-cloud rehearse examples/pendulum_sac.yaml`
@@ -45,6 +51,14 @@ def rehearse(
     extras.need("moto", "rehearse")
     from train_cloud.config import is_experiment
 
+    if platform not in ("ec2", "sagemaker"):
+        raise InputError("--platform", platform, "use ec2 or sagemaker")
+    if platform == "sagemaker":
+        if is_experiment(run_file):
+            raise InputError("--platform", platform, "one run at a time: rehearse one of the experiment's runs")
+        from train_cloud.rehearsal.sagemaker.rehearse import rehearse_sagemaker
+
+        raise typer.Exit(rehearse_sagemaker(run_file, overrides=overrides or (), output=out, image=machine))
     if is_experiment(run_file):
         if machine:
             raise InputError("--machine", str(run_file), "one run at a time: rehearse one of its runs, or leave it out")

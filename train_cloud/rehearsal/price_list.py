@@ -28,6 +28,8 @@ ON_DEMAND = {
     "m7i.large": 0.1008,
 }
 _SPOT_SHARE = 0.4
+_TRAINING = 1.4
+"""SageMaker's machines cost so much more than the same of EC2."""
 #: Unit of the price list → dollars: a month of a GB, of a GiB/s and of one operation a second.
 _GP3 = {"GB-Mo": 0.08, "GiBps-mo": 40.96, "IOPS-Mo": 0.005}
 _ADDRESS_HOUR = 0.005
@@ -66,6 +68,9 @@ def _products(region: str) -> Iterator[tuple[str, dict[str, str], dict[str, Any]
             "marketoption": "OnDemand",
         }
         yield "AmazonEC2", attributes, _product("Compute Instance", attributes, "Hrs", price)
+        training = f"ml.{instance_type}"
+        attributes = {"instanceName": training, "regionCode": region, "usagetype": f"USE1-Train:{training}"}
+        yield "AmazonSageMaker", attributes, _product("ML Instance", attributes, "Hrs", price * _TRAINING)
     for unit, price in _GP3.items():
         attributes = {"volumeApiName": "gp3", "regionCode": region}
         yield "AmazonEC2", attributes, _product("Storage", attributes, unit, price)

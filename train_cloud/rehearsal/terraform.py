@@ -28,7 +28,7 @@ MIRROR_DEPTH = 3
 LIMIT = 600.0
 
 _VARIABLES = "rehearsal.auto.tfvars.json"
-_SERVICES = ("autoscaling", "ec2", "iam", "kms", "logs", "s3", "sns", "ssm", "sts")
+_SERVICES = ("autoscaling", "ec2", "ecr", "events", "iam", "kms", "logs", "s3", "sns", "ssm", "sts")
 _REFUSALS = ("Invalid value for variable", "Resource precondition failed", "Resource postcondition failed")
 _LIFECYCLE = """
 # The provider watches a new lifecycle rule for 55 s (10 s, then ten looks 5 s apart), whatever it is answered: the
@@ -43,6 +43,7 @@ class Terraform:
     """One stack in one working folder, which keeps state, provider and logs.
 
     :param folder: created where it does not exist
+    :param module: folder below ``terraform`` that is the root module; by default that folder itself
     :param lifecycle_rule: create the bucket's lifecycle rule too, at the price of 55 seconds
     :param on_event: called with each resource's address and "created", "updated" or "destroyed" as it happens
     :raises InputError: no ``terraform`` on ``PATH`` or in ``.tools/``
@@ -53,15 +54,16 @@ class Terraform:
         folder: Path,
         aws: EmbeddedAws,
         *,
+        module: str = "",
         lifecycle_rule: bool = False,
         on_event: Callable[[str, str], None] | None = None,
     ) -> None:
         self._executable = _executable()
         self._on_event = on_event or (lambda address, done: None)
         self._folder = folder.absolute()
-        self._module = self._folder / "terraform"
+        self._module = self._folder / "terraform" / module
         shipped.copy(("terraform", *shipped.WORKER), self._folder)
-        override = _override(aws) + ("" if lifecycle_rule else _LIFECYCLE)
+        override = _override(aws) + ("" if lifecycle_rule or module else _LIFECYCLE)
         (self._module / "rehearsal_override.tf").write_text(override)
         self._environment = {**_environment(self._folder), **aws.environment()}
         self._initialised = False
