@@ -233,27 +233,27 @@ def test_validate_refuses_what_an_instance_has_no_room_for(run_yaml: Path, tmp_p
 def test_validate_checks_the_standing_in_a_store(run_yaml: Path, tmp_path: Path) -> None:
     from train_cloud.checkpoint import Committer
     from train_cloud.config import load_run_file
-    from train_cloud.report.preflight import check_standing
+    from train_cloud.report.preflight import check_before_training
 
     store = str(tmp_path / "store")
     run_file = load_run_file(run_yaml)
-    check_standing(store, run_file)
+    check_before_training(store, run_file)
     objects = open_store(layout.run_url(store, "pendulum-1"))
     lease = Lease.take(objects, Token(1, 0), "test")
-    check_standing(store, load_run_file(run_yaml, ["seed=2"]))
+    check_before_training(store, load_run_file(run_yaml, ["seed=2"]))
     committer = Committer(objects, lease, None)
     committer.submit(Snapshot(500, {}, facts={"identity": run_file.identity()}))
     committer.wait()
-    check_standing(store, run_file)
+    check_before_training(store, run_file)
 
     refused = command("validate", str(run_yaml), "--store", store, "--set", "seed=2", "--set", "policy=CnnPolicy")
     assert refused.returncode == 64
     assert "policy: 'CnnPolicy': run pendulum-1 was begun with 'MlpPolicy'" in refused.stderr
     assert "also: seed" in refused.stderr
-    check_standing(store, load_run_file(run_yaml, ["total_timesteps=9000", "limits.hours=1"]))
+    check_before_training(store, load_run_file(run_yaml, ["total_timesteps=9000", "limits.hours=1"]))
 
     lease.conclude("completed")
-    check_standing(store, run_file)
+    check_before_training(store, run_file)
     refused = command("validate", str(run_yaml), "--store", store, "--set", "total_timesteps=500")
     assert refused.returncode == 64
     assert "run_id: 'pendulum-1': completed already" in refused.stderr

@@ -303,7 +303,7 @@ def test_states_follow_from_the_heads(tmp_path: Path) -> None:
         "empty": "new",
     }
     assert states() == expected
-    assert states(go_on=True) == {**expected, "cancelled": "open", "failed": "open"}
+    assert states(train_on=True) == {**expected, "cancelled": "open", "failed": "open"}
 
 
 def record(number: int, ended_by: str | None, first: int = 0, committed: int = 0) -> SessionRecord:

@@ -70,7 +70,7 @@ def test_the_journal_and_the_news_leave_a_real_machine(tmp_path: Path) -> None:
                 until(lambda: all(machine.state(unit).over for unit in (TRAIN, FINISH)), "the trainer has left")
                 until(lambda: "interrupted (notice)" in journal("train"), "its last words arrive too")
             finally:
-                machine.plug_pulled()
+                machine.lose_power()
             assert [message["Subject"] for message in news] == ["train-cloud: pendulum-sac interrupted"]
             assert instance in news[0]["Message"]
             bucket = s3.list_buckets()["Buckets"][0]["Name"]

@@ -953,7 +953,7 @@ def test_two_notices_a_power_off_and_a_pulled_plug(boxes: Boxes, sac: Rehearsed)
     run.befall("320-wait")
     third = boxes.boot()
     third.until(lambda: run.waits and boxes.head().timesteps == 300, "step 320, and the commit of 300")
-    third.machine.plug_pulled()
+    third.machine.lose_power()
     run.let_go()
 
     fourth = boxes.boot()

@@ -17,7 +17,7 @@ from train_cloud.config import Preservation, load_run_file, parse_run_file, read
 from train_cloud.errors import CorruptCheckpoint, InputError
 from train_cloud.operations.export import export
 from train_cloud.operations.fork import fork
-from train_cloud.report.preflight import check_standing
+from train_cloud.report.preflight import check_before_training
 from train_cloud.report.status import run_status
 from train_cloud.run import layout
 from train_cloud.run.head import Head, Lease, Token, read_head
@@ -103,10 +103,10 @@ def test_it_is_whole_without_its_parent(store_root: str, tmp_path: Path, at: int
     assert (run_file.total_timesteps, run_file.save_frequency) == (200, 10)
     assert run_file.hyperparameters == {"learning_rate": "lin_1e-4", "buffer_size": 30, "gamma": 0.9}
     assert (tmp_path / "child.yaml").read_bytes() == found.parts["run"].blob == bytes(store.get("run.yaml").body)
-    check_standing(store_root, run_file)
+    check_before_training(store_root, run_file)
     assert run_status(store_root, "child").state == "waiting"
     with pytest.raises(InputError, match="begun with"):
-        check_standing(store_root, load_run_file(tmp_path / "child.yaml", ["hyperparameters.gamma=0.8"]))
+        check_before_training(store_root, load_run_file(tmp_path / "child.yaml", ["hyperparameters.gamma=0.8"]))
 
 
 def test_the_next_session_goes_on_from_it(store_root: str, tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "hyperparameters.learning_rate: 0.001 becomes 0.0001" in said and "child begins at 70 timesteps" in said
     child = load_run_file(tmp_path / "child.yaml")
     assert child.code.folder == tmp_path / "project" / "code" and child.code.exclude == ("b/**",)
-    check_standing(root, child)
+    check_before_training(root, child)
     assert main(["fork", "parent", "--store", root, "--as", "other", "--set", "total_timesteps=200"]) == 64
     assert "code.folder" in capsys.readouterr().err, "it does not lie where this was asked from"
     (tmp_path / "project" / "code" / "a.py").write_text("a = 2\n")

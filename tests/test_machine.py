@@ -304,7 +304,7 @@ def boot(stack: Stack, image: Image, folder: Path, programs: dict[str, str], ask
         until(lambda: any("this boot failed" in text for text in booted.bootstrap), "the journal says so")
         booted.train, booted.timesteps = machine.state(TRAIN), machine.timesteps
     finally:
-        machine.plug_pulled()
+        machine.lose_power()
     return booted
 
 

@@ -15,7 +15,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from train_cloud.envs.make import One, told
+from train_cloud.envs.make import One, in_words
 from train_cloud.envs.pickling import fingerprint
 from train_cloud.envs.pieces import Pieces, Taking, put
 from train_cloud.envs.state import StatefulEnv, dumps, get_state, loads, set_state
@@ -233,8 +233,8 @@ def test_an_exception_without_a_message_says_where() -> None:
     limit = 3
     with pytest.raises(AssertionError) as caught:
         exec(compile("assert limit > 4", __file__, "exec"), {"limit": limit})
-    assert told(caught.value).startswith("AssertionError: no message, from '")
-    assert told(ValueError()) == "ValueError: no message"
+    assert in_words(caught.value).startswith("AssertionError: no message, from '")
+    assert in_words(ValueError()) == "ValueError: no message"
 
 
 @pytest.mark.slow

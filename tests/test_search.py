@@ -392,10 +392,10 @@ def values_of(experiment: Experiment, row: Row) -> dict[str, Any]:
 class Player:
     """What the engine does, with runs that are over at once: so nothing is left but the search."""
 
-    def __init__(self, experiment: Experiment, root: str, folder: Path, *, go_on: bool = False) -> None:
+    def __init__(self, experiment: Experiment, root: str, folder: Path, *, train_on: bool = False) -> None:
         self.experiment, self.root, self.folder = experiment, root, folder
         folder.mkdir(exist_ok=True)
-        self.trials = Trials(experiment, root, go_on=go_on)
+        self.trials = Trials(experiment, root, train_on=train_on)
         self.trials._every = 0.0
         self.trials.prepare()
         cells = experiment.cells
@@ -597,8 +597,8 @@ def test_a_search_that_was_cancelled_draws_nothing_until_a_person_says_so(tmp_pa
     assert not (tmp_path / "store").exists()
     Player(load(tmp_path), root, tmp_path / "worker").play(trials=1)
     Study(load(tmp_path), root).cancel()
-    for go_on, count in ((False, 1), (True, 6), (False, 6)):
-        Player(load(tmp_path), root, tmp_path / "worker", go_on=go_on).play()
+    for train_on, count in ((False, 1), (True, 6), (False, 6)):
+        Player(load(tmp_path), root, tmp_path / "worker", train_on=train_on).play()
         assert len(drawn(load(tmp_path), root)) == count
 
 
@@ -722,7 +722,7 @@ def test_trials_that_fail(tmp_path: Path) -> None:
         TrainCloudError, match="5 trials in a row have failed, the last: rates-t4-s0: no luck; --continue"
     ):
         player.trials.check_end()
-    assert Player(experiment, root, tmp_path / "worker", go_on=True).trials.more()[0].run_id == "rates-t5-s0"
+    assert Player(experiment, root, tmp_path / "worker", train_on=True).trials.more()[0].run_id == "rates-t5-s0"
 
 
 def test_a_metric_that_no_evaluation_tells_ends_the_search(tmp_path: Path) -> None:

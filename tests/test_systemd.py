@@ -495,7 +495,7 @@ def test_the_plug_takes_everything_at_once(boot: Boot) -> None:
     machine = boot(a="ExecStart=FAMILY parent | Restart=always | OnFailure=b.service", b="ExecStart=/bin/sleep 60")
     machine.start("a")
     pids = family(machine)
-    machine.plug_pulled()
+    machine.lose_power()
     assert not any(alive(pid) for pid in pids.values())
     time.sleep(0.3)
     assert "parent SIGTERM" not in texts(machine, "a")

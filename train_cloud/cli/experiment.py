@@ -78,7 +78,7 @@ def train_experiment(
     overrides: Sequence[str],
     *,
     parallel: int | None,
-    go_on: bool,
+    train_on: bool,
     dry_run: bool,
 ) -> None:
     """Train all runs of an experiment that are not over."""
@@ -97,7 +97,7 @@ def train_experiment(
         extras.need("optuna", "a search")
         from train_cloud.experiments.search.trials import Trials
 
-        trials = Trials(experiment, store, go_on=go_on)
+        trials = Trials(experiment, store, train_on=train_on)
     for cell in experiment.cells:
         for module, extra in extras.BROUGHT_BY.items():
             if extra in cell.config.extras:
@@ -113,7 +113,7 @@ def train_experiment(
             root=store,
             folder=state_dir or Path(".train-cloud"),
             parallel=at_once if trials is not None else min(at_once, len(experiment.cells)),
-            go_on=go_on,
+            train_on=train_on,
             trials=trials,
             changed=changed,
         )

@@ -22,7 +22,7 @@ class Asked:
     store: str
     overrides: tuple[str, ...] = ()
     parallel: int | None = None
-    go_on: bool = False
+    train_on: bool = False
     wait: bool = True
     dry_run: bool = False
     address: str | None = None
@@ -50,7 +50,7 @@ def _ray(asked: Asked) -> None:
         state_dir=asked.state_dir,
         overrides=asked.overrides,
         parallel=asked.parallel,
-        go_on=asked.go_on,
+        train_on=asked.train_on,
         dry_run=asked.dry_run,
     )
 
@@ -117,7 +117,7 @@ def launch(
             show_default="its max_parallel",
         ),
     ] = None,
-    go_on: Annotated[
+    train_on: Annotated[
         bool,
         typer.Option("--continue", help="Train on what a callback has ended early, or what was cancelled or failed."),
     ] = False,
@@ -153,7 +153,7 @@ def launch(
 
     `train-cloud launch run.yaml --platform sagemaker --store s3://bucket/train-cloud`
     """
-    asked = Asked(file, store, tuple(overrides or ()), parallel, go_on, not no_wait, dry_run, address, state_dir)
+    asked = Asked(file, store, tuple(overrides or ()), parallel, train_on, not no_wait, dry_run, address, state_dir)
     _known(platform, LAUNCHES)(asked)
 
 

@@ -27,7 +27,7 @@ def launch_on_ray(
     state_dir: Path | None = None,
     overrides: Sequence[str] = (),
     parallel: int | None = None,
-    go_on: bool = False,
+    train_on: bool = False,
     dry_run: bool = False,
 ) -> None:
     """Train all runs of an experiment that are not over on the nodes of a cluster, and look on until they are.
@@ -60,11 +60,11 @@ def launch_on_ray(
         extras.need("optuna", "a search")
         from train_cloud.experiments.search.trials import Trials
 
-        trials = Trials(experiment, store, go_on=go_on)
+        trials = Trials(experiment, store, train_on=train_on)
     from train_cloud.ray.cluster import connected, may_come
 
     with connected(address) as here:
-        _train_on_ray(experiment, path.name, store, state_dir, here, may_come(), trials, parallel, go_on=go_on)
+        _train_on_ray(experiment, path.name, store, state_dir, here, may_come(), trials, parallel, train_on=train_on)
 
 
 def _train_on_ray(
@@ -77,13 +77,13 @@ def _train_on_ray(
     trials: Trials | None,
     parallel: int | None,
     *,
-    go_on: bool,
+    train_on: bool,
 ) -> None:
     from train_cloud.experiments.engine import Engine
     from train_cloud.ray.place import Cluster
 
     folder = str(state_dir.absolute()) if state_dir is not None else None
-    place = Cluster(experiment, source=source, root=store, here=here, later=later, folder=folder, go_on=go_on)
+    place = Cluster(experiment, source=source, root=store, here=here, later=later, folder=folder, train_on=train_on)
     some = _some(experiment)
     if trials is not None:
         place.check_runs({cell.run_id: cell.config for cell in some})
@@ -97,7 +97,7 @@ def _train_on_ray(
             root=store,
             folder=Path(".train-cloud"),
             parallel=at_once if trials is not None else min(at_once, len(experiment.cells)),
-            go_on=go_on,
+            train_on=train_on,
             trials=trials,
             changed=changed,
             place=place,

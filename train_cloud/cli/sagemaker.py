@@ -50,7 +50,7 @@ def launch(asked: Asked) -> None:
         raise InputError("--parallel", asked.parallel, f"only an experiment takes it, and {asked.path} is none")
     from train_cloud.operations.sagemaker.launch import create, plan_run
 
-    planned = plan_run(asked.path, asked.store, asked.overrides, go_on=asked.go_on)
+    planned = plan_run(asked.path, asked.store, asked.overrides, train_on=asked.train_on)
     if asked.dry_run:
         _show(planned, asked.store)
         return
@@ -66,7 +66,7 @@ def _launch_experiment(asked: Asked) -> None:
     from train_cloud.experiments.launch import Queue
 
     experiment = load_experiment(asked.path, asked.overrides)
-    queue = Queue(experiment, asked.store, asked.parallel, go_on=asked.go_on)
+    queue = Queue(experiment, asked.store, asked.parallel, train_on=asked.train_on)
     for one in queue.over:
         echo(f"{one.cell.run_id}: {one.state} at {one.timesteps:,} timesteps")
     if asked.dry_run:

@@ -55,9 +55,9 @@ def validate(
     if instance_types:
         fit.check_gpus(types, checked.device)
     if store is not None:
-        from train_cloud.report.preflight import check_standing
+        from train_cloud.report.preflight import check_before_training
 
-        checked = checked.with_hardware(check_standing(store, checked).get("hardware"))
+        checked = checked.with_hardware(check_before_training(store, checked).get("hardware"))
     hide_variables(checked, warn=True)
     if not extras.is_here(_TRAINER):
         if prove_too:
@@ -213,7 +213,7 @@ def train(
     state_dir: options.StateDir = None,
     overrides: options.Overrides = None,
     schedule_total: options.ScheduleTotal = None,
-    go_on: Annotated[
+    train_on: Annotated[
         bool,
         typer.Option(
             "--continue",
@@ -251,7 +251,7 @@ def train(
     if is_experiment(run_file):
         from train_cloud.cli.experiment import train_experiment
 
-        train_experiment(run_file, store, state_dir, changes, parallel=parallel, go_on=go_on, dry_run=dry_run)
+        train_experiment(run_file, store, state_dir, changes, parallel=parallel, train_on=train_on, dry_run=dry_run)
         return
     for name, value in (("--parallel", parallel), ("--dry-run", dry_run)):
         if value:
@@ -259,4 +259,4 @@ def train(
     extras.need(_TRAINER, "train")
     from train_cloud.operations.train import train as train_run
 
-    raise typer.Exit(train_run(run_file, store=store, state_dir=state_dir, overrides=changes, go_on=go_on))
+    raise typer.Exit(train_run(run_file, store=store, state_dir=state_dir, overrides=changes, train_on=train_on))

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any, NoReturn
 
 from train_cloud import child_process, hash_seed
-from train_cloud.envs.make import FAILURES, CodeFailed, told
+from train_cloud.envs.make import FAILURES, CodeFailed, in_words
 from train_cloud.errors import InputError, TrainCloudError
 from train_cloud.generators import follow
 
@@ -75,7 +75,7 @@ class Fresh:
             request = cloudpickle.dumps((function, arguments))
         except FAILURES as error:
             self.close()
-            raise TrainCloudError(f"it cannot be handed to another process: {told(error)}") from error
+            raise TrainCloudError(f"it cannot be handed to another process: {in_words(error)}") from error
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
             with contextlib.suppress(BrokenPipeError):
@@ -186,7 +186,7 @@ def _answer(request: bytes) -> bytes:
         except FAILURES:
             return pickle.dumps(("refused", (error.field, str(error.value), error.fix)))
     except FAILURES as error:
-        return pickle.dumps(("raised", told(error)))
+        return pickle.dumps(("raised", in_words(error)))
 
 
 def _end_with_parent() -> NoReturn:

@@ -36,7 +36,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 class CodeFailed(TrainCloudError):
-    """User code raised this in another process; the message is :func:`told`'s."""
+    """User code raised this in another process; the message is :func:`in_words`'s."""
 
 
 # ---------------------------------------------------------------------------------------------------- names to objects
@@ -76,22 +76,22 @@ def import_module(name: str, field: str, value: object) -> Any:
             fix = f"importing {name} needs {error.name}, which is not installed"
         raise InputError(field, value, fix) from error
     except (*FAILURES, SystemExit) as error:
-        raise InputError(field, value, f"importing {name} raises {told(error)}") from error
+        raise InputError(field, value, f"importing {name} raises {in_words(error)}") from error
 
 
 #: Where code lies that is not the user's either: a place in it tells them nothing.
 _OTHERS = (str(Path(__file__).parent.parent), "<")
-_TOLD_CHARACTERS = 300
+_MOST_CHARACTERS = 300
 
 
-def told(error: BaseException) -> str:
+def in_words(error: BaseException) -> str:
     """An exception in one line, with the last place in the user's own code that it went through."""
     if isinstance(error, CodeFailed):
         return str(error)
     frames = traceback.extract_tb(error.__traceback__)
     text = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split()) or _statement(frames)
-    if len(text) > _TOLD_CHARACTERS:
-        text = text[:_TOLD_CHARACTERS] + " …"
+    if len(text) > _MOST_CHARACTERS:
+        text = text[:_MOST_CHARACTERS] + " …"
     places = [(frame.filename, frame.lineno) for frame in frames]
     if isinstance(error, SyntaxError) and error.filename:
         places.append((error.filename, error.lineno))
@@ -113,7 +113,7 @@ def refusing(field: str, value: object, fix: str) -> Iterator[None]:
     except (InputError, NotInstalled):
         raise
     except (*FAILURES, SystemExit) as error:
-        raise InputError(field, value, f"{fix} {told(error)}") from error
+        raise InputError(field, value, f"{fix} {in_words(error)}") from error
 
 
 # -------------------------------------------------------------------------------------------------------- environments
@@ -131,7 +131,7 @@ def close(env: _Closes) -> str | None:
     try:
         env.close()
     except FAILURES as error:
-        return f"its close() raises {told(error)}"
+        return f"its close() raises {in_words(error)}"
     return None
 
 
@@ -174,8 +174,8 @@ class One:
             for name, value in self.kwargs.items():
                 if self._can_be_made_without(name):
                     field = f"environment.kwargs.{name}"
-                    raise InputError(field, value, f"{self.id} refuses it: {told(error)}") from error
-            raise InputError("environment.id", self.id, f"making it raises {told(error)}") from error
+                    raise InputError(field, value, f"{self.id} refuses it: {in_words(error)}") from error
+            raise InputError("environment.id", self.id, f"making it raises {in_words(error)}") from error
 
     def _can_be_made_without(self, argument: str) -> bool:
         fewer = {name: value for name, value in self.kwargs.items() if name != argument}

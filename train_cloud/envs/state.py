@@ -36,7 +36,7 @@ import gymnasium
 import numpy as np
 
 from train_cloud.envs.make import FAILURES as FAILURES
-from train_cloud.envs.make import Env, told
+from train_cloud.envs.make import Env, in_words
 from train_cloud.envs.mujoco import Packed, get_data, get_model, set_data, set_model
 from train_cloud.envs.parallel import Together
 from train_cloud.envs.pickling import (
@@ -533,7 +533,7 @@ class _ALE(_Layered):
 
     def _set(self, base: Any, content: Any) -> None:
         machine, attributes, *windows = content  # the windows came later
-        self.follow(base).go_on(machine, *windows or ([],))
+        self.follow(base).resume(machine, *windows or ([],))
         _set_attributes(base, attributes, without=("ale",))
 
 
@@ -712,7 +712,7 @@ class Outside:
                 except FAILURES as error:
                     if left.get(name) is not None:  # what was made just now, a window perhaps, was not there before
                         where = f"{type(layer).__qualname__}.{name}"
-                        record.lose(f"{where} was changed from outside, and cannot be carried: {told(error)}")
+                        record.lose(f"{where} was changed from outside, and cannot be carried: {in_words(error)}")
 
     def note_call(
         self, record: Record, env: Env, name: str, arguments: tuple[Any, ...], named: Mapping[str, Any]
@@ -721,7 +721,7 @@ class Outside:
         try:
             noted = dumps(("call", name, arguments, dict(named)), [env])
         except FAILURES as error:
-            record.lose(f"{name}() was called from outside, and its arguments cannot be carried: {told(error)}")
+            record.lose(f"{name}() was called from outside, and its arguments cannot be carried: {in_words(error)}")
             return False
         if len(noted) > _LARGE_CALL_BYTES:
             return False
@@ -869,7 +869,7 @@ def set_state(env: Env, state: EnvState) -> Anew | None:
     try:
         return PROVIDERS[state.provider].set(env, state)
     except FAILURES as error:
-        because = str(error) if isinstance(error, TrainCloudError) else f"restoring its state raises {told(error)}"
+        because = str(error) if isinstance(error, TrainCloudError) else f"restoring its state raises {in_words(error)}"
     for layer, attributes_before in as_it_was:
         vars(layer).clear()
         vars(layer).update(attributes_before)

@@ -66,12 +66,12 @@ class StickyALE:
         return self._ale.loadROM(path)
 
     def windows(self) -> list[Window]:
-        """For :meth:`go_on`; references."""
+        """For :meth:`resume`; references."""
         if not self._windows:
             self._begin()
         return self._windows
 
-    def go_on(self, machine: Any, windows: Sequence[Window]) -> None:
+    def resume(self, machine: Any, windows: Sequence[Window]) -> None:
         """Do next what another console would have done.
 
         :param machine: its ``cloneState(include_rng=True)``

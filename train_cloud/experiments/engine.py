@@ -107,7 +107,7 @@ class Engine:
     :param root: of the store
     :param folder: of the sessions' folders
     :param parallel: how many runs are trained at once
-    :param go_on: train runs that were cancelled, that have failed for good, or that a callback had ended
+    :param train_on: train runs that were cancelled, that have failed for good, or that a callback had ended
     :param trials: where further runs come from, of a search
     :param changed: called several times a second with all runs, for whoever shows them
     :param place: where they are trained; child processes of this one by default
@@ -121,13 +121,13 @@ class Engine:
         root: str,
         folder: Path,
         parallel: int,
-        go_on: bool = False,
+        train_on: bool = False,
         trials: Trials | None = None,
         changed: Callable[[Sequence[Row]], None] = lambda rows: None,
         place: Place | None = None,
     ) -> None:
         self._experiment, self._root = experiment, root
-        self._folder, self._parallel, self._go_on = folder.absolute(), parallel, go_on
+        self._folder, self._parallel, self._train_on = folder.absolute(), parallel, train_on
         self._trials, self._changed = trials, changed
         self._files = self._folder / f"{experiment.experiment}-experiment"
         self._stops = 0
@@ -139,7 +139,9 @@ class Engine:
         """Which limit over all runs is reached, in words."""
         self._unanswered = False
         """Whether a search's store did not answer the last time."""
-        self._place = place or Processes(self._files, source=source, root=root, threads=experiment.threads, go_on=go_on)
+        self._place = place or Processes(
+            self._files, source=source, root=root, threads=experiment.threads, train_on=train_on
+        )
         self.rows: list[Row] = []
 
     def run(self) -> None:
@@ -154,7 +156,7 @@ class Engine:
         # Before anything is written: what cannot be trained is told of all runs at once.
         if self._trials is not None:
             self._trials.prepare()
-        found = standings(self._root, self._experiment.cells, self._experiment.max_attempts, go_on=self._go_on)
+        found = standings(self._root, self._experiment.cells, self._experiment.max_attempts, train_on=self._train_on)
         self._files.mkdir(parents=True, exist_ok=True)
         mark_as_cache(self._files)
         with self._place.alone(self._experiment.experiment), self._signals():
@@ -303,7 +305,11 @@ class Engine:
         """How the run stands now, by its head."""
         try:
             found = standing(
-                self._root, row.cell, self._experiment.max_attempts, go_on=self._go_on and row.began == 0, check=check
+                self._root,
+                row.cell,
+                self._experiment.max_attempts,
+                train_on=self._train_on and row.began == 0,
+                check=check,
             )
         except (StoreError, CorruptCheckpoint) as error:
             row.doing, row.reason = "failed", str(error)

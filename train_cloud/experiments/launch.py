@@ -39,23 +39,25 @@ class Queue:
     :raises InputError: what a run's file, the store or AWS would refuse; nothing has been created
     """
 
-    def __init__(self, experiment: Experiment, root: str, parallel: int | None, *, go_on: bool = False) -> None:
+    def __init__(self, experiment: Experiment, root: str, parallel: int | None, *, train_on: bool = False) -> None:
         refuse_search(experiment)
         self._experiment, self._root = experiment, root
         self.parallel = parallel or experiment.max_parallel or len(experiment.cells)
-        found = standings(root, experiment.cells, experiment.max_attempts, go_on=go_on)
+        found = standings(root, experiment.cells, experiment.max_attempts, train_on=train_on)
         self.over = [one for one in found if one.state not in ("new", "open")]
-        self.waiting = [Planned(one.cell, self._plan(one.cell, go_on)) for one in found if one.state in ("new", "open")]
+        self.waiting = [
+            Planned(one.cell, self._plan(one.cell, train_on)) for one in found if one.state in ("new", "open")
+        ]
         priced = all(planned.launch.launched.machine["price"]["on_demand"] is not None for planned in self.waiting)
         if experiment.limits.dollars is not None and not priced:
             fix = "it cannot be kept: AWS tells no price for one of the machines; leave it out, or give limits.hours"
             raise InputError("limits.dollars", experiment.limits.dollars, fix)
 
-    def _plan(self, cell: Cell, go_on: bool) -> Launch:
+    def _plan(self, cell: Cell, train_on: bool) -> Launch:
         folder = cell.config.code.folder
         text = dump_run_file(cell.config, folder.parent if folder else self._experiment.base.parent, "of an experiment")
         try:
-            return plan(cell.config, text, self._root, {}, go_on=go_on)
+            return plan(cell.config, text, self._root, {}, train_on=train_on)
         except InputError as error:
             raise InputError(error.field, error.value, f"{error.fix} (in the run {cell.run_id})") from error
 

@@ -47,12 +47,12 @@ class Processes(Place):
     :param source: the experiment file's name, for comments
     :param root: of the store
     :param threads: with which torch computes in each run
-    :param go_on: train runs that were cancelled, that have failed for good, or that a callback had ended
+    :param train_on: train runs that were cancelled, that have failed for good, or that a callback had ended
     """
 
-    def __init__(self, files: Path, *, source: str, root: str, threads: int, go_on: bool) -> None:
+    def __init__(self, files: Path, *, source: str, root: str, threads: int, train_on: bool) -> None:
         self._files, self._source, self._root = files, source, root
-        self._threads, self._go_on = threads, go_on
+        self._threads, self._train_on = threads, train_on
         self._warm: WarmProcess | None = None
         self._cold = False
         """Whether none could be started."""
@@ -122,10 +122,10 @@ class Processes(Place):
     def _arguments(self, row: Row) -> list[str]:
         path = write_cell(row.cell, self._files, self._source, replace=True)
         arguments = ["train", str(path), "--store", self._root, "--state-dir", str(row.state_dir)]
-        return [*arguments, *(["--continue"] if self._go_on else [])]
+        return [*arguments, *(["--continue"] if self._train_on else [])]
 
     def _environment(self, row: Row, rows: Sequence[Row]) -> dict[str, str]:
-        environment = training_environment(self._threads, row.limit_file, go_on=self._go_on)
+        environment = training_environment(self._threads, row.limit_file, train_on=self._train_on)
         if len(self._gpus) > 1 and row.cell.config.device in ("auto", "cuda"):
             taken = [other.gpu for other in rows if other.child is not None]
             row.gpu = min(self._gpus, key=taken.count)
@@ -142,12 +142,12 @@ class Processes(Place):
         return self._warm if forkable(config, self._warm) else None
 
 
-def training_environment(threads: int, limit_file: Path, *, go_on: bool) -> dict[str, str]:
+def training_environment(threads: int, limit_file: Path, *, train_on: bool) -> dict[str, str]:
     """Variables of the process that trains one run of many, which stops with a commit when this process is gone.
 
     :param threads: with which torch computes
     :param limit_file: tells it to stop, and why
-    :param go_on: train it although it was cancelled
+    :param train_on: train it although it was cancelled
     """
     pin_instructions()
     environment = child_process.environment(
@@ -160,7 +160,7 @@ def training_environment(threads: int, limit_file: Path, *, go_on: bool) -> dict
         },
     )
     environment.pop("TRAIN_CLOUD_OVERRIDES", None)  # they have been put into the run's file
-    if not go_on:
+    if not train_on:
         environment[KEEP_CANCELLED] = "1"
     return environment
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from train_cloud.checkpoint import read_manifest
 from train_cloud.config import Cell, RunFile, identity_changes
 from train_cloud.errors import CorruptCheckpoint, InputError
-from train_cloud.report.preflight import check_standing, is_over
+from train_cloud.report.preflight import check_before_training, is_over
 from train_cloud.run import layout
 from train_cloud.run.cost import cost
 from train_cloud.run.head import Head, Outcome, is_cancelled, read_head
@@ -53,43 +53,43 @@ def run_store(root: str, run_id: str) -> ObjectStore:
     return open_store(layout.run_url(root, run_id))
 
 
-def standings(root: str, cells: Sequence[Cell], max_attempts: int, *, go_on: bool = False) -> list[Standing]:
+def standings(root: str, cells: Sequence[Cell], max_attempts: int, *, train_on: bool = False) -> list[Standing]:
     """Of all runs, which are asked for at once.
 
     :param max_attempts: a run that has failed so often in a row is not tried again
-    :param go_on: runs that a person has cancelled, that have failed for good, or that a callback has ended, are open
+    :param train_on: runs that a person has cancelled, that have failed for good, or that a callback has ended, are open
     :raises InputError: a run was begun with something else than its run file says now; it names the run
     """
     with ThreadPoolExecutor(_PARALLEL) as threads:
-        return list(threads.map(lambda cell: standing(root, cell, max_attempts, go_on=go_on), cells))
+        return list(threads.map(lambda cell: standing(root, cell, max_attempts, train_on=train_on), cells))
 
 
-def standing(root: str, cell: Cell, max_attempts: int, *, go_on: bool = False, check: bool = True) -> Standing:
+def standing(root: str, cell: Cell, max_attempts: int, *, train_on: bool = False, check: bool = True) -> Standing:
     """Of one run; one that is damaged has failed.
 
     :param check: whether its run file is still its own
     """
     try:
-        return _standing(root, cell, max_attempts, go_on, check)
+        return _standing(root, cell, max_attempts, train_on, check)
     except CorruptCheckpoint as error:  # the others can be trained all the same
         return Standing(cell, "failed", reason=str(error))
 
 
-def _standing(root: str, cell: Cell, max_attempts: int, go_on: bool, check: bool) -> Standing:
+def _standing(root: str, cell: Cell, max_attempts: int, train_on: bool, check: bool) -> Standing:
     store = run_store(root, cell.run_id)
     read = read_head(store)
     if read is None:
         if check:
-            _checked(cell, lambda: check_standing(root, cell.config))
+            _checked(cell, lambda: check_before_training(root, cell.config))
         return Standing(cell, "new")
     head = read[0]
     records = read_sessions(store)
     failures = failures_in_a_row(records)
-    state = _state(store, head, cell.config, failures >= max_attempts, records, go_on)
+    state = _state(store, head, cell.config, failures >= max_attempts, records, train_on)
     if check:
         _checked(cell, lambda: _check_identity(store, head, cell.config))
         if state == "open":
-            _checked(cell, lambda: check_standing(root, cell.config, go_on=go_on))
+            _checked(cell, lambda: check_before_training(root, cell.config, train_on=train_on))
     spent = cost(records)
     return Standing(cell, state, head.timesteps, head.reason, failures, spent.hours, spent.dollars, head.outcome)
 
@@ -119,16 +119,16 @@ def _state(
     config: RunFile,
     given_up: bool,
     records: Sequence[SessionRecord],
-    go_on: bool,
+    train_on: bool,
 ) -> State:
     if head.outcome == "completed":
-        asked = go_on and head.timesteps < config.total_timesteps
+        asked = train_on and head.timesteps < config.total_timesteps
         return "completed" if is_over(store, head, config) and not asked else "open"
     if head.outcome == "failed" or (head.outcome is None and given_up):
-        return "open" if go_on else "failed"
+        return "open" if train_on else "failed"
     if head.outcome == "stopped":
         if is_cancelled(head):
-            return "open" if go_on else "cancelled"
+            return "open" if train_on else "cancelled"
         pruned = (head.reason or "").startswith(PRUNED)
         return "stopped" if pruned or _at_own_limit(config, records) else "open"
     return "open"

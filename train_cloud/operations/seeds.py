@@ -46,11 +46,11 @@ def _write(run_file: RunFile, folder: Path, comment: str, *, replace: bool) -> P
     return path
 
 
-def train_each(run_file: RunFile, source: str, store: str, state_dir: Path | None, *, go_on: bool = False) -> int:
+def train_each(run_file: RunFile, source: str, store: str, state_dir: Path | None, *, train_on: bool = False) -> int:
     """Train the seeds in order. A signal stops the one that is trained, and those after it are left for the next call.
 
     :param state_dir: folder of the sessions' folders; ``.train-cloud`` by default
-    :param go_on: train on those that a callback had ended before their total
+    :param train_on: train on those that a callback had ended before their total
     :return: 0 if all are completed, else the exit code of the one that was not
     """
     folder = state_dir or Path(".train-cloud")
@@ -58,20 +58,20 @@ def train_each(run_file: RunFile, source: str, store: str, state_dir: Path | Non
     for path, one in zip(files, expand(run_file), strict=True):
         run_store = open_store(layout.run_url(store, one.run_id))
         read = read_head(run_store)
-        asked = go_on and read is not None and read[0].timesteps < one.total_timesteps
+        asked = train_on and read is not None and read[0].timesteps < one.total_timesteps
         if read is not None and not asked and is_over(run_store, read[0], one):
             log.info("%s is completed", one.run_id)
             continue
         log.info("training %s", one.run_id)
-        code = _train(path, store, folder / one.run_id, go_on=asked)
+        code = _train(path, store, folder / one.run_id, train_on=asked)
         if code != EXIT_COMPLETED:
             return code
     return EXIT_COMPLETED
 
 
-def _train(path: Path, store: str, state_dir: Path, *, go_on: bool) -> int:
+def _train(path: Path, store: str, state_dir: Path, *, train_on: bool) -> int:
     arguments = ["train", str(path), "--store", store, "--state-dir", str(state_dir)]
-    arguments += ["--continue"] if go_on else []
+    arguments += ["--continue"] if train_on else []
     # What a launch sets has been put into the file.
     environment = child_process.environment()
     environment.pop("TRAIN_CLOUD_OVERRIDES", None)

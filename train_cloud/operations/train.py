@@ -16,7 +16,7 @@ def train(
     store: str,
     state_dir: Path | None = None,
     overrides: Sequence[str] = (),
-    go_on: bool = False,
+    train_on: bool = False,
 ) -> int:
     """Train ``run_file`` from where the store's head is until it ends or is stopped.
 
@@ -25,7 +25,7 @@ def train(
 
     :param store: root of the store, ``s3://bucket/prefix`` or a local folder
     :param state_dir: the session's local files; ``.train-cloud/<run_id>`` below the working directory by default
-    :param go_on: train on where a callback had ended the run before its total
+    :param train_on: train on where a callback had ended the run before its total
     :return: 0; the outcome is in the head
     :raises InputError: refused before anything was written
     :raises Interrupted: stopped by a signal; all is committed
@@ -34,6 +34,8 @@ def train(
     run_file = Path(run_file)
 
     def several(config: RunFile) -> int:
-        return train_each(config, run_file.name, store, state_dir, go_on=go_on)
+        return train_each(config, run_file.name, store, state_dir, train_on=train_on)
 
-    return train_one(run_file, store=store, state_dir=state_dir, overrides=overrides, go_on=go_on, several=several)
+    return train_one(
+        run_file, store=store, state_dir=state_dir, overrides=overrides, train_on=train_on, several=several
+    )

@@ -53,7 +53,7 @@ class Cluster(Place):
     :param here: the cluster's nodes
     :param later: what its autoscaler may add
     :param folder: of the sessions' folders, on each node; below the home folder by default
-    :param go_on: train runs that were cancelled, that have failed for good, or that a callback had ended
+    :param train_on: train runs that were cancelled, that have failed for good, or that a callback had ended
     """
 
     def __init__(
@@ -65,11 +65,11 @@ class Cluster(Place):
         here: Sequence[Node],
         later: Sequence[NodeType] = (),
         folder: str | None = None,
-        go_on: bool = False,
+        train_on: bool = False,
     ) -> None:
         self._root, self._source = absolute(root), source
         self._here, self._later, self._folder = list(here), list(later), folder
-        self._threads, self._go_on = experiment.threads, go_on
+        self._threads, self._train_on = experiment.threads, train_on
         every = [*(node.resources for node in here), *(kind.resources for kind in later)]
         self._gpus = any(resources.get("GPU") for resources in every)
         self._desk: Any = None
@@ -148,7 +148,7 @@ class Cluster(Place):
             folder=self._folder,
             code=name,
             needs=dict(need),
-            go_on=self._go_on and row.began == 0,
+            train_on=self._train_on and row.began == 0,
             warm=not config.env and config.entry_point is None,
             modules=tuple(own_modules(config.code.folder)),
         )

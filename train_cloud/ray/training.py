@@ -61,7 +61,7 @@ class Order:
     """Digest of the code folder's archive."""
     needs: Mapping[str, float] = field(default_factory=dict)
     """What it takes of the node."""
-    go_on: bool = False
+    train_on: bool = False
     warm: bool = True
     """Whether it may be forked from a process that has imported what it needs."""
     modules: tuple[str, ...] = ()
@@ -255,12 +255,12 @@ class Training:
             (self._state_dir / name).unlink(missing_ok=True)
         path = self._folder / "files" / f"{order.run_id}.yaml"
         write_whole(path, order.run_file.encode())
-        environment = training_environment(order.threads, self._state_dir / _LIMIT_FILE, go_on=order.go_on)
+        environment = training_environment(order.threads, self._state_dir / _LIMIT_FILE, train_on=order.train_on)
         environment |= {NODE: self._node, SHARE: repr(self._share)}
         if order.code is not None and archive is not None:
             environment["TRAIN_CLOUD_CODE"] = str(unpack(archive, order.code, self._folder / "code"))
         arguments = ["train", str(path), "--store", order.store, "--state-dir", str(self._state_dir)]
-        arguments += ["--continue"] if order.go_on else []
+        arguments += ["--continue"] if order.train_on else []
         self._began = time.monotonic()
         keeper = _kept()
         keeper.say(

@@ -48,7 +48,7 @@ class InstanceDriver(Protocol):
     def power_off(self, grace: float) -> None:
         """What EC2 does when the announced time has come: the operating system is told, then it is over."""
 
-    def plug_pulled(self) -> None:
+    def lose_power(self) -> None:
         """Every process is gone at this instant."""
 
     def close(self) -> None:
@@ -160,10 +160,10 @@ class Instance:
         self.machine.power_off(grace)
         self.close()
 
-    def plug_pulled(self) -> None:
+    def lose_power(self) -> None:
         """Every process is gone at this instant."""
         self.gone = True  # and nobody is left to say so
-        self.machine.plug_pulled()
+        self.machine.lose_power()
         self.close()
 
     def close(self) -> None:

@@ -114,7 +114,7 @@ class Scenario:
 
     def kill(self, instance: InstanceDriver) -> None:
         """Without a word."""
-        self._gone(instance, "kill", instance.plug_pulled, "gone without a notice")
+        self._gone(instance, "kill", instance.lose_power, "gone without a notice")
 
     def complete(self, instance: InstanceDriver) -> None:
         """Let it train to the end of the run, lower the group's capacity to 0 and go."""

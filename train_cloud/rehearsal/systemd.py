@@ -230,10 +230,10 @@ class Machine:
         self._do(begin)
         done.wait(grace_s)
         clean = done.is_set()
-        self.plug_pulled()
+        self.lose_power()
         return clean
 
-    def plug_pulled(self) -> None:
+    def lose_power(self) -> None:
         """The power is gone: every process dies at once, nothing is written any more, nothing is started."""
 
         def pull() -> None:
@@ -256,7 +256,7 @@ class Machine:
         if self._closed:
             return
         atexit.unregister(self.close)
-        self.plug_pulled()
+        self.lose_power()
         reaped = threading.Event()
         self._do(
             lambda: self._watchers.append(

@@ -20,15 +20,15 @@ from train_cloud.store import ObjectStore, open_store
 CODE_FILES = "code_files"
 
 
-def check_standing(
-    root: str, run_file: RunFile, *, alive: datetime | None = None, go_on: bool = False
+def check_before_training(
+    root: str, run_file: RunFile, *, alive: datetime | None = None, train_on: bool = False
 ) -> Mapping[str, Any]:
     """Refuse what would not be the same run any more. Writes nothing.
 
     The identity that counts is the one in the newest checkpoint's manifest: what really trained these weights.
 
     :param alive: when this machine's last session was seen alive, if anybody knows
-    :param go_on: somebody asked to train on where a callback had ended the run before its total
+    :param train_on: somebody asked to train on where a callback had ended the run before its total
     :return: facts of the newest checkpoint, with :data:`CODE_FILES`; empty where there is none
     :raises InputError: naming the field that differs, or the total that is reached already
     :raises CorruptCheckpoint: head or manifest cannot be read
@@ -39,7 +39,7 @@ def check_standing(
     if read is None:
         return {}
     head, _ = read
-    facts = check_budget(store, head, run_file, go_on=go_on)
+    facts = check_budget(store, head, run_file, train_on=train_on)
     if not facts:
         return {}
     assert head.manifest is not None
@@ -78,7 +78,7 @@ def is_over(store: ObjectStore, head: Head, run_file: RunFile) -> bool:
     return run_file.total_timesteps <= (head.timesteps if early is None else early["total_timesteps"])
 
 
-def check_budget(store: ObjectStore, head: Head, run_file: RunFile, *, go_on: bool = False) -> Mapping[str, Any]:
+def check_budget(store: ObjectStore, head: Head, run_file: RunFile, *, train_on: bool = False) -> Mapping[str, Any]:
     """Refuse a budget that leaves nothing to do, or under which schedules would jump without anybody having said so.
 
     :return: facts of the newest checkpoint; empty where there is none
@@ -94,7 +94,7 @@ def check_budget(store: ObjectStore, head: Head, run_file: RunFile, *, go_on: bo
     if head.manifest is None:
         return {}
     facts = read_manifest(store, head.manifest).facts
-    if head.outcome == "completed" and not go_on and is_over(store, head, run_file):
+    if head.outcome == "completed" and not train_on and is_over(store, head, run_file):
         early = facts[ENDED_EARLY]
         raise InputError(
             "run_id",

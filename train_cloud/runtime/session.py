@@ -23,7 +23,7 @@ from train_cloud.errors import (
     StoreError,
     StoreUnavailable,
 )
-from train_cloud.report.preflight import CODE_FILES, check_standing
+from train_cloud.report.preflight import CODE_FILES, check_before_training
 from train_cloud.run import layout
 from train_cloud.run.head import read_head
 from train_cloud.run.session import now
@@ -75,7 +75,7 @@ class TrainingSession:
         if inputs.platform.begins_early:
             self._begin()
         self._set_variables()
-        facts = check_standing(inputs.store_root, inputs.config, alive=alive, go_on=inputs.train_on)
+        facts = check_before_training(inputs.store_root, inputs.config, alive=alive, train_on=inputs.train_on)
         self.code = CodeFolder(inputs.config, facts.get(CODE_FILES))
         _ = inputs.identity  # of the code as it is now
         with code_on_path(inputs.config.code.folder), training(inputs.config, self._beside.artifacts.folder):

@@ -40,7 +40,7 @@ def train(
     store: str,
     state_dir: Path | None = None,
     overrides: Sequence[str] = (),
-    go_on: bool = False,
+    train_on: bool = False,
     several: Callable[[RunFile], int] | None = None,
 ) -> int:
     """Train ``run_file`` from where the store's head is until it ends or is stopped.
@@ -84,7 +84,7 @@ def train(
             deadline=deadline,
             signals=signals,
             evaluations=_evaluations(config, run_file, store, state_dir / FOLDER, overrides),
-            train_on=go_on,
+            train_on=train_on,
         )
         with contextlib.closing(TrainingSession(inputs)) as session:
             outcome = platform.admit(run_store, state_dir)

@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from train_cloud.config import RunFile
 from train_cloud.config.run_file import MULTIAGENT
 from train_cloud.envs.known import record
-from train_cloud.envs.make import FAILURES, close, load_object, refusing, told
+from train_cloud.envs.make import FAILURES, close, in_words, load_object, refusing
 from train_cloud.envs.trial import Choice
 from train_cloud.errors import InputError
 from train_cloud.sb3.algorithms import load_algorithm, load_policy
@@ -148,12 +148,12 @@ def explaining(
         known = inspect.signature(algorithm.__init__).parameters
         for field, value, changed in _left_out(run_file, arguments):
             if goes_well(policy, changed):
-                raise InputError(field, value, f"{algorithm.__name__} refuses it: {told(error)}") from error
+                raise InputError(field, value, f"{algorithm.__name__} refuses it: {in_words(error)}") from error
         for other in algorithm.policy_aliases:
             if other != policy and goes_well(other, arguments):
-                raise InputError("policy", run_file.chosen_policy, f"{told(error)}: use {other}") from error
+                raise InputError("policy", run_file.chosen_policy, f"{in_words(error)}: use {other}") from error
         what = run_file.environment.id if run_file.environment else "the environment"
-        raise InputError("algorithm", run_file.algorithm, f"it refuses {what}: {told(error)}") from error
+        raise InputError("algorithm", run_file.algorithm, f"it refuses {what}: {in_words(error)}") from error
 
 
 def _left_out(run_file: RunFile, arguments: Mapping[str, Any]) -> Iterator[tuple[str, Any, dict[str, Any]]]:

@@ -13,12 +13,12 @@ class _Noting(CallbackList):
     """SB3's list, which notes who asked to stop: a call for each step and callback, as before."""
 
     def _on_step(self) -> bool:
-        go_on = True
+        proceed = True
         for callback in self.callbacks:
             if not callback.on_step():
                 _stopped.setdefault(self, []).append(callback)
-                go_on = False
-        return go_on
+                proceed = False
+        return proceed
 
 
 def watch(root: BaseCallback) -> None:

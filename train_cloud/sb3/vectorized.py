@@ -30,7 +30,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 
 from train_cloud.envs.curriculum import Staged
 from train_cloud.envs.fresh import Fresh
-from train_cloud.envs.make import FAILURES, Env, close, told
+from train_cloud.envs.make import FAILURES, Env, close, in_words
 from train_cloud.envs.parallel import NEEDED, Together
 from train_cloud.envs.pickling import Sections, dumps, loads
 from train_cloud.envs.pieces import Left, Taking, put_each
@@ -393,7 +393,7 @@ def set_vecenv(env: VecEnv, saved: Sequence[Mapping[str, Any]]) -> dict[int, Ane
             _set_tree(plan.tree, last["train_cloud_tree"])
             return {}
     except FAILURES as error:
-        return _begin(inner, f"restoring its state raises {told(error)}")
+        return _begin(inner, f"restoring its state raises {in_words(error)}")
     return _begin(inner, plan.because or "its state was saved in another way")
 
 
@@ -467,7 +467,7 @@ def _tried(inner: Sequence[Any], tree: Tree) -> str:
         played = one.call(_play_first, copied, providers)
         return str(other.call(_play_second, copied, providers, played) or "")
     except FAILURES as error:
-        return f"whether its state comes back could not be tried: {told(error)}"
+        return f"whether its state comes back could not be tried: {in_words(error)}"
     finally:
         one.close()
         other.close()

@@ -9,7 +9,7 @@ from typing import Any
 from train_cloud.config.comparison import METRICS
 from train_cloud.experiments.comparison.decision import Change, Matrix
 from train_cloud.experiments.comparison.pages import csv_text, template
-from train_cloud.experiments.comparison.pictures import Picture, number, told
+from train_cloud.experiments.comparison.pictures import Picture, number, with_interval
 from train_cloud.experiments.comparison.result import Comparison, Curve, Level, RunRow
 
 _NONE = "-"
@@ -69,7 +69,7 @@ def reason(found: Comparison) -> str:
     text = verdict.because
     if verdict.leading is not None:
         leading = next(level for level in found.levels if level.name == verdict.leading)
-        text += f". Its interquartile mean: {told(leading.metric['iqm'])}, over {leading.counted} runs"
+        text += f". Its interquartile mean: {with_interval(leading.metric['iqm'])}, over {leading.counted} runs"
     return text[:1].upper() + text[1:] + "."
 
 
@@ -94,7 +94,9 @@ def levels_table(found: Comparison) -> tuple[list[str], list[list[str]]]:
 
 
 def _figures(level: Level) -> list[str]:
-    metrics = [told(level.metric[key]) if key in level.metric else _NONE for key in ("iqm", "mean", "optimality_gap")]
+    metrics = [
+        with_interval(level.metric[key]) if key in level.metric else _NONE for key in ("iqm", "mean", "optimality_gap")
+    ]
     costs = [
         number(level.costs[key].value) if key in level.costs else _NONE
         for key in ("steps_per_second", "hours", "dollars")
@@ -108,11 +110,11 @@ def _effects(found: Comparison) -> list[list[str]]:
     rows = []
     for effect in found.effects:
         against = f"{effect.level} minus {effect.baseline}"
-        overall = _NONE if effect.overall is None else told(effect.overall, sign=True)
+        overall = _NONE if effect.overall is None else with_interval(effect.overall, sign=True)
         rows.append([effect.factor, against, "all", overall, str(effect.seeds), _p(effect.p)])
         if len(effect.within) > 1:
             rows += [
-                [effect.factor, against, name, told(estimate, sign=True), _NONE, _NONE]
+                [effect.factor, against, name, with_interval(estimate, sign=True), _NONE, _NONE]
                 for name, estimate in effect.within.items()
             ]
     return rows
@@ -123,8 +125,8 @@ def _pairs(found: Comparison) -> list[list[str]]:
         [
             pair.one,
             pair.other,
-            told(pair.improvement),
-            _NONE if pair.difference is None else told(pair.difference, sign=True),
+            with_interval(pair.improvement),
+            _NONE if pair.difference is None else with_interval(pair.difference, sign=True),
             str(len(pair.seeds)),
             _p(pair.p),
         ]

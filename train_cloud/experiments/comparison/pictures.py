@@ -109,7 +109,7 @@ def number(value: float) -> str:
     return f"{value:.3g}"
 
 
-def told(estimate: Estimate, sign: bool = False) -> str:
+def with_interval(estimate: Estimate, sign: bool = False) -> str:
     """``0.71 (0.55 to 0.83)``."""
     value = ("+" if sign and estimate.value > 0 else "") + number(estimate.value)
     if estimate.interval is None:
@@ -150,7 +150,7 @@ def _aggregates(found: Comparison, known: Sequence[Level], metric: str) -> Pictu
     axes.set_xlabel(metric, fontsize=FONT)
     figure.legend(loc="outside lower center", ncols=3, fontsize=FONT - 2, frameon=False, handletextpad=0.1)
     alt = f"{metric}, interquartile mean with its {found.confidence:.0%} interval: " + "; ".join(
-        f"{level.name} {told(level.metric['iqm'])}" for level in known
+        f"{level.name} {with_interval(level.metric['iqm'])}" for level in known
     )
     return png(figure, "aggregates", f"{metric}: interquartile mean, mean and median", alt)
 
@@ -166,7 +166,7 @@ def _improvement(found: Comparison) -> Picture:
     axes.set_xlim(-0.02, 1.02)
     axes.set_xlabel(textwrap.fill(f"probability that a run of {first} is better", 32), fontsize=FONT)
     alt = f"Probability that a run of {first} is better than one of " + "; ".join(
-        f"{pair.other}: {told(pair.improvement)}" for pair in pairs
+        f"{pair.other}: {with_interval(pair.improvement)}" for pair in pairs
     )
     return png(figure, "improvement", "probability of improvement", alt)
 
@@ -185,7 +185,7 @@ def _differences(found: Comparison) -> Picture | None:
     axes.axvline(0, color="black", linewidth=1, linestyle=":")
     axes.set_xlabel(textwrap.fill(f"{first} minus the other, seed by seed (bars), and the mean", 32), fontsize=FONT)
     alt = f"Difference of {first} to the other levels by seed, mean: " + "; ".join(
-        f"{pair.other} {told(pair.difference, sign=True)}" for pair in pairs if pair.difference is not None
+        f"{pair.other} {with_interval(pair.difference, sign=True)}" for pair in pairs if pair.difference is not None
     )
     return png(figure, "differences", "paired differences by seed", alt)
 
@@ -323,9 +323,10 @@ def _effects(found: Comparison, metric: str) -> list[Picture]:
         axes.set_xlabel(f"{metric}, mean over runs and categories", fontsize=FONT)
         figure.legend(loc="outside lower center", ncols=2, fontsize=FONT - 2, frameon=False)
         title = f"{effect.factor}: {effect.level} beside {effect.baseline}"
-        overall = "unknown" if effect.overall is None else told(effect.overall, sign=True)
+        overall = "unknown" if effect.overall is None else with_interval(effect.overall, sign=True)
         alt = f"{title}; mean difference {overall}; " + "; ".join(
-            f"{name}: {effect.baseline} {told(one.metric['mean'])}, {effect.level} {told(other.metric['mean'])}"
+            f"{name}: {effect.baseline} {with_interval(one.metric['mean'])}, "
+            f"{effect.level} {with_interval(other.metric['mean'])}"
             for name, one, other in pairs
         )
         pictures.append(png(figure, f"effect-{effect.factor}-{effect.level}", title, alt))

@@ -93,10 +93,10 @@ class Study:
         """What may not change once trials were drawn: what was found would stand for something else."""
         self._first = cells[0].config
 
-    def begin(self, *, go_on: bool = False) -> None:
+    def begin(self, *, train_on: bool = False) -> None:
         """Make the study, where nobody has yet.
 
-        :param go_on: draw trials, although a person has ended the search
+        :param train_on: draw trials, although a person has ended the search
         :raises InputError: its trials were drawn by another search, and would stand for something else
         """
         self.check(base=True)
@@ -104,7 +104,7 @@ class Study:
         def make(study: optuna.Study) -> None:
             if self._old(study) is None:
                 study.set_user_attr(DEFINITION, {**self._definition, **self._base()})
-            if go_on and study.user_attrs.get(CANCELLED):
+            if train_on and study.user_attrs.get(CANCELLED):
                 study.set_user_attr(CANCELLED, False)
 
         self._transact(make)

@@ -41,13 +41,13 @@ _LOOK_SECONDS, _LOOK_SECONDS_FAR = 0.5, 5.0
 class Trials:
     """
     :param root: of the store
-    :param go_on: draw on, although as many trials in a row have failed
+    :param train_on: draw on, although as many trials in a row have failed
     :raises StoreError: of any method
     """
 
-    def __init__(self, experiment: Experiment, root: str, *, go_on: bool = False) -> None:
+    def __init__(self, experiment: Experiment, root: str, *, train_on: bool = False) -> None:
         assert experiment.search is not None
-        self._experiment, self._root, self._go_on = experiment, root, go_on
+        self._experiment, self._root, self._train_on = experiment, root, train_on
         self._metric, self._prunes = experiment.search.metric, experiment.search.pruner != "none"
         self._study = Study(experiment, root)
         self._worker: Worker | None = None
@@ -79,7 +79,7 @@ class Trials:
         """
         self._worker = Worker(open_store(experiment_url(self._root, self._experiment.experiment)), folder)
         self._worker.beat()
-        self._study.begin(go_on=self._go_on)
+        self._study.begin(train_on=self._train_on)
         for trial in self._study.trials():
             cells = cells_of(self._experiment, trial)
             if trial.state == "running" and trial.worker == self._worker.name:
@@ -123,7 +123,7 @@ class Trials:
             self._study.fail(trial.number, str(error))
             log.warning("trial %d has failed: %s", trial.number, error)
             return ()
-        log.info("trial %d: %s", trial.number, told(trial.values))
+        log.info("trial %d: %s", trial.number, values_in_words(trial.values))
         self._open[trial.number] = cells
         self._experiment.include(cells)
         return cells
@@ -251,7 +251,7 @@ class Trials:
 
     def _too_many_failures(self, trials: Sequence[Trial]) -> str | None:
         last = [trial for trial in trials if trial.state not in ("running", "waiting")][-_MOST_FAILURES:]
-        if self._go_on or len(last) < _MOST_FAILURES or any(trial.state != "failed" for trial in last):
+        if self._train_on or len(last) < _MOST_FAILURES or any(trial.state != "failed" for trial in last):
             return None
         return f"{_MOST_FAILURES} trials in a row have failed, the last: {last[-1].reason}; --continue draws others"
 
@@ -319,7 +319,7 @@ def metric_of(summary: Summary, metric: str) -> float | None:
     return values[metric]
 
 
-def told(values: Mapping[str, object]) -> str:
+def values_in_words(values: Mapping[str, object]) -> str:
     """What was drawn, on one line; keys without what they have in common with all."""
     return ", ".join(f"{key.rpartition('.')[2]} {_short(value)}" for key, value in values.items())
 

@@ -69,18 +69,18 @@ def check_store(root: str) -> None:
         raise InputError("--store", root, "a job reaches no folder of this machine: give s3://bucket/prefix")
 
 
-def plan_run(path: Path, root: str, overrides: Sequence[str] = (), *, go_on: bool = False) -> Launch:
+def plan_run(path: Path, root: str, overrides: Sequence[str] = (), *, train_on: bool = False) -> Launch:
     """Check a run file for a launch; writes nothing.
 
     :param overrides: as given with ``--set``
-    :param go_on: train on where a callback has ended the run early
+    :param train_on: train on where a callback has ended the run early
     :raises InputError: what this version, the store or AWS would refuse
     """
     config = load_run_file(path, overrides)
-    return plan(config, path.read_text(), root, parse_overrides(overrides), go_on=go_on)
+    return plan(config, path.read_text(), root, parse_overrides(overrides), train_on=train_on)
 
 
-def plan(config: RunFile, text: str, root: str, overrides: Mapping[str, Any], *, go_on: bool = False) -> Launch:
+def plan(config: RunFile, text: str, root: str, overrides: Mapping[str, Any], *, train_on: bool = False) -> Launch:
     """As :func:`plan_run`.
 
     :param config: what ``text`` and ``overrides`` say
@@ -91,14 +91,14 @@ def plan(config: RunFile, text: str, root: str, overrides: Mapping[str, Any], *,
     if config.seeds is not None:
         fix = "several runs: write a run file for each with train-cloud expand, or launch an experiment file"
         raise InputError("seeds", list(config.seeds), fix)
-    check_standing(root, config, go_on=go_on)
+    check_standing(root, config, train_on=train_on)
     launched = Launched(
         command=("train",),
         main="run.yaml",
         files={"run.yaml": text},
         run_ids=(config.run_id,),
         overrides=overrides,
-        options=("--continue",) if go_on else (),
+        options=("--continue",) if train_on else (),
         machine=_machine(section),
     )
     return make(config, launched, root, layout.run_folder(config.run_id))

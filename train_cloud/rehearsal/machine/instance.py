@@ -127,7 +127,7 @@ class MachineInstance:
         self.container.power_off(grace)
         self.close()
 
-    def plug_pulled(self) -> None:
+    def lose_power(self) -> None:
         """Every process is gone at this instant."""
         self.container.pull_plug()
         self.close()
