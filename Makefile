@@ -5,8 +5,9 @@ DEMO_STAMP := .venv/.demo
 BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(CURDIR)/.tools:$(PATH)
 # The project's own plugin: what each test file took and the dearest tests, printed at the end.
-# One process per core; most files stay in one of them (tests/conftest.py).
-PYTEST := PYTHONPATH=tests:tests/support $(BIN)/python -m pytest -p minutes -n auto
+# Three processes for two cores, since tests wait a lot; most files stay in one of them (tests/conftest.py).
+PROCESSES := $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$((cores + cores / 2)))
+PYTEST := PYTHONPATH=tests:tests/support $(BIN)/python -m pytest -p minutes -n $(PROCESSES)
 SHELL_SCRIPTS = $(wildcard scripts/*.sh bootstrap/*.sh train_cloud/rehearsal/machine/*.sh train_cloud/rehearsal/sagemaker/*.sh .ci/run)
 
 .PHONY: demo test test-quick test-failed test-full prove-foreign chaos bench bench-large check format clean help

@@ -34,7 +34,8 @@ find_python() {
 
 has_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; }
 
-pip_install() { "$venv/bin/python" -m pip install -qq --disable-pip-version-check "$@"; }
+# Of all these modules a few are ever imported, and Python compiles those by itself.
+pip_install() { "$venv/bin/python" -m pip install -qq --no-compile --disable-pip-version-check "$@"; }
 
 # torch comes first and alone: pip's default for Linux carries gigabytes of CUDA that a machine without a GPU never uses.
 install_torch() {

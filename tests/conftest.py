@@ -17,7 +17,8 @@ from pathlib import Path
 import boto3
 import pytest
 from paths import PYTHONPATH
-from warm_start import cold_starts, warm_starts
+from warm_provider import VARIABLE, warm_provider
+from warm_start import cold_starts, uploaded_packages, warm_starts
 from xdist.remote import Producer
 from xdist.scheduler.loadscope import LoadScopeScheduling
 
@@ -138,18 +139,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
-#: Files about what a new interpreter does, or in which machines run the package that was uploaded to them: nothing in
-#: them is forked from a warm process.
+#: Files about what a new interpreter does: nothing in them is forked from a warm process.
 COLD = {
     "test_child_process",
     "test_hash_seed",
     "test_imports",
-    "test_machine",
-    "test_rehearse",
     "test_trial",
     "test_wheel",
     "test_without_dynamo",
 }
+
+#: Files in which machines run the package that was uploaded to them, and not the modules of this checkout.
+UPLOADED = {"test_rehearse"}
+
+
+#: Files that make stacks with Terraform: its provider runs already.
+STACKS = {"test_rehearse"}
 
 
 class _ByFile(LoadScopeScheduling):  # type: ignore[misc]
@@ -184,7 +189,9 @@ def aws_environment() -> Iterator[pytest.MonkeyPatch]:
         patch.setenv("NO_PROXY", "127.0.0.1,localhost")
         patch.setenv("no_proxy", "127.0.0.1,localhost")
         patch.setenv("PYTHONPATH", os.pathsep.join([PYTHONPATH, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep))
-        patch.setenv("GOGC", "400")  # a quarter of what Terraform's provider costs is collecting its start's garbage
+        # Half of what Terraform and its provider take is collecting the garbage of their starts.
+        patch.setenv("GOGC", "off")
+        patch.setenv("GOMEMLIMIT", "1GiB")
         yield patch
 
 
@@ -197,7 +204,23 @@ def warm_processes(aws_environment: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def cold_processes(request: pytest.FixtureRequest, warm_processes: None) -> Iterator[None]:
-    with cold_starts() if request.path.stem in COLD else contextlib.nullcontext():
+    file = request.path.stem
+    with cold_starts() if file in COLD else uploaded_packages() if file in UPLOADED else contextlib.nullcontext():
+        yield
+
+
+@pytest.fixture(scope="session")
+def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str | None]:
+    """Where Terraform's provider runs: see tests/support/warm_provider.py."""
+    with warm_provider(tmp_path_factory.mktemp("provider") / "log.txt") as address:
+        yield address
+
+
+@pytest.fixture(scope="module", autouse=True)
+def reached_provider(request: pytest.FixtureRequest) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.stem in STACKS and (address := request.getfixturevalue("provider")):
+            patch.setenv(VARIABLE, address)
         yield
 
 

@@ -1,11 +1,16 @@
 """A pytest plugin: where the time went, per test file and for the dearest tests, in minutes of the clock and in seconds
 of processors. Loaded by the Makefile with ``-p minutes``. Only the latter say what a test costs on a machine on which
 others work too. With ``--last-failed`` it names what passes now: those tests depend on how busy the machine is.
+
+``cpu_seconds.json`` has what each file may take in CI; after `make test` the files that took more are named, and those
+that have no budget. ``--write-budgets`` writes what was measured, of the files that were run, into it.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import statistics
 from collections import Counter, defaultdict
 from collections.abc import Generator
 from pathlib import Path
@@ -15,6 +20,11 @@ import pytest
 
 DEAREST = 30
 _FAILED = "minutes/failed"
+BUDGETS = Path(__file__).with_name("cpu_seconds.json")
+#: What CI runs: budgets are of these tests.
+_CI = "not full"
+#: So many times its budget, and so many seconds more, is too much; less is how measurements vary.
+_FACTOR, _MORE = 1.4, 4.0
 
 _clock: defaultdict[str, float] = defaultdict(float)
 _processor: defaultdict[str, float] = defaultdict(float)
@@ -78,16 +88,41 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     _by_test[report.nodeid] += seconds
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-budgets", action="store_true", help="what each file took is what it may take")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if not _clock:
         return
     _show_where_the_time_went(terminalreporter)
+    names = {Path(file).name: seconds for file, seconds in _processor.items()}
+    if config.getoption("write_budgets"):
+        budgets = json.loads(BUDGETS.read_text()) | {name: max(1, round(seconds)) for name, seconds in names.items()}
+        BUDGETS.write_text(json.dumps(dict(sorted(budgets.items())), indent=1) + "\n")
+    elif config.getoption("markexpr") == _CI and not config.getoption("lf", False):
+        _show_budgets(terminalreporter, names)
     if getattr(config, "cache", None) is None:  # switched off
         return
     if config.getoption("lf", False):
         _show_second_tries(terminalreporter, config.cache.get(_FAILED, {}))
     else:
         config.cache.set(_FAILED, {test: _clock_by_test[test] for test in sorted(_failed)})
+
+
+def _show_budgets(terminalreporter: pytest.TerminalReporter, took: dict[str, float]) -> None:
+    """This machine's speed is that of most files: what is looked for is one that has grown."""
+    budgets: dict[str, float] = json.loads(BUDGETS.read_text())
+    ratios = [took[name] / budgets[name] for name in took.keys() & budgets.keys() if budgets[name] >= 5]
+    speed = statistics.median(ratios) if len(ratios) >= 5 else 1.0
+    lines = [f"{name}: {took[name]:.0f} s, no budget" for name in sorted(took.keys() - budgets.keys())]
+    for name in sorted(took.keys() & budgets.keys()):
+        may = budgets[name] * speed
+        if took[name] > max(_FACTOR * may, may + _MORE):
+            lines.append(f"{name}: {took[name]:.0f} s, its budget is {may:.0f} s on this machine")
+    terminalreporter.section(f"files beyond their budgets in tests/{BUDGETS.name}: {len(lines)}")
+    for line in lines:
+        terminalreporter.write_line(line)
 
 
 def _show_second_tries(terminalreporter: pytest.TerminalReporter, first: dict[str, float]) -> None:

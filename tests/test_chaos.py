@@ -29,7 +29,7 @@ from train_cloud.sb3.compare import differences
 
 KILLS = int(os.environ.get("TRAIN_CLOUD_CHAOS_KILLS") or 0)
 """0: as many as there is time for."""
-SECONDS = float(os.environ.get("TRAIN_CLOUD_CHAOS_SECONDS") or 100)
+SECONDS = float(os.environ.get("TRAIN_CLOUD_CHAOS_SECONDS") or 50)
 SEED = int(os.environ.get("TRAIN_CLOUD_CHAOS_SEED") or random.randrange(1 << 31))
 
 NONE = 1 << 31

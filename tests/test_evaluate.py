@@ -12,6 +12,7 @@ from typing import Any
 import imageio_ffmpeg
 import numpy as np
 import pytest
+from fabricated import episode, evaluation_of
 from paths import PYTHONPATH
 from PIL import Image
 from pydantic import ValidationError
@@ -21,7 +22,7 @@ from test_sync import check_manifest
 from train_cloud.config import RunFile, parse_run_file
 from train_cloud.config.evaluation import compare
 from train_cloud.errors import InputError, NotYet
-from train_cloud.evaluate.results import Episode, Evaluation, Summary, best, results, scalars, summarise
+from train_cloud.evaluate.results import Evaluation, Summary, best, results, scalars, summarise
 from train_cloud.run import layout
 from train_cloud.sb3.compare import differences
 from train_cloud.store import open_store
@@ -30,34 +31,8 @@ from train_cloud.whole_file import UNFINISHED
 # --------------------------------------------------------------------------------------------------------- the figures
 
 
-def episode(reward: float = 1.0, **changes: Any) -> Episode:
-    values: dict[str, Any] = {
-        "category": "a",
-        "index": 0,
-        "seed": 0,
-        "level": None,
-        "return": reward,
-        "length": 10,
-        "terminated": True,
-        "success": None,
-        "collisions": None,
-        "inference_ms": 0.5,
-    }
-    return Episode.model_validate({**values, **changes})
-
-
 def evaluation(timesteps: int, mean: float) -> Evaluation:
-    played = {"a": [episode(mean)]}
-    return Evaluation(
-        timesteps=timesteps,
-        model="0",
-        at="2026-01-01T00:00:00+00:00",
-        seconds=1.0,
-        deterministic=True,
-        overall=summarise(played),
-        categories={"a": summarise(played)},
-        episodes=tuple(played["a"]),
-    )
+    return evaluation_of(timesteps, {"a": [episode(mean)]})
 
 
 def test_a_summary_counts_what_was_told() -> None:
@@ -422,9 +397,7 @@ def test_what_lies_in_the_artifact_folder(undisturbed: tuple[Rehearsed, Rehearse
     assert len(list(artifacts.rglob("*.mp4"))) == 2
 
 
-@pytest.mark.parametrize(
-    "seed", [*range(2), *(pytest.param(number, marks=pytest.mark.full) for number in range(2, 20))]
-)
+@pytest.mark.parametrize("seed", [0, *(pytest.param(number, marks=pytest.mark.full) for number in range(1, 20))])
 def test_an_interrupted_run_has_the_same_evaluations(
     undisturbed: tuple[Rehearsed, Rehearsed], warm: Any, tmp_path: Path, seed: int
 ) -> None:

@@ -14,11 +14,12 @@ from typing import Any
 import imageio_ffmpeg
 import numpy as np
 import pytest
+from fabricated import episode, evaluation_of
 from PIL import Image
 
 from train_cloud.artifacts import tensorboard
 from train_cloud.cli import main
-from train_cloud.evaluate.results import Episode, Evaluation, summarise
+from train_cloud.evaluate.results import Episode, Evaluation
 from train_cloud.report.cloned import Evaluated, cloned
 from train_cloud.report.html_report import _best, _Marks, _plot
 from train_cloud.report.status import run_status
@@ -39,39 +40,17 @@ SPOT = {"instance_type": "g5.xlarge", "availability_zone": "eu-central-1a", "set
 
 
 def evaluation(timesteps: int, reward: float) -> Evaluation:
-    played = {
-        name: [
-            Episode.model_validate(
-                {
-                    "category": name,
-                    "index": index,
-                    "seed": index,
-                    "level": None,
-                    "return": reward + index,
-                    "length": 100,
-                    "terminated": False,
-                    "success": index > 0,
-                    "collisions": 1.0,
-                    "inference_ms": 0.4,
-                    "video": f"videos/{name}/{LONG}_{name}_000_failure.mp4" if index == 0 else None,
-                    "route": f"route_visualizations/route_{LONG}_{name}.png" if index == 0 else None,
-                }
-            )
-            for index in range(4)
-        ]
-        for name in ("easy", "hard")
-    }
-    return Evaluation(
-        timesteps=timesteps,
-        model="0",
-        at="2026-01-01T00:00:00+00:00",
-        seconds=1.0,
-        deterministic=True,
-        overall=summarise(played),
-        categories={name: summarise({name: each}) for name, each in played.items()},
-        episodes=tuple(episode for each in played.values() for episode in each),
-        warnings=("no videos of <hard>: there is no display",),
-    )
+    def played(name: str, index: int) -> Episode:
+        first: dict[str, Any] = {
+            "video": f"videos/{name}/{LONG}_{name}_000_failure.mp4",
+            "route": f"route_visualizations/route_{LONG}_{name}.png",
+        }
+        what: dict[str, Any] = {"category": name, "index": index, "seed": index, "length": 100, "terminated": False}
+        what |= {"success": index > 0, "collisions": 1.0, "inference_ms": 0.4}
+        return episode(reward + index, **what, **(first if index == 0 else {}))
+
+    by_category = {name: [played(name, index) for index in range(4)] for name in ("easy", "hard")}
+    return evaluation_of(timesteps, by_category, ["no videos of <hard>: there is no display"])
 
 
 def film(path: Path) -> bytes:

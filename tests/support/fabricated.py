@@ -16,30 +16,25 @@ from train_cloud.store import open_store
 PRICE = {"spot": 2.0, "on_demand": 5.0, "life_cycle": "spot"}
 
 
-def evaluation(timesteps: int, returns: Mapping[str, Sequence[float]], solved: float | None = 0.5) -> Evaluation:
-    """:param returns: category → each episode's
-    :param solved: from this return on an episode has succeeded; None where nothing tells
-    """
-    played = {
-        name: [
-            Episode.model_validate(
-                {
-                    "category": name,
-                    "index": index,
-                    "seed": index,
-                    "level": None,
-                    "return": value,
-                    "length": 10,
-                    "terminated": True,
-                    "success": None if solved is None else value >= solved,
-                    "collisions": None,
-                    "inference_ms": 0.5,
-                }
-            )
-            for index, value in enumerate(values)
-        ]
-        for name, values in returns.items()
+def episode(reward: float = 1.0, **changes: Any) -> Episode:
+    """:param changes: of the fields, by their names in the record"""
+    values: dict[str, Any] = {
+        "category": "a",
+        "index": 0,
+        "seed": 0,
+        "level": None,
+        "return": reward,
+        "length": 10,
+        "terminated": True,
+        "success": None,
+        "collisions": None,
+        "inference_ms": 0.5,
     }
+    return Episode.model_validate({**values, **changes})
+
+
+def evaluation_of(timesteps: int, played: Mapping[str, Sequence[Episode]], warnings: Sequence[str] = ()) -> Evaluation:
+    """:param played: category → its episodes"""
     return Evaluation(
         timesteps=timesteps,
         model="0",
@@ -49,7 +44,23 @@ def evaluation(timesteps: int, returns: Mapping[str, Sequence[float]], solved: f
         overall=summarise(played),
         categories={name: summarise({name: each}) for name, each in played.items()},
         episodes=tuple(episode for each in played.values() for episode in each),
+        warnings=tuple(warnings),
     )
+
+
+def evaluation(timesteps: int, returns: Mapping[str, Sequence[float]], solved: float | None = 0.5) -> Evaluation:
+    """:param returns: category → each episode's
+    :param solved: from this return on an episode has succeeded; None where nothing tells
+    """
+
+    def episodes(name: str, values: Sequence[float]) -> list[Episode]:
+        succeeded = [None if solved is None else value >= solved for value in values]
+        return [
+            episode(value, category=name, index=index, seed=index, success=succeeded[index])
+            for index, value in enumerate(values)
+        ]
+
+    return evaluation_of(timesteps, {name: episodes(name, values) for name, values in returns.items()})
 
 
 def fabricate(

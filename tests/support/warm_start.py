@@ -47,6 +47,13 @@ MODULES = (
     "train_cloud.store.s3",
     "train_cloud.runtime.train",
 )
+#: What it imports of others: for a command that runs another copy of the package than the one that is tested from, such
+#: as the one that a machine was sent.
+FOREIGN = (
+    *("boto3", "cloudpickle", "gymnasium.envs.classic_control", "jinja2", "matplotlib.figure", "obstore", "psutil"),
+    *("pydantic", "requests", "rich.console", "ruamel.yaml", "stable_baselines3", "tensorboard"),
+    *("torch.utils.tensorboard", "typer"),
+)
 #: The same for the embedded AWS, which has its own; and what moto reads when it is imported.
 AWS = "train_cloud.rehearsal.moto_gaps"
 AWS_MODULES = (
@@ -59,6 +66,8 @@ AWS_MODULES = (
     ),
 )
 AWS_VARIABLES = {"MOTO_IAM_LOAD_MANAGED_POLICIES": "true", "MOTO_ENABLE_AMI_VALIDATION": "true"}
+#: What a source is for that none of the project's modules is in.
+_UPLOADED = "uploaded"
 #: Commands of the project that start processes of it themselves.
 _STARTING = {"train", "prove", "validate", "finish", "rehearse", "seeds"}
 #: Variables that are looked at before the first line of a main module, or by torch when it is imported.
@@ -132,8 +141,12 @@ class _Source:
 
 
 _source: Callable[[Job], _Source] | None = None
+_uploaded = False
+_HERE = Path(forking.__file__).parents[1]
 #: In a warm process, its variables when it began.
 _given = dict(os.environ)
+#: In a warm process, whether none of the project's modules is loaded that a command needs.
+_bare = False
 
 
 class Popen(subprocess.Popen):  # type: ignore[type-arg]
@@ -236,11 +249,13 @@ def warm_starts() -> Iterator[None]:
     sources: dict[str, _Source] = {}
     lock = threading.Lock()
 
+    kinds = {AWS: (AWS_MODULES, AWS_VARIABLES), _UPLOADED: (FOREIGN, {}), "": (MODULES, {})}
+
     def get(job: Job) -> _Source:
-        kind = AWS if AWS in job.command else ""
+        kind = AWS if AWS in job.command else _UPLOADED if _uploaded and _runs_another_copy(job) else ""
         with lock:
             if kind not in sources:
-                sources[kind] = _begin(AWS_MODULES, AWS_VARIABLES) if kind else _begin(MODULES, {})
+                sources[kind] = _begin(*kinds[kind])
             return sources[kind]
 
     with _put(get):
@@ -252,6 +267,23 @@ def warm_starts() -> Iterator[None]:
 def cold_starts() -> contextlib.AbstractContextManager[None]:
     """While this holds, they do not."""
     return _put(None)
+
+
+@contextlib.contextmanager
+def uploaded_packages() -> Iterator[None]:
+    """While this holds, what is to run another copy of the package runs that one: only what it imports of others is
+    loaded when it begins."""
+    global _uploaded
+    _uploaded = True
+    try:
+        yield
+    finally:
+        _uploaded = False
+
+
+def _runs_another_copy(job: Job) -> bool:
+    first = job.environment.get("PYTHONPATH", "").split(os.pathsep)[0]
+    return bool(first) and (Path(first) / "train_cloud").is_dir() and not Path(first).samefile(_HERE)
 
 
 @contextlib.contextmanager
@@ -288,8 +320,12 @@ def _begin(modules: Sequence[str], variables: dict[str, str]) -> _Source:
 def serve(descriptor: int, modules: Sequence[str]) -> NoReturn:
     """The warm process, and each that is forked from it."""
     forking.outlive_signals(detached=False)
+    global _bare
     for module in modules:
         importlib.import_module(module)
+    _bare = "train_cloud.runtime.train" not in sys.modules and AWS_MODULES[0] not in sys.modules
+    for service in ("autoscaling", "ec2", "s3", "sts"):  # read once for all, see _keep_service_models
+        importlib.import_module("boto3").Session(region_name="us-east-1").client(service)
     connection = socket.socket(fileno=descriptor)
     forking.send(connection, b"shows" if _show_in_proc(sys.orig_argv, dict(os.environ)) else b"ready")
     gc.collect()
@@ -310,6 +346,8 @@ def _live(connection: socket.socket) -> NoReturn:
 def _run(job: Job) -> None:
     words = job.command[1:]
     sys.orig_argv[:] = job.command
+    if _bare:
+        _forget_the_package()
     elsewhere = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     base = sys.path[1:]
     if any(word in _STARTING for word in words[:4]):
@@ -331,6 +369,29 @@ def _run(job: Job) -> None:
         runpy.run_path(words[0], run_name="__main__")
 
 
+def _forget_the_package() -> None:
+    """The few modules that this one needs: what is imported next is the copy on the path."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "train_cloud"]:
+        del sys.modules[name]
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not type(finder).__module__.startswith("train_cloud.")]
+
+
+def _keep_service_models() -> None:
+    """botocore reads the description of a service anew for each session, for a tenth of a second each; our code makes a
+    session for each client, so that it has the credentials of that moment.
+    """
+    from botocore.loaders import JSONFileLoader
+
+    read, known = JSONFileLoader.load_file, {}
+
+    def load_file(self: JSONFileLoader, path: str) -> Any:
+        if path not in known:
+            known[path] = read(self, path)
+        return known[path]
+
+    JSONFileLoader.load_file = load_file  # type: ignore[method-assign]
+
+
 def _hide() -> None:
     """This module is none that a training's state could be in."""
     sys.modules.pop(__name__, None)
@@ -350,3 +411,6 @@ def begin_below() -> None:
     source = _Source(ours, pid, {**_given, **os.environ}, _show_in_proc(sys.orig_argv, dict(os.environ)))
     _source, subprocess.Popen = lambda _: source, Popen  # type: ignore[misc]
     _hide()
+
+
+_keep_service_models()

@@ -30,6 +30,12 @@ LIMIT = 600.0
 _VARIABLES = "rehearsal.auto.tfvars.json"
 _SERVICES = ("autoscaling", "ec2", "ecr", "events", "iam", "kms", "logs", "s3", "sns", "ssm", "sts")
 _REFUSALS = ("Invalid value for variable", "Resource precondition failed", "Resource postcondition failed")
+_CODE = """
+# A provider that runs already (TF_REATTACH_PROVIDERS) runs in a folder of its own.
+resource "aws_s3_object" "code" {
+  source = abspath(each.value)
+}
+"""
 _LIFECYCLE = """
 # The provider watches a new lifecycle rule for 55 s (10 s, then ten looks 5 s apart), whatever it is answered: the
 # rehearsal leaves the rule out.
@@ -63,7 +69,9 @@ class Terraform:
         self._folder = folder.absolute()
         self._module = self._folder / "terraform" / module
         shipped.copy(("terraform", *shipped.WORKER), self._folder)
-        override = _override(aws) + ("" if lifecycle_rule or module else _LIFECYCLE)
+        override = _override(aws)
+        if not module:
+            override += _CODE + ("" if lifecycle_rule else _LIFECYCLE)
         (self._module / "rehearsal_override.tf").write_text(override)
         self._environment = {**_environment(self._folder), **aws.environment()}
         self._initialised = False

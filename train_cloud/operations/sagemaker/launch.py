@@ -27,7 +27,7 @@ from train_cloud.platforms.sagemaker.jobs import (
 )
 from train_cloud.platforms.sagemaker.launched import Launched, put_code, put_launch
 from train_cloud.platforms.sagemaker.request import RUN_TAG, job_name, refuse_pool_and_spot, training_job
-from train_cloud.report.preflight import check_standing
+from train_cloud.report.preflight import check_before_training
 from train_cloud.run import layout
 from train_cloud.run.head import reopen
 from train_cloud.run.session import now
@@ -91,7 +91,7 @@ def plan(config: RunFile, text: str, root: str, overrides: Mapping[str, Any], *,
     if config.seeds is not None:
         fix = "several runs: write a run file for each with train-cloud expand, or launch an experiment file"
         raise InputError("seeds", list(config.seeds), fix)
-    check_standing(root, config, train_on=train_on)
+    check_before_training(root, config, train_on=train_on)
     launched = Launched(
         command=("train",),
         main="run.yaml",
