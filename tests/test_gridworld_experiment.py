@@ -21,17 +21,23 @@ from train_cloud.runtime.heartbeat import read_timesteps
 from train_cloud.store import open_store
 
 FILE = Path(__file__).parents[1] / "examples" / "gridworld" / "experiment.yaml"
+TOTAL = 512
 SMALL = [
     "vary.architecture=[mlp_baseline, gcn]",
     "seeds=[1, 2]",
-    "total_timesteps=2048",
-    "save_frequency=1024",
-    "evaluation.every=null",
-    "evaluation.episodes=2",
-    "evaluation.max_steps=40",
-    "evaluation.video=null",
+    f"total_timesteps={TOTAL}",
+    "save_frequency=128",
+    "environment.n_envs=2",
+    "hyperparameters.n_steps=64",
+    "hyperparameters.batch_size=64",
     "hyperparameters.policy_kwargs={net_arch: [16]}",
-    "vary.pretraining.with_pretrain.pretraining.epochs=3",
+    "evaluation.every=null",
+    "evaluation.episodes=1",
+    "evaluation.max_steps=20",
+    "evaluation.video=null",
+    "preservation.last=1",
+    "reproducibility.replay=never",
+    "vary.pretraining.with_pretrain.pretraining.epochs=2",
 ]
 IDS = [cell.run_id for cell in load_experiment(FILE, SMALL).cells]
 
@@ -71,7 +77,7 @@ def test_killed_with_all_its_processes_it_ends_and_compares_as_without(tmp_path:
         heads = [read_head(open_store(layout.run_url(str(killed / "store"), run_id))) for run_id in IDS]
         over = sum(head is not None and head[0].outcome is not None for head in heads)
         states = [killed / "state" / run_id for run_id in IDS]
-        return over >= 1 and any((state / "train.lock").exists() and 0 < _reached(state) < 2048 for state in states)
+        return over >= 1 and any((state / "train.lock").exists() and 0 < _reached(state) < TOTAL for state in states)
 
     until(amid, "one run is over, and another one is in the middle")
     everything = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]

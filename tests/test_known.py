@@ -13,7 +13,8 @@ import pytest
 from sessions import Rehearsed
 
 from train_cloud.checkpoint import read_manifest
-from train_cloud.envs.known import recall, record
+from train_cloud.envs import TRIALS
+from train_cloud.envs.known import recall, record, share, shared
 from train_cloud.envs.trial import Choice
 
 CHOICE = Choice("pickle", True, "restored in mid-episode")
@@ -57,6 +58,22 @@ def test_what_was_found_is_found_again(folder: Path) -> None:
         sys.modules.pop(name)
     assert recall(recorded, ASKED) == CHOICE, "in a process that has imported nothing of it yet"
     assert recall(None, ASKED) is None
+
+
+def test_runs_of_an_experiment_leave_it_to_each_other(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = record(CHOICE, ASKED, ["own_package.environment"])
+    share(recorded)
+    assert shared(ASKED) is None, "a run alone has nobody to share it with"
+    monkeypatch.setenv(TRIALS, str(folder / "trials"))
+    assert shared(ASKED) is None
+    share(recorded)
+    assert shared(ASKED) == recorded and recall(shared(ASKED), ASKED) == CHOICE
+    assert shared({**ASKED, "env": {"A": "b"}}) is None
+    (folder / "own_needed.py").write_text("gravity = 1.62\n")
+    sys.modules.pop("own_needed")
+    assert recall(shared(ASKED), ASKED) is None, "what has changed since is tried again"
+    next((folder / "trials").iterdir()).write_text("{")
+    assert shared(ASKED) is None
 
 
 def _write(name: str) -> Callable[[Path], object]:

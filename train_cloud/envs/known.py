@@ -8,14 +8,17 @@ another makes it do the same. So what it found holds as long as the code does:
 - the packages that the environment and its wrappers come from, file by file, wherever they lie
 - every other loaded module that neither Python nor an installed package has brought, by its bytes
 
-Whatever differs, and whatever cannot be told, is tried again.
+Whatever differs, and whatever cannot be told, is tried again. So what one run of an experiment has found holds for all
+others with the same environment, and lies in a folder of the experiment's meanwhile.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
+import os
 import platform
 import sys
 from collections.abc import Collection, Iterator, Mapping
@@ -23,10 +26,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from train_cloud.envs import TRIALS
 from train_cloud.envs.make import FAILURES
 from train_cloud.envs.state import PROVIDERS
 from train_cloud.envs.trial import Choice
 from train_cloud.installed import is_installed
+from train_cloud.whole_file import write_whole
 
 
 def record(choice: Choice, asked: Mapping[str, Any], sources: Collection[str]) -> dict[str, Any]:
@@ -64,6 +69,29 @@ def recall(recorded: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> Choi
     if recorded["content"] != _told([_module(name) for name in recorded["modules"]]):
         return None
     return replace(_from_json(recorded), stages=tuple(map(_from_json, recorded.get("stages", ()))))
+
+
+def shared(asked: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What another run of the experiment has recorded for the same; None outside of one, and where nobody has."""
+    try:
+        path = _shared_file(_told(asked))
+        found = json.loads(path.read_text()) if path is not None else None
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def share(recorded: Mapping[str, Any]) -> None:
+    """For the other runs of the experiment; a disk that is full costs them no more than a trial."""
+    if (path := _shared_file(recorded["asked"])) is not None:
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(exist_ok=True)
+            write_whole(path, json.dumps(recorded).encode())
+
+
+def _shared_file(asked: str) -> Path | None:
+    folder = os.environ.get(TRIALS)
+    return Path(folder) / f"{asked}.json" if folder else None
 
 
 def _as_json(choice: Choice) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from train_cloud import child_process, hash_seed, warm_process
 from train_cloud.config import Experiment, RunFile, variables
 from train_cloud.config.code import mark_as_cache
+from train_cloud.envs import TRIALS
 from train_cloud.errors import InputError
 from train_cloud.experiments.place import Place
 from train_cloud.operations.seeds import write_cell
@@ -126,6 +127,7 @@ class Processes(Place):
 
     def _environment(self, row: Row, rows: Sequence[Row]) -> dict[str, str]:
         environment = training_environment(self._threads, row.limit_file, train_on=self._train_on)
+        environment[TRIALS] = str(self._files / "trials")
         if len(self._gpus) > 1 and row.cell.config.device in ("auto", "cuda"):
             taken = [other.gpu for other in rows if other.child is not None]
             row.gpu = min(self._gpus, key=taken.count)

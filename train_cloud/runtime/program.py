@@ -145,10 +145,12 @@ def build(inputs: Inputs, code: CodeFolder, facts: Mapping[str, Any], graphs: Pa
     :raises InputError: the run file asks for what cannot be built
     """
     config = inputs.config
-    from train_cloud.sb3.environment import StateTrial
+    from train_cloud.envs.known import share, shared
+    from train_cloud.sb3.environment import StateTrial, asked
 
+    trial = facts.get(TRIAL) or (shared(asked(config)) if config.environment is not None else None)
     # Its processes play while this one loads torch.
-    begun = StateTrial(config, facts.get(TRIAL)) if config.environment is not None else None
+    begun = StateTrial(config, trial) if config.environment is not None else None
     from train_cloud.sb3 import accounting
     from train_cloud.sb3.build import build_callbacks, build_model
     from train_cloud.sb3.hardware import completed
@@ -165,7 +167,8 @@ def build(inputs: Inputs, code: CodeFolder, facts: Mapping[str, Any], graphs: Pa
         check_device(config.device)
         return Script(code, config, prepare(config))
     callbacks = build_callbacks(config)
-    built = build_model(config, facts.get(TRIAL), begun)
+    built = build_model(config, trial, begun)
+    share(built.trial)
     begun_with = facts.get(BEGUN_WITH)
     try:
         if config.initial_model is not None and not facts:
