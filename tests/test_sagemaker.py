@@ -27,12 +27,12 @@ from train_cloud.platforms.sagemaker.jobs import Jobs
 from train_cloud.platforms.sagemaker.launched import Launched, fetch_code, put_code, put_launch, read_launch
 from train_cloud.platforms.sagemaker.request import job_name, refuse_pool_and_spot, training_job, unlike
 from train_cloud.rehearsal.aws import EmbeddedAws
-from train_cloud.rehearsal.sagemaker.containers import Process, lacking
+from train_cloud.rehearsal.sagemaker.containers import Container, Process, lacking
 from train_cloud.rehearsal.sagemaker.life import Life
 from train_cloud.rehearsal.sagemaker.service import Job as Played
 from train_cloud.rehearsal.sagemaker.service import SageMaker, refusals
 from train_cloud.run import layout
-from train_cloud.run.head import conclude, read_head
+from train_cloud.run.head import Head, conclude, pack_head, read_head
 from train_cloud.store import open_store
 
 ROLE = "arn:aws:iam::123456789012:role/jobs"
@@ -248,11 +248,35 @@ def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedAws]:
         yield found
 
 
+class Idle:
+    """A container that computes nothing: its run is over when the test says so."""
+
+    def __init__(self, place: Path, variables: dict[str, str], log: Path) -> None:
+        self.code: int | None = None
+        self.launch = json.loads((place / "input/config/hyperparameters.json").read_text())["launch"]
+
+    def poll(self) -> int | None:
+        return self.code
+
+    def terminate(self) -> None:
+        self.code = 0
+
+    def kill(self) -> None:
+        self.code = self.code or 0
+
+    def complete(self) -> None:
+        run_id = self.launch.split("/")[1]
+        head = Head(session=1, restart=0, owner="idle", commit="c", timesteps=64, outcome="completed")
+        open_store(f"{ROOT}/runs/{run_id}").put(layout.HEAD, pack_head(head))
+        self.code = 0
+
+
 class Account:
     """SageMaker, and what befell its jobs."""
 
     def __init__(self, aws: EmbeddedAws, folder: Path) -> None:
         self.aws, self.folder = aws, folder
+        self.idle = False
         self.lives: list[Life] = []
         self.service = SageMaker(self._play, trusts=lambda role: role == ROLE, quota=2)
 
@@ -263,7 +287,9 @@ class Account:
         self.lives.append(life)
         life.play()
 
-    def _start(self, place: Path, variables: dict[str, str], log: Path) -> Process:
+    def _start(self, place: Path, variables: dict[str, str], log: Path) -> Container:
+        if self.idle:
+            return Idle(place, variables, log)
         own = {"AWS_ENDPOINT_URL_SAGEMAKER": self.service.endpoint, "PIP_DRY_RUN": "1", "PIP_NO_INDEX": "1"}
         return Process(place, {**self.aws.environment(), **own, **variables}, log)
 
@@ -385,3 +411,78 @@ def test_prices_of_training_are_those_of_the_price_list(account: Account) -> Non
     assert asked_of_aws.hourly_price("ml.g5.xlarge", "us-east-1") == pytest.approx(1.4084)
     with pytest.raises(CloudError, match="0 prices for training on"):
         asked_of_aws.hourly_price("ml.g5.48xlarge", "us-east-1")
+
+
+def experiment_file(tmp_path: Path, name: str, **changes: Any) -> Path:
+    run_file(tmp_path, f"{name}-base")
+    path = tmp_path / f"{name}.yaml"
+    vary = {"net": {"a": {}, "b": {"hyperparameters.gamma": 0.9}}}
+    content = {"experiment": name, "base": f"{name}-base.yaml", "vary": vary}
+    path.write_text(json.dumps({**content, "seeds": [1, 2], "max_parallel": 2, **changes}))
+    return path
+
+
+def at_work(account: Account) -> list[Idle]:
+    """Containers of jobs that have been started and are not over."""
+    found = [life.container for life in account.lives if life.container is not None and not life.job.over]
+    return [container for container in found if isinstance(container, Idle)]
+
+
+def wait_for(account: Account, number: int) -> None:
+    """Until so many jobs train, and all others are over."""
+
+    def there() -> bool:
+        return len(at_work(account)) == number == sum(not life.job.over for life in account.lives)
+
+    until(there, f"{number} jobs at work", seconds=60)
+
+
+def test_an_experiment_has_a_job_for_each_run_and_no_more_at_once_than_may_be(
+    account: Account, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    account.idle = True
+    path = str(experiment_file(tmp_path, "grid"))
+    command = ["launch", path, "--platform", "sagemaker", "--store", ROOT, "--no-wait"]
+    seen: list[int] = []
+    for left in (2, 1, 0):
+        assert main(command) == 0
+        said = capsys.readouterr().out
+        assert ("not launched:" in said) is bool(left) and (f"not launched: {left} runs" in said) is bool(left)
+        wait_for(account, 2)
+        seen.append(len(at_work(account)))
+        at_work(account)[0].complete()
+        wait_for(account, 1)
+    assert max(seen) == 2 and len(account.lives) == 4
+    names = [life.job.name for life in account.lives]
+    assert sorted(name[: len("grid-a-s1")] for name in names) == ["grid-a-s1", "grid-a-s2", "grid-b-s1", "grid-b-s2"]
+    record = json.loads(bytes(open_store(ROOT).get(layout.experiment_key("grid")).body))
+    assert set(record["runs"]) == {"grid-a-s1", "grid-a-s2", "grid-b-s1", "grid-b-s2"}
+    launched = json.loads(bytes(open_store(f"{ROOT}/runs/grid-a-s1").get(layout.RUN_JSON).body))
+    assert launched["experiment"] == "grid", "its worker looks after the limits over all"
+    assert main(["stop", path, "--platform", "sagemaker", "--store", ROOT]) == 0
+    assert capsys.readouterr().out.count("is asked to stop") == 1
+    until(lambda: all(life.job.over for life in account.lives), "the stop", seconds=60)
+    assert [life.job.status for life in account.lives].count("Stopped") == 1
+    assert main([*command, "--dry-run"]) == 0
+    assert "1 jobs, 1 at once" in capsys.readouterr().out, "what was stopped goes on, what is completed does not"
+
+
+def test_a_quota_lets_jobs_wait_and_a_limit_over_all_ends_the_launch(
+    account: Account, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    account.idle = True
+    path = str(experiment_file(tmp_path, "quota", max_parallel=4, limits={"hours": 1}))
+    command = ["launch", path, "--platform", "sagemaker", "--store", ROOT, "--no-wait"]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert len(account.service.jobs) == 2 and "waits: " in said and "'ml.g5.xlarge for training job usage' is 2" in said
+    start = {"session": 1, "started": "2026-01-01T00:00:00+00:00", "instance_id": "i", "boot_id": "b"}
+    store = open_store(f"{ROOT}/runs/quota-a-s1")
+    store.create(layout.start_key(1), json.dumps(start).encode())
+    store.create(layout.end_key(1), json.dumps({"seconds": 3700.0, "ended_by": "signal"}).encode())
+    wait_for(account, 2)
+    at_work(account)[0].complete()
+    wait_for(account, 1)
+    assert main(command) == 0
+    assert "is not launched: limits.hours: 1 hours are used by all runs" in capsys.readouterr().out
+    assert len(account.service.jobs) == 2

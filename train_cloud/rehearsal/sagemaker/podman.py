@@ -1,8 +1,8 @@
 """Jobs' containers from the real image: built by podman from ``docker/Dockerfile`` and a base that is on this computer.
 
 The base is the root file system of the machines' rehearsal, the wheels are theirs too, so nothing is downloaded that
-they do not need. Tried with Debian's podman 4.3 as root, with runc: crun refuses inside of containers, and so do the limits
-that podman would raise.
+they do not need. Tried with Debian's podman 4.3 as root, with runc: crun refuses inside of containers, and so do the
+limits that podman would raise.
 """
 
 from __future__ import annotations
