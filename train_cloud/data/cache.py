@@ -127,6 +127,18 @@ class Slots:
             return None
         return Slot(self._offset(rank, sample), int(self._sizes[sample]), crc)
 
+    def slots(self, samples: npt.NDArray[np.int64]) -> list[Slot | None]:
+        """:meth:`slot` of each."""
+        ranks = self._rank[samples]
+        inside = ranks >= 0
+        crcs = np.zeros(len(samples), np.uint64)
+        crcs[inside] = self._sums[ranks[inside]]
+        ends = np.zeros(len(samples), np.int64)
+        ends[inside] = self._ends[ranks[inside]]
+        sizes = self._sizes[samples]
+        found = zip((ends - sizes).tolist(), sizes.tolist(), crcs.tolist(), strict=True)
+        return [Slot(offset, size, crc) if crc else None for offset, size, crc in found]
+
     def has_place(self, sample: int) -> bool:
         return bool(self._rank[sample] >= 0) and not self._full
 

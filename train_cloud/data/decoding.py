@@ -9,6 +9,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from typing import Any, Literal, NamedTuple
 
@@ -37,7 +38,8 @@ class Made(NamedTuple):
     """
 
     content: Any
-    keys: list[str]
+    kept: list[int]
+    """Positions of the samples that are in it."""
     damaged: list[Damaged]
 
 
@@ -65,15 +67,23 @@ class Decoder:
         :raises DataError: a sample is damaged, and it is not said to skip it; or all of them are
         :raises InputError: samples that do not fit together
         """
-        made, kept, damaged = [], [], []
-        for sample, key, body in zip(samples, keys, bodies, strict=True):
+        made: list[Any] = []
+        kept: list[int] = []
+        damaged: list[Damaged] = []
+        plain = self.decode is None and self.augment is None
+        for position, (sample, body) in enumerate(zip(samples, bodies, strict=True)):
+            if plain:
+                made.append(bytes(body))
+                continue
             try:
-                found = self._decoded(key, body)
+                found = self._decoded(keys, position, body)
             except _Damage as error:
-                damaged.append(Damaged(key, str(error)))
+                damaged.append(Damaged(keys[position], str(error)))
                 continue
             made.append(found if self.augment is None else self._augmented(found, epoch, sample))
-            kept.append(key)
+            kept.append(position)
+        if plain:
+            return Made(made, list(range(len(made))), [])
         if damaged and not self.skip:
             key, why = damaged[0]
             raise DataError(f"{key}: {why}: repair or remove it, or leave such objects out with on_bad='skip'")
@@ -82,15 +92,15 @@ class Decoder:
                 f"none of the {len(damaged)} objects of a batch can be decoded, the first is {damaged[0].key} "
                 f"({damaged[0].why}): choose the right ones with include, for example include='*.png'"
             )
-        return Made(_collated(made, kept), kept, damaged)
+        return Made(_collated(made, [keys[position] for position in kept]), kept, damaged)
 
-    def _decoded(self, key: str, body: Body) -> Any:
+    def _decoded(self, keys: Sequence[str], position: int, body: Body) -> Any:
         if self.decode is None:
             return bytes(body)
         if isinstance(self.decode, str):
             return self._image(body)
         try:
-            return self.decode(body, key) if _arguments(self.decode) > 1 else self.decode(body)
+            return self.decode(body, keys[position]) if _arguments(self.decode) > 1 else self.decode(body)
         except _OF_A_PROGRAM:
             raise
         except Exception as error:
@@ -112,7 +122,8 @@ class Decoder:
             # Pillow raises what its decoders do: OSError, SyntaxError, ValueError, struct.error and more.
             text = "no image" if "cannot identify image file" in str(error) else f"a damaged image ({error})"
             raise _Damage(f"it is {text}") from error
-        return np.ascontiguousarray(pixels.transpose(2, 0, 1)) if pixels.ndim == 3 else pixels[np.newaxis]
+        channels_first = pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels[np.newaxis]
+        return channels_first if self.augment is None else np.ascontiguousarray(channels_first)
 
     def _augmented(self, sample: Any, epoch: int, number: int) -> Any:
         assert self.augment is not None
@@ -146,6 +157,7 @@ def resolved(function: Any, field: str) -> Any:
     return found
 
 
+@cache
 def _arguments(function: Callable[..., Any]) -> int:
     """How many positional arguments it has to be given, or may be given before there are defaults."""
     try:
@@ -176,7 +188,7 @@ def _global_generators(entropy: list[int]) -> Iterator[None]:
             torch.set_rng_state(torch_before)
 
 
-def _collated(made: list[Any], keys: list[str]) -> Any:
+def _collated(made: list[Any], keys: Sequence[str]) -> Any:
     if not made:
         return None
     first = made[0]
@@ -187,6 +199,11 @@ def _collated(made: list[Any], keys: list[str]) -> Any:
     if isinstance(first, bytes | str | list) or first is None:
         return made
     arrays = [np.asarray(one) for one in made]
+    if len({(array.shape, array.dtype) for array in arrays}) == 1 and arrays[0].dtype != object:
+        whole = np.empty((len(arrays), *arrays[0].shape), arrays[0].dtype)  # in the order that its shape says
+        for position, array in enumerate(arrays):
+            whole[position] = array
+        return whole
     for array, key in zip(arrays, keys, strict=True):
         if array.shape != arrays[0].shape:
             here, there = ("x".join(map(str, one.shape)) or "one number" for one in (arrays[0], array))

@@ -47,7 +47,6 @@ class Frames(Iterator[Any]):
     """Batches over and over, epoch after epoch; made by :func:`frames`.
 
     :ivar url: where the objects are read from
-    :ivar keys: of the samples in the last batch
     :ivar skipped: damaged samples that batches were made without: key → what is wrong with it
     """
 
@@ -94,7 +93,7 @@ class Frames(Iterator[Any]):
         self._end: weakref.finalize[..., Any] | None = None
         self.while_waiting: Callable[[float], None] = lambda seconds: None
         """Called several times a second while a batch is waited for, with the seconds so far."""
-        self.keys: list[str] = []
+        self._last: tuple[Plan, list[int]] | None = None
         self.skipped: dict[str, str] = {}
 
     # --- what it consists of
@@ -125,6 +124,14 @@ class Frames(Iterator[Any]):
         """Batches of this epoch that have been given out; 0: the next one begins an epoch."""
         return self._batch
 
+    @property
+    def keys(self) -> list[str]:
+        """Of the samples in the last batch."""
+        if self._last is None:
+            return []
+        plan, kept = self._last
+        return [self._opened().key(int(plan.samples[position])) for position in kept]
+
     def statistics(self) -> Statistics:
         """What was asked for since the data set was opened, and how much of it the cache had."""
         return Statistics(0, 0, 0, 0) if self._pipeline is None else self._pipeline.statistics()
@@ -144,7 +151,7 @@ class Frames(Iterator[Any]):
                 if damaged.key not in self.skipped:
                     log.warning("left out: %s: %s", damaged.key, damaged.why)
                 self.skipped[damaged.key] = damaged.why
-            self.keys = made.keys
+            self._last = plan, made.kept
             return _tensors(made.content) if self._as_tensors else made.content
 
     def rest_of_epoch(self) -> Iterator[Any]:

@@ -12,8 +12,8 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple, overload
 
 import numpy as np
 
@@ -70,6 +70,25 @@ class _ShardFetch:
         self.kept = False
         """Its samples lie in the cache."""
         self.waiting: list[tuple[_Batch, list[int]]] = []
+
+
+class _Keys(Sequence[str]):
+    """Of samples, each looked up where somebody asks for it."""
+
+    def __init__(self, index: Index, samples: Sequence[int]) -> None:
+        self._index, self._samples = index, samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    @overload
+    def __getitem__(self, at: int) -> str: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[str]: ...
+    def __getitem__(self, at: int | slice) -> str | Sequence[str]:
+        if isinstance(at, slice):
+            return [self._index.key(sample) for sample in self._samples[at]]
+        return self._index.key(self._samples[at])
 
 
 class Statistics(NamedTuple):
@@ -184,10 +203,10 @@ class Pipeline:
             self.samples += len(samples)
             self.hits += int(present.sum())
             absent = np.flatnonzero(~present).tolist()
-            for position in np.flatnonzero(present).tolist():
-                batch.places[position] = self._slots.slot(int(samples[position]))
-                if batch.places[position] is None:
-                    absent.append(position)
+            if len(absent) < len(samples):
+                slots = self._slots.slots(samples)
+                for position in np.flatnonzero(present).tolist():
+                    batch.places[position] = slots[position]
             batch.fetching = len(absent)
             with self._changed:
                 self._batches.append(batch)
@@ -289,18 +308,22 @@ class Pipeline:
         self._arrived(batch, self._cut(found.body, batch, positions, False))
         return True
 
-    def _cut(self, body: Body | None, batch: _Batch, positions: list[int], kept: bool) -> dict[int, Slot | Body]:
+    def _cut(
+        self, body: Body | None, batch: _Batch, positions: list[int], kept: bool
+    ) -> Mapping[int, Slot | Body | None]:
         assert body is not None
+        samples = batch.plan.samples[positions]
+        if kept and self._workers is not None:
+            return dict(zip(positions, self._slots.slots(samples), strict=True))
         view = memoryview(body)
-        found: dict[int, Slot | Body] = {}
-        for position in positions:
-            sample = int(batch.plan.samples[position])
-            slot = self._slots.slot(sample) if kept and self._workers is not None else None
-            begin = int(self._index.within_shard[sample])
-            found[position] = slot or bytes(view[begin : begin + int(self._index.sizes[sample])])
-        return found
+        begins = self._index.within_shard[samples].tolist()
+        sizes = self._index.sizes[samples].tolist()
+        # Views: a batch holds the shards of its window, which are in memory anyway, and copies nothing.
+        return {
+            position: view[begin : begin + size] for position, begin, size in zip(positions, begins, sizes, strict=True)
+        }
 
-    def _arrived(self, batch: _Batch, places: dict[int, Slot | Body]) -> None:
+    def _arrived(self, batch: _Batch, places: Mapping[int, Slot | Body | None]) -> None:
         with self._changed:
             for position, place in places.items():
                 batch.places[position] = place
@@ -332,7 +355,9 @@ class Pipeline:
 
     def _task(self, batch: _Batch) -> Task:
         samples = batch.plan.samples.tolist()
-        places = [place for place in batch.places if place is not None]
+        places: list[Slot | Body | None] = [
+            bytes(place) if isinstance(place, memoryview) else place for place in batch.places
+        ]
         return Task(batch.number, batch.plan.epoch, samples, [self._index.key(sample) for sample in samples], places)
 
     def _take(self, done: Done) -> None:
@@ -371,16 +396,16 @@ class Pipeline:
             self._changed.notify_all()
 
     def _make(self, batch: _Batch) -> None:
-        task = self._task(batch)
+        samples = batch.plan.samples.tolist()
         bodies: list[Body] = []
         try:
-            for sample, place in zip(task.samples, task.places, strict=True):
+            for sample, place in zip(samples, batch.places, strict=True):
                 body = read_slot(self._slots.descriptor, place) if isinstance(place, Slot) else place
                 if body is None:
                     self._slots.forget(sample)
                     body = self._again(sample)
                 bodies.append(body)
-            batch.made = self._decoder.batch(task.epoch, task.samples, task.keys, bodies)
+            batch.made = self._decoder.batch(batch.plan.epoch, samples, _Keys(self._index, samples), bodies)
         except Exception as error:  # noqa: BLE001 - raised again, each time that the batch is asked for
             batch.error = error
 

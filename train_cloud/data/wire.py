@@ -30,7 +30,7 @@ class Task(NamedTuple):
     epoch: int
     samples: list[int]
     keys: list[str]
-    places: list[Slot | Body]
+    places: list[Slot | Body | None]
 
 
 class Done(NamedTuple):

@@ -57,7 +57,7 @@ def made(task: Task, decoder: Decoder, slots: int) -> Done:
     missing = []
     for position, place in enumerate(task.places):
         body = read_slot(slots, place) if isinstance(place, Slot) else place
-        if body is None:
+        if body is None:  # the slot is not what it should be, or was emptied
             missing.append(position)
         else:
             bodies.append(body)

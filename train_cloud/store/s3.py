@@ -356,6 +356,19 @@ class BucketStore:
                 raise ConditionFailed(f"{self.url}/{key} has changed since it was listed, or is gone") from error
             self._raise(key, error)
 
+    def beginning(self, key: str, size: int) -> Body:
+        """The first ``size`` bytes of an object, whichever version it is, as cheaply as they can be had.
+
+        :raises ConditionFailed: it has not as many, or does not exist
+        """
+        path = self._path(key)
+        try:
+            return memoryview(self._retried(lambda: self._client.get_range(path, start=0, length=size)))
+        except _ERRORS as error:
+            if _status(error) in (404, 416) and _code(error) != "NoSuchBucket":
+                raise ConditionFailed(f"{self.url}/{key} is smaller, or gone") from error
+            self._raise(key, error)
+
     def encryption(self, key: str) -> str:
         """How S3 encrypts the object: ``AES256``, ``aws:kms``, … or empty. Only with the first and the last is an e-tag
         the MD5 of what was sent in one piece (Amazon S3 API Reference, "Object").
