@@ -65,6 +65,7 @@ class Foreign:
     :ivar install: what pip is given, where the package's name does not do
     :ivar code: what a user has to write: the module ``mine`` in the code folder
     :ivar steps: timesteps of the proof
+    :ivar callbacks: of the run file
     """
 
     package: str
@@ -75,6 +76,7 @@ class Foreign:
     install: tuple[str, ...] = ()
     code: str = ""
     steps: int = 600
+    callbacks: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -93,6 +95,7 @@ class Foreign:
             "save_frequency": 5_000,
             **({"code": {"folder": "code"}} if self.code else {}),
             "environment": self.environment,
+            **({"callbacks": list(self.callbacks)} if self.callbacks else {}),
             "hyperparameters": {**_DEFAULTS[self.algorithm], **(self.hyperparameters or {})},
         }
 
@@ -234,6 +237,37 @@ def make():
 
 gymnasium.register("Intersection-v0", make)
 """
+_RDDL = """\
+import gymnasium
+import pyRDDLGym
+
+
+def make():
+    return pyRDDLGym.make("CartPole_Continuous_gym", "0")
+
+
+gymnasium.register("Planned-v0", make, disable_env_checker=True)
+"""
+_FORAGING = _ONLY_AGENT.replace("(int(action),)", "(int(action), self.action_space.sample())").replace(
+    "terminated, truncated, info", "bool(terminated), bool(truncated), info"
+)
+_ZOO = """\
+import numpy as np
+from rl_zoo3.callbacks import RawStatisticsCallback
+from rl_zoo3.wrappers import ActionNoiseWrapper, ActionSmoothingWrapper, DelayedRewardWrapper, HistoryWrapper
+
+
+def rescaled(env):
+    seen = []
+
+    def scale(reward):
+        seen.append(float(reward))
+        return float(reward) / (1 + np.std(seen[-100:]))
+
+    import gymnasium
+
+    return gymnasium.wrappers.TransformReward(env, scale)
+"""
 _HER: Values = {"replay_buffer_class": "stable_baselines3:HerReplayBuffer", "learning_starts": 110}
 _CNN_DICT: Values = {"policy_kwargs": {"features_extractor_kwargs": {"cnn_output_dim": 16}}}
 _CNN: Values = {"policy_kwargs": {"net_arch": [16], "features_extractor_kwargs": {"features_dim": 16}}}
@@ -276,6 +310,26 @@ FOREIGN: tuple[Foreign, ...] = (
     Foreign("nle", "ppo", _of("NetHackScore-v0", "nle"), _DICT, _CNN_DICT, steps=300),
     Foreign("sumo-rl", "dqn", _of("Intersection-v0", "mine"), code=_SUMO, install=("sumo-rl", "eclipse-sumo"),
             steps=200),
+    Foreign("shimmy", "sac", _of("dm_control/cartpole-swingup-v0", "shimmy",
+                                 wrappers=["gymnasium.wrappers:FlattenObservation"]),
+            install=("shimmy[dm-control]", "dm-control"), steps=400),
+    Foreign("glucosim", "ppo", _of("glucosim/BasalControl-v0", "glucosim"), steps=400),
+    Foreign("bbrl-gymnasium", "ppo", _of("RocketLander-v0", "bbrl_gymnasium"), steps=400),
+    Foreign("bbrl-gymnasium", "dqn", _of("MazeMDP-v0", "bbrl_gymnasium"), steps=400),
+    Foreign("pyrddlgym", "ppo", _of("Planned-v0", "mine"), _DICT, code=_RDDL, install=("pyRDDLGym", "rddlrepository"),
+            steps=300),
+    Foreign("lbforaging", "dqn", _of("Foraging-8x8-2p-1f-v3", "lbforaging", wrappers=["mine:OnlyAgent"]),
+            code=_FORAGING, steps=400),
+    Foreign("mpe2", "sac_multiagent", _of("mpe2.simple_spread_v3:parallel_env", continuous_actions=True), steps=200),
+    Foreign("boing-gym", "ppo", _of("Boing-v0", "boing_gym"), steps=300),
+    Foreign("buffalo-gym", "dqn", _of("TiredBuffalo-v0", "buffalo_gym"), steps=400),
+    Foreign("pyflyt", "sac", _of("PyFlyt/QuadX-Hover-v4", "PyFlyt.gym_envs"), steps=300),
+    Foreign("sb3-extra-buffers", "dqn", _of("CartPole-v1"),
+            hyperparameters={"replay_buffer_class": "sb3_extra_buffers.compressed:CompressedReplayBuffer"}, steps=400),
+    Foreign("rl-zoo3", "ppo",
+            _of("Pendulum-v1", wrappers=["mine:rescaled", "mine:ActionNoiseWrapper", "mine:ActionSmoothingWrapper",
+                                         "mine:DelayedRewardWrapper", "mine:HistoryWrapper"]),
+            code=_ZOO, callbacks=("mine:RawStatisticsCallback",), steps=500),
 )  # fmt: skip
 
 

@@ -563,6 +563,21 @@ def test_a_completed_run_goes_on_with_a_larger_total(
     assert len(overrides(store)) == 3
 
 
+def test_a_run_that_a_callback_has_ended_goes_on_if_that_is_asked(
+    s3_root: str, group: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launched = "algorithm: ppo\nenvironment: {id: CartPole-v1}\ntotal_timesteps: 3000\n"
+    store = completed(s3_root, group, launched=launched, ended_early={"by": "Enough", "total_timesteps": 3000})
+    run = ["relaunch", run_url(s3_root, group)]
+    assert main(run) == 64
+    assert "Enough ended it at 2000 timesteps: --continue trains on" in capsys.readouterr().err
+    assert not list(store.list("continued/")) and standing(s3_root, group).outcome == "completed"
+    assert main([*run, "--continue"]) == 0
+    assert [info.key for info in store.list("continued/")] == ["continued/000000002000.json"]
+    assert standing(s3_root, group).outcome is None and Group(group).capacity() == 1
+    assert main([*run, "--continue"]) == 0, "said twice"
+
+
 def test_with_a_schedule_it_is_said_over_what(s3_root: str, group: str, capsys: pytest.CaptureFixture[str]) -> None:
     store = completed(s3_root, group, schedules={"names": ["learning_rate"], "timesteps": 2000})
     run = ["relaunch", run_url(s3_root, group), "--set", "total_timesteps=3000"]

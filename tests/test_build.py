@@ -236,7 +236,7 @@ def test_workers_ignore_signals_and_give_their_state() -> None:
         actions = np.full((2, 1), 0.5, np.float32)
         for _ in range(20):
             env.step(actions)
-        states = [state for state, _ in env.env_method("train_cloud_get_state")]
+        states = [state for state, *_ in env.env_method("train_cloud_get_state")]
         expected = [np.asarray(env.step(actions)[0]).tobytes() for _ in range(300)]
         for index, state in enumerate(states):
             assert env.env_method("train_cloud_set_state", state, indices=[index]) == [None]

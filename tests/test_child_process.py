@@ -138,6 +138,14 @@ def test_a_model_that_cannot_be_exported_is_named_and_tried_again(
     assert main(["status", "a-run", "--store", run.root]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "not exported: the models of 50 timesteps, because" in said
+    home = tmp_path / "home"
+    assert main(["pull", "a-run", "--store", run.root, "--out", str(home)]) == 0
+    assert "exported here, as no session could: checkpoints/checkpoint_50.zip" in capsys.readouterr().out
+    assert {path.name for path in (home / "checkpoints").iterdir()} == {"checkpoint_50.zip", "checkpoint_100.zip"}
+    (home / "checkpoints" / "checkpoint_50.zip").unlink()
+    (home / "checkpoints" / ".checkpoint_50.zip.unfinished").mkdir()
+    assert main(["pull", "a-run", "--store", run.root, "--out", str(home)]) == 0
+    assert "not exported: the models of 50 timesteps, because IsADirectoryError" in capsys.readouterr().err
     assert run.session(options=("--set", "total_timesteps=150")) == 0, run.log()
     assert main(["status", "a-run", "--store", run.root]) == 0
     assert "not exported" not in capsys.readouterr().out

@@ -21,6 +21,7 @@ from stable_baselines3.common.callbacks import (
 
 from train_cloud.checkpoint import read_manifest
 from train_cloud.cli import main
+from train_cloud.operations.relaunch import write_continued
 from train_cloud.operations.rollback import rollback
 from train_cloud.report.status import run_status
 from train_cloud.run import layout
@@ -86,9 +87,13 @@ def test_an_early_end_is_an_end(warm: Any, tmp_path: Path, settings: dict[str, A
     assert main(["report", "a-run", "--store", run.root, "--out", str(page)]) == 0 and reason in page.read_text()
 
     assert run.session() == 64, "the same command"
-    assert "train --continue trains on" in run.log() and run.head() == head
+    assert "--continue trains on" in run.log() and run.head() == head
     assert len(read_sessions(run.store)) == 1
     if settings is ON_POLICY:
+        write_continued(run.store, head)  # as relaunch --continue does
+        reopen(run.store)
+        assert run.session() == 0, run.log()
+        assert run.head().reason == "At250 (Enough) ended it at 500 of 600 timesteps"
         return
     # As if the machine had died between the last commit and the outcome: nothing is trained, and it is said again.
     reopen(run.store)

@@ -20,6 +20,7 @@ from train_cloud.envs.pickling import fingerprint
 from train_cloud.envs.pieces import Pieces, Taking, put
 from train_cloud.envs.state import StatefulEnv, dumps, get_state, loads, set_state
 from train_cloud.envs.trial import choose
+from train_cloud.errors import TrainCloudError
 from train_cloud.generators import get_unseeded, unseeded_follow
 from train_cloud.installed import is_installed
 from train_cloud.sb3.compare import AnyEnvironment, _compare
@@ -176,17 +177,18 @@ def test_a_dict_keyed_by_what_cannot_be_pickled_is_taken_apart() -> None:
     def is_pickled(value: object) -> bytes:
         return dumps(value)
 
-    content: dict[Any, Any] = {types.FunctionType: "a type", local: 3, "plain": [1], "lock": lambda: None}
+    content: dict[Any, Any] = {types.FunctionType: "a type", local: 3, "plain": [1], "made": lambda: None}
     taking = Taking(is_pickled)
     taken = taking.take(content, "table")
     assert isinstance(taken, Pieces) and fingerprint(taken)
     assert {left.path.partition(" at ")[0]: left.harmless for left in taking.left} == {
-        "table['lock']": True,
         "table[<class 'function'>]": False,
         f"table[<function {local.__qualname__}": False,
     }
-    live: dict[Any, Any] = {types.FunctionType: "its own", "plain": [2], "lock": len}
-    assert put(live, loads(dumps(taken))) == {types.FunctionType: "its own", "plain": [1], "lock": len}
+    live: dict[Any, Any] = {types.FunctionType: "its own", "plain": [2], "made": len}
+    assert put(live, loads(dumps(taken))) == {types.FunctionType: "its own", "plain": [1], "made": len}
+    with pytest.raises(TrainCloudError, match="another function is"):
+        put({**live, "made": lambda: 1}, taken)
 
 
 class Whose:

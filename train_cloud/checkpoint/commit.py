@@ -119,6 +119,7 @@ class Committer:
         self._error: BaseException | None = None
         self._deadline = float("inf")
         self._needs: dict[Kept, frozenset[str]] = {}
+        self._encoded: dict[str, bytes] = {}
         self._unreadable: set[Kept] = set()
         self._contents = _contents(manifest) if manifest is not None else {}
         self._written: set[str] = set()
@@ -213,7 +214,7 @@ class Committer:
             others = [each for each in earlier if each.timesteps != manifest.timesteps]
             kept = preserved(self._policy, manifest.episode_return, others, held, lowest=manifest.lower_is_better)
             manifest = manifest.model_copy(update={"kept": kept})
-            reference = writes.put(references.folder + "manifest.json", memoryview(manifest.model_dump_json().encode()))
+            reference = writes.put(references.folder + "manifest.json", memoryview(manifest.encoded(self._encoded)))
         self._before_head()
         self._lease.commit(reference, snapshot.timesteps, outcome=outcome, reason=reason)
         if before is not None:

@@ -124,17 +124,21 @@ def relaunch(
     region: _Region = None,
     overrides: options.Overrides = None,
     schedule_total: options.ScheduleTotal = None,
+    go_on: Annotated[
+        bool, typer.Option("--continue", help="Train on where a callback has ended the run early.")
+    ] = False,
 ) -> None:
     """Start a worker again for a run that was stopped, failed or taken to capacity 0, or with a changed budget.
 
     Clears the outcome, sets the group's capacity to 1; the worker goes on from the last checkpoint. `--set` changes
     the run's budget for good, in an overrides object beside the run file: a completed run goes on with a larger
-    total_timesteps, a stopped one with higher limits.
+    total_timesteps, a stopped one with higher limits. `--continue` trains on where a callback of yours has ended the
+    run before its total.
 
     `train-cloud relaunch s3://bucket/train-cloud/runs/pendulum-sac --set total_timesteps=2e6`
     """
     from train_cloud.checkpoint.survey import refuse
-    from train_cloud.operations.relaunch import check_relaunch
+    from train_cloud.operations.relaunch import check_relaunch, write_continued
     from train_cloud.platforms.ec2.group import RUN_TAG, Group, find_groups
     from train_cloud.run.head import read_head, reopen
     from train_cloud.run.layout import overrides_key, run_url
@@ -150,7 +154,7 @@ def relaunch(
     if read is None and not any(run_store.list()):
         raise InputError("run", run, f"nothing is stored under {run_store.url}: launch it with terraform apply")
     wanted = options.with_schedule_total(overrides, schedule_total)
-    changes = check_relaunch(run_store, read[0] if read else None, wanted)
+    changes = check_relaunch(run_store, read[0] if read else None, wanted, go_on=go_on)
     if group is None:
         found = find_groups(RUN_TAG, run_id, region=region)
         if len(found) != 1:
@@ -163,6 +167,8 @@ def relaunch(
     if changes:
         key = overrides_key(write_overrides(run_store, changes))
         echo(f"{key}: {', '.join(f'{name}={value}' for name, value in changes.items())}, from the next session on")
+    if read is not None and go_on:
+        write_continued(run_store, read[0])
     if read is not None and read[0].outcome is not None:
         reopen(run_store)
         echo(f"{run_id} was {read[0].outcome}" + (f" ({read[0].reason})" if read[0].reason else ""))

@@ -12,6 +12,8 @@ from train_cloud.cli import options
 from train_cloud.cli.terminal import echo
 from train_cloud.errors import InputError, StoreUnavailable, TrainCloudError
 
+_TRAINER = "stable_baselines3"
+
 if TYPE_CHECKING:
     from train_cloud.artifacts.sync import Sync
     from train_cloud.cli.experiment import Group
@@ -109,7 +111,8 @@ def pull(
 ) -> None:
     """Fetch a run's artifacts, and verify them by their checksums.
 
-    What is there already is not fetched again, so that a pull that broke off goes on when it is repeated. Of an
+    What is there already is not fetched again, so that a pull that broke off goes on when it is repeated. Models of
+    kept checkpoints that no session could export are exported here, if the run's packages are. Of an
     experiment, each run's into DIR/LEVEL/LEVEL, and config.json, all_results.json and s3_manifest.json.
 
     `train-cloud pull pendulum-sac --store s3://bucket/train-cloud --what final --what videos`
@@ -131,6 +134,34 @@ def pull(
     echo(f"{done.folder}: {done.fetched} files fetched ({done.bytes / 1e6:,.1f} MB), {done.kept} there already")
     if done.unverified:
         echo(f"no manifest names {', '.join(done.unverified)}: not verified", err=True)
+    if not what:
+        _export_left(root, run_id, done.folder)
+
+
+def _export_left(root: str, run_id: str, folder: Path) -> None:
+    """The models of kept checkpoints that no session could export, and none will any more if the run is over."""
+    from train_cloud import extras
+    from train_cloud.report.status import run_status
+    from train_cloud.run.head import read_head
+    from train_cloud.run.layout import run_url
+    from train_cloud.store import open_store
+
+    left = run_status(root, run_id).not_exported
+    read = read_head(open_store(run_url(root, run_id))) if left is not None else None
+    if left is None or read is None:
+        return
+    if extras.is_here(_TRAINER):
+        from train_cloud.runtime.kept_models import keep
+
+        try:
+            for name in keep(open_store(run_url(root, run_id)), read[0].manifest, folder, ()):
+                echo(f"exported here, as no session could: {name}")
+            return
+        except Exception as error:  # noqa: BLE001 - of the user's code or packages: what was fetched is there
+            left = {**left, "because": f"{type(error).__name__}: {error}"}
+    missing = ", ".join(f"{at:,}" for at in left.get("timesteps", ()))
+    fix = "train-cloud export --at … does it by hand, where the run's code and packages are"
+    echo(f"not exported: the models of {missing} timesteps, because {left.get('because')}; {fix}", err=True)
 
 
 def _pull_experiment(group: Group, what: Sequence[str], out: Path) -> None:

@@ -26,6 +26,7 @@ import gymnasium
 from train_cloud.envs.fresh import Fresh
 from train_cloud.envs.make import FAILURES, Env, One, close, refusing
 from train_cloud.envs.pickling import Outermost, Sections, dumps_apart, layers, loads
+from train_cloud.envs.shared import OfProcess, put_shared
 from train_cloud.envs.state import (
     PROVIDERS,
     Anew,
@@ -176,6 +177,7 @@ class Staged(Outermost):
         self._episode = 0
         self._seed: int | None = None
         self._begun = [False] * len(envs)
+        self._of_process = OfProcess()
         self._own_attributes = frozenset([*vars(self), "_own_attributes"])
 
     @property  # type: ignore[misc]
@@ -206,7 +208,9 @@ class Staged(Outermost):
         elif not self._begun[place] and self._seed is not None:
             seed = _seed_of(self._seed, place)
         self._begun[place] = True
-        return self.env.reset(seed=seed, options=options)
+        shown = self.env.reset(seed=seed, options=options)
+        self._of_process.begin(self.train_cloud_envs)
+        return shown
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         result = self.env.step(action)
@@ -274,14 +278,15 @@ class Staged(Outermost):
             env._reset_info = held if env is self.env else {}  # that dict is the vector's, until the next reset
         return lost
 
-    def train_cloud_get_state(self, known: Collection[str] = ()) -> tuple[bytes | Sections, list[str]]:
+    def train_cloud_get_state(self, known: Collection[str] = ()) -> tuple[bytes | Sections, list[str], list[str]]:
         """As :meth:`StatefulEnv.train_cloud_get_state`."""
 
-        def taken(info: dict[str, Any]) -> tuple[bytes | Sections, list[str]]:
-            state = self.get_states(_provider), generators, info
-            return dumps_apart(state, known, self.train_cloud_envs)
+        def taken(info: dict[str, Any]) -> tuple[bytes | Sections, list[str], list[str]]:
+            state = self.get_states(_provider), generators, info, shared
+            return *dumps_apart(state, known, self.train_cloud_envs), left
 
         with undisturbed() as generators:
+            shared, left = self._of_process.changed()
             try:
                 return taken(self.env._reset_info)
             except FAILURES:
@@ -291,8 +296,11 @@ class Staged(Outermost):
 
     def train_cloud_set_state(self, blob: bytes | Sections) -> Any:
         """As :meth:`StatefulEnv.train_cloud_set_state`."""
-        state, generators, info = loads(blob, self.train_cloud_envs)
+        state, generators, info, *rest = loads(blob, self.train_cloud_envs)
+        shared = rest[0] if rest else {}  # which came later
+        put_shared(shared, self.train_cloud_envs)
         anew = self.set_states(state)
+        put_shared(shared, self.train_cloud_envs)  # once more, as a replay goes through its own
         if anew is None:
             self.env._reset_info.clear()
             self.env._reset_info.update(info)

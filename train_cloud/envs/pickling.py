@@ -7,7 +7,6 @@ import io
 import pickle
 import random
 import sys
-import types
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -16,9 +15,11 @@ from typing import Any, TypeAlias
 import gymnasium
 import numpy as np
 
+from train_cloud.envs.functions import is_local
 from train_cloud.envs.make import Env
 from train_cloud.envs.mujoco import arrays_of, get_data, is_data, made_data
 from train_cloud.envs.parallel import Together, inside
+from train_cloud.envs.pieces import Left, Taking, put_each
 
 #: Their objects hold windows and surfaces; environments make new ones when they find None.
 _VIEWERS = ("highway_env.envs.common.graphics", "highway_env.road.graphics", "moviepy", "pyglet",
@@ -77,10 +78,6 @@ def has_own_getstate(layer: Env) -> bool:
     return setstate is not None and getstate is not None and getstate not in theirs
 
 
-def is_local_function(value: object) -> bool:
-    return isinstance(value, types.FunctionType) and "<" in value.__qualname__
-
-
 _live: ContextVar[Sequence[Env]] = ContextVar("train_cloud_live_environments", default=())
 
 
@@ -89,8 +86,24 @@ def live_layer(env: int, layer: int) -> Env:
 
 
 def content_of(holder: Any, stays: Collection[str]) -> dict[str, Any]:
-    """Its attributes, less what a fresh one has by itself: those that stay, and lambdas, which cannot be pickled."""
-    return {name: value for name, value in vars(holder).items() if name not in stays and not is_local_function(value)}
+    """Its attributes, less those that stay. Of functions that no module has, and that ``pickle`` refuses, it has the
+    variables: a fresh one has the same functions.
+    """
+    taking = Taking(lambda value: check(value, [holder]))
+    return {
+        name: taking.take_function(value, name) if is_local(value) else value
+        for name, value in vars(holder).items()
+        if name not in stays
+    }
+
+
+def left_of_functions(holder: Any, stays: Collection[str]) -> list[Left]:
+    """Variables of such functions that cannot be pickled either."""
+    taking = Taking(lambda value: check(value, [holder]))
+    for name, value in vars(holder).items():
+        if name not in stays and is_local(value):
+            taking.take_function(value, f"{type(holder).__qualname__}.{name}")
+    return taking.left
 
 
 def put_content(holder: Any, content: Mapping[str, Any], stays: Collection[str]) -> None:
@@ -98,7 +111,7 @@ def put_content(holder: Any, content: Mapping[str, Any], stays: Collection[str])
     own = {
         name: value
         for name, value in vars(holder).items()
-        if name in stays or (is_local_function(value) and name not in content)
+        if name in stays or (is_local(value) and name not in content)
     }
     vars(holder).clear()
     vars(holder).update(content)
@@ -136,7 +149,7 @@ def _nested(env: int, layer: int, path: tuple[str, ...], kind: Any) -> Any:
 
 
 def _set_nested(env: Any, content: dict[str, Any]) -> None:
-    put_content(env, content, MADE_WITH)
+    put_content(env, put_each(dict(vars(env)), content), MADE_WITH)
 
 
 def _generator(name: str) -> Any:

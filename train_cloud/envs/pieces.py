@@ -19,7 +19,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from train_cloud.envs import functions
 from train_cloud.envs.make import FAILURES
+from train_cloud.errors import TrainCloudError
 
 #: What a process makes anew and what acts on nothing that is learned: files, locks, loggers, functions made in place.
 HARMLESS: tuple[type, ...] = (
@@ -31,7 +33,6 @@ HARMLESS: tuple[type, ...] = (
     threading.Semaphore,
     type(threading.Lock()),
     type(threading.RLock()),
-    functools.partial,
     types.FunctionType,
     types.ModuleType,
     weakref.ref,
@@ -53,9 +54,10 @@ class Gone(enum.Enum):
 class Pieces:
     """What was taken of an object.
 
-    :ivar how: ``dict``, ``list``, ``tuple`` or ``object``
-    :ivar kind: name of its class
-    :ivar content: of a dict its items, of an object its attributes, else items by index; some of them pieces, some gone
+    :ivar how: ``dict``, ``list``, ``tuple``, ``object``, ``function``, ``method`` or ``partial``
+    :ivar kind: name of its class; of a function what tells its code from another's
+    :ivar content: of a dict its items, of an object its attributes, of a function its variables, else items by index;
+        some of them pieces, some gone
     :ivar nameless: whether the dict has items besides, whose keys cannot be pickled
     """
 
@@ -78,6 +80,9 @@ class Left:
     kind: str
     harmless: bool
 
+    def __str__(self) -> str:
+        return f"{self.path}, a {self.kind}, cannot be saved"
+
 
 @dataclass
 class Taking:
@@ -90,9 +95,12 @@ class Taking:
     pickled: Callable[[object], object]
     left: list[Left] = field(default_factory=list)
     _seen: set[int] = field(default_factory=set)
+    _functions: dict[int, Pieces] = field(default_factory=dict)
 
     def take(self, value: Any, path: str, depth: int = 0) -> Any:
         """The value itself where it can be pickled; else pieces of it, or :attr:`Gone.GONE`."""
+        if functions.is_local(value):
+            return self.take_function(value, path, depth)
         try:
             self.pickled(value)
             return value
@@ -115,6 +123,20 @@ class Taking:
         if all(item is Gone.GONE for item in taken.values()):
             return Gone.GONE
         return Pieces(how, _kind(value), taken, nameless)
+
+    def take_function(self, function: types.FunctionType, path: str, depth: int = 0) -> Any:
+        """A function's variables; also of one that can be pickled, by its name."""
+        if id(function) in self._functions:
+            return self._functions[id(function)]
+        if depth >= _DEEPEST:
+            self.left.append(Left(path, _kind(function), True))
+            return Gone.GONE
+        pieces = self._functions[id(function)] = Pieces("function", functions.code_of(function), {})
+        for name, value in functions.variables_of(function).items():
+            taken = value if type(value) in functions.PLAIN else self.take(value, f"{path}: {name}", depth + 1)
+            if taken is not Gone.GONE:
+                pieces.content[name] = taken
+        return pieces
 
     def _can_be_pickled(self, value: object) -> bool:
         try:
@@ -141,6 +163,10 @@ def put(live: Any, taken: Any) -> Any:
             target.update({key: item for key, item in before.items() if not _can_be_named(key)})
         target.update(put_each(before, taken.content))
         return target
+    if taken.how == "function":
+        return _put_function(live, taken)
+    if taken.how in ("method", "partial"):
+        return _put_call(live, taken)
     if taken.how == "object":
         if _kind(live) != taken.kind:
             return live  # made in another way now: there is nothing to put them into
@@ -157,6 +183,36 @@ def put(live: Any, taken: Any) -> Any:
     return items
 
 
+def _put_function(live: Any, taken: Pieces) -> Any:
+    """Its variables may be others' too: they get new values, and the function stays."""
+    found = live.__func__ if isinstance(live, types.MethodType) else live
+    if not isinstance(found, types.FunctionType) and not taken.content:
+        return live  # made later than a fresh one is restored into
+    if not isinstance(found, types.FunctionType) or functions.code_of(found) != taken.kind:
+        raise TrainCloudError(f"where {taken.kind.partition(' ')[0]} was, another function is, or none")
+    content, taken.content = taken.content, {}  # a function may be among its own variables
+    try:
+        before = functions.variables_of(found)
+        functions.set_variables(found, {name: put(before.get(name), value) for name, value in content.items()})
+    finally:
+        taken.content = content
+    return live
+
+
+def _put_call(live: Any, taken: Pieces) -> Any:
+    """A method of an object, or a function with arguments: what cannot be changed in it is made anew."""
+    inner = _inner(live)
+    if inner is None or inner[0] != taken.how:
+        return live
+    before = dict(inner[1])
+    now = {**before, **put_each(before, taken.content)}
+    if all(now[name] is value for name, value in before.items()):
+        return live
+    if taken.how == "method":
+        return types.MethodType(live.__func__, now["__self__"])
+    return functools.partial(now["func"], *now["args"], **now["keywords"])
+
+
 def put_each(live: Mapping[Any, Any], taken: Mapping[Any, Any]) -> dict[Any, Any]:
     """The same for each item; what is gone and was not there before, is not."""
     return {key: put(live.get(key), item) for key, item in taken.items() if key in live or item is not Gone.GONE}
@@ -167,6 +223,10 @@ def _inner(value: Any) -> tuple[str, Iterable[tuple[Any, Any]]] | None:
         return "dict", list(value.items())
     if type(value) in (list, tuple):
         return type(value).__name__, enumerate(value)
+    if type(value) is functools.partial:
+        return "partial", [("func", value.func), ("args", value.args), ("keywords", value.keywords)]
+    if type(value) is types.MethodType:
+        return "method", [("__self__", value.__self__), ("__func__", value.__func__)]
     kind: Any = type(value)
     reduced = kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__
     getstate = getattr(kind, "__getstate__", None) in (None, getattr(object, "__getstate__", None))

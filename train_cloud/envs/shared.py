@@ -1,4 +1,5 @@
-"""What a user's classes and modules keep outside of any instance: class attributes and module globals.
+"""What a user's classes and modules keep outside of any instance: class attributes, module globals, and variables of
+their functions.
 
 Of the code that environments come from, and of every loaded module that neither Python nor an installed package has
 brought. A fresh process has them as they were when it began to learn; so what has changed since is carried.
@@ -6,6 +7,7 @@ brought. A fresh process has them as they were when it began to learn; so what h
 
 from __future__ import annotations
 
+import multiprocessing
 import random
 import sys
 import types
@@ -16,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from train_cloud.envs.functions import has_variables
 from train_cloud.envs.make import FAILURES, Env
 from train_cloud.envs.pickling import dumps, fingerprint, layers
 from train_cloud.envs.pieces import Gone, Left, Pieces, Taking, put
@@ -32,7 +35,8 @@ _NO_DATA = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionTyp
 #: What takes more in a pickle, arrays not counted, is a table of data, and looked at from outside: whether it is
 #: another one, or of another length.
 _TABLE_BYTES = 4 << 20
-#: Module, class in it or "", attribute.
+#: Module, class in it or "", attribute. Of classes that a function has made, several may have the same name: the second
+#: one's has a number behind it.
 Key = tuple[str, str, str]
 
 
@@ -53,12 +57,7 @@ class Shared:
     _looked_at: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._packages = {
-            kind.__module__.partition(".")[0]
-            for env in self.envs
-            for layer in layers(env)
-            for kind in type(layer).__mro__
-        } - _LIBRARIES
+        self._packages = packages_of(self.envs)
         self._first = {key: self._mark(value) for key, value in self._all()}
 
     def changed(self) -> dict[Key, Any]:
@@ -74,7 +73,9 @@ class Shared:
             if self._mark(value) == before:
                 continue
             taking = Taking(self._pickled)
-            taken = taking.take(value, ".".join(filter(None, key)))
+            path = ".".join(filter(None, key))
+            function = isinstance(value, types.FunctionType)
+            taken = taking.take_function(value, path) if function else taking.take(value, path)
             self.left += taking.left
             if taken is not Gone.GONE:
                 found[key] = taken
@@ -89,6 +90,8 @@ class Shared:
             return value
         if id(value) in self._tables:
             return id(value), len(value) if hasattr(type(value), "__len__") else 0
+        if isinstance(value, types.FunctionType):
+            return fingerprint(Taking(self._pickled).take_function(value, ""), self.envs)[0]
         try:
             mark, size = fingerprint(value, self.envs)
         except FAILURES:
@@ -114,9 +117,9 @@ class Shared:
                 if _is_data(attribute, value):
                     yield (name, "", attribute), value
                 elif isinstance(value, type) and value.__module__ == name:
-                    for inner, content in list(vars(value).items()):
-                        if _is_data(inner, content):
-                            yield (name, value.__qualname__, inner), content
+                    yield from _of_class(value, value.__qualname__)
+        for name, kind in _local_classes(self.envs).items():
+            yield from _of_class(kind, name)
 
     def _is_looked_at(self, name: str, module: Any) -> bool:
         if (
@@ -131,18 +134,72 @@ class Shared:
         return isinstance(path, str) and not is_installed(path)
 
 
+def packages_of(envs: Sequence[Env]) -> set[str]:
+    """That the layers of environments come from."""
+    kinds = (kind for env in envs for layer in layers(env) for kind in type(layer).__mro__)
+    return {kind.__module__.partition(".")[0] for kind in kinds} - _LIBRARIES
+
+
+class OfProcess:
+    """The same for environments that have a process to themselves; in the training's own, others see to it."""
+
+    def __init__(self) -> None:
+        self._shared: Shared | None = None
+
+    def begin(self, envs: Sequence[Env]) -> None:
+        """After the first reset: as far as a session is when it is given the state of another."""
+        if self._shared is None and multiprocessing.parent_process() is not None:
+            self._shared = Shared(envs)
+
+    def changed(self) -> tuple[dict[Key, Any], list[str]]:
+        """:return: as of :meth:`Shared.changed`, and what cannot be saved, in words"""
+        if self._shared is None:
+            return {}, []
+        return self._shared.changed(), [str(left) for left in self._shared.left if not left.harmless]
+
+
+def _of_class(kind: type, name: str) -> Iterator[tuple[Key, Any]]:
+    for attribute, content in list(vars(kind).items()):
+        plain = content.__func__ if isinstance(content, staticmethod | classmethod) else content
+        plain = plain.fget if isinstance(plain, property) else plain
+        if _is_data(attribute, plain):
+            yield (kind.__module__, name, attribute), plain
+
+
+def _local_classes(envs: Sequence[Env]) -> dict[str, type]:
+    """Of the environments' layers, those that functions have made, by name."""
+    found: dict[str, type] = {}
+    kinds = dict.fromkeys(kind for env in envs for layer in layers(env) for kind in type(layer).__mro__)
+    for kind in kinds:
+        if "<" in kind.__qualname__ and kind.__module__.partition(".")[0] not in _LIBRARIES - {"__main__"}:
+            name, number = kind.__qualname__, 1
+            while name in found:
+                number += 1
+                name = f"{kind.__qualname__} {number}"
+            found[name] = kind
+    return found
+
+
 def _is_data(name: str, value: Any) -> bool:
+    if isinstance(value, types.FunctionType):
+        return has_variables(value) and (value.__module__ or "").partition(".")[0] not in _LIBRARIES - {"__main__"}
     if name.startswith("__") and name.endswith("__"):
         return False
     return not isinstance(value, _NO_DATA) and not name.startswith("_abc_") and not hasattr(type(value), "__set_name__")
 
 
-def put_shared(changed: Mapping[Key, Any]) -> None:
-    """The counterpart of :meth:`Shared.changed`, in a process that has loaded the same modules."""
+def put_shared(changed: Mapping[Key, Any], envs: Sequence[Env] = ()) -> None:
+    """The counterpart of :meth:`Shared.changed`, in a process that has loaded the same modules.
+
+    :param envs: as they were given there
+    """
+    local = _local_classes(envs)
     for (module, kind, name), value in changed.items():
-        owner: Any = sys.modules.get(module)
-        for part in kind.split(".") if kind else ():
-            owner = getattr(owner, part, None)
+        owner: Any = local.get(kind) if kind else sys.modules.get(module)
+        if kind and owner is None:
+            owner = sys.modules.get(module)
+            for part in kind.split("."):
+                owner = getattr(owner, part, None)
         if owner is not None:
             _put(owner, name, value)
 
@@ -151,7 +208,11 @@ def _put(owner: Any, name: str, value: Any) -> None:
     """In place where that is possible: others may have imported the very object."""
     live: Any = vars(owner).get(name)
     if isinstance(value, Pieces):
-        setattr(owner, name, put(live, value))
+        if value.how == "function":
+            plain = live.__func__ if isinstance(live, staticmethod | classmethod) else live
+            put(plain.fget if isinstance(plain, property) else plain, value)
+        else:
+            setattr(owner, name, put(live, value))
     elif type(live) is not type(value) or not _put_in_place(live, value):
         setattr(owner, name, value)
 

@@ -49,6 +49,7 @@ from train_cloud.envs.pickling import (
     dumps_apart,
     fingerprint,
     has_own_getstate,
+    left_of_functions,
     live_layer,
     put_content,
 )
@@ -56,7 +57,7 @@ from train_cloud.envs.pickling import dumps as dumps
 from train_cloud.envs.pickling import layers as layers
 from train_cloud.envs.pickling import loads as loads
 from train_cloud.envs.pieces import Gone, Left, Taking, put, put_each
-from train_cloud.envs.shared import SCALARS, Shared, put_shared
+from train_cloud.envs.shared import SCALARS, OfProcess, Shared, put_shared
 from train_cloud.envs.sticky import StickyALE
 from train_cloud.errors import TrainCloudError
 from train_cloud.generators import get_unseeded, set_unseeded
@@ -70,6 +71,9 @@ _MONITOR = "stable_baselines3.common.monitor"
 _GROWING = {"rewards": "d", "episode_returns": "d", "episode_lengths": "q", "episode_times": "d"}
 #: Where checkpoints of earlier versions look for it.
 _live_layer = live_layer
+
+#: Providers that have the base's attributes.
+_BY_ATTRIBUTES = ("mujoco", "ale", "pickle")
 
 REPLAY_MAX_STEPS = 10_000
 MAKES_GENERATORS = "the environment makes generators without a seed in its step()"
@@ -109,6 +113,7 @@ class StatefulEnv(Outermost):
         self.record: Record | None = None
         self._lasting: Lasting | None = None
         self._outside = Outside(layers(env))
+        self._of_process = OfProcess()
         # The very dict that a process of SubprocVecEnv keeps, and sends along with every step until the next reset.
         self._reset_info: dict[str, Any] = {}
         self._own_attributes = frozenset([*vars(self), "_own_attributes"])
@@ -123,6 +128,7 @@ class StatefulEnv(Outermost):
             self._outside.look()
         if recorded and self._lasting is None:
             self._lasting = Lasting(self.env)
+        self._of_process.begin([self])
         if self._uncopied:
             self._reset_info = Info(self._reset_info, self._uncopied)
         return observation, self._reset_info
@@ -179,23 +185,30 @@ class StatefulEnv(Outermost):
         """Attributes that somebody has set here (``set_attr``)."""
         return {name: value for name, value in vars(self).items() if name not in self._own_attributes}
 
-    def train_cloud_get_state(self, known: Collection[str] = ()) -> tuple[bytes | Sections, list[str]]:
-        """For ``env_method``: the state, with this worker process's global generators.
+    def train_cloud_get_state(self, known: Collection[str] = ()) -> tuple[bytes | Sections, list[str], list[str]]:
+        """For ``env_method``: the state, with this worker process's global generators, and what classes, modules and
+        functions in it have changed.
 
         :param known: names of large contents that the caller has, see :func:`dumps_apart`
+        :return: as of :func:`dumps_apart`, and what cannot be saved, in words
         """
         with undisturbed() as generators:
+            shared, left = self._of_process.changed()
             try:
-                return dumps_apart((get_state(self), generators, self._reset_info), known, [self])
+                taken = dumps_apart((get_state(self), generators, self._reset_info, shared), known, [self])
             except FAILURES:
                 take_apart(self)
-                return dumps_apart((get_state(self), generators, Info({}, frozenset())), known, [self])
+                taken = dumps_apart((get_state(self), generators, Info({}, frozenset()), shared), known, [self])
+            return *taken, left
 
     def train_cloud_set_state(self, blob: bytes | Sections) -> Any:
         """For ``env_method``: the counterpart; returns what :func:`set_state` returns."""
         held = self._reset_info
-        state, generators, *info = loads(blob, [self])
+        state, generators, *rest = loads(blob, [self])
+        info, shared = rest[:1], rest[1] if len(rest) > 1 else {}  # which came later
+        put_shared(shared, [self])
         anew = set_state(self, state)
+        put_shared(shared, [self])  # once more, as a replay goes through its own
         now = [self._reset_info] if anew is not None else info
         if now and now[0] is not held:
             held.clear()
@@ -321,12 +334,15 @@ def take_apart(env: Env) -> None:
             _in_pieces.add(layer)
 
 
-def left_out(env: Env) -> list[Left]:
-    """What of such wrappers is not taken: it stays as the fresh wrapper has it."""
+def left_out(env: Env, provider: str) -> list[Left]:
+    """What of such wrappers, and of functions that layers hold, is not taken: it stays as a fresh one has it."""
     taking = Taking(lambda value: dumps(value, [env]))
-    for layer in layers(env)[:-1]:
+    *wrappers, base = layers(env)
+    for layer in wrappers:
         for name, value in attributes(layer).items() if layer in _in_pieces else ():
             taking.take(value, f"{type(layer).__qualname__}.{name}")
+    for layer in [*wrappers, base] if provider in _BY_ATTRIBUTES else wrappers:
+        taking.left += left_of_functions(layer, kept(layer))
     return taking.left
 
 
@@ -779,7 +795,7 @@ class _Replay:
         if before.np_random is None and isinstance(base, gymnasium.Env):
             base._np_random = None
         Lasting.put(base, before.base)
-        put_shared(before.shared or {})
+        put_shared(before.shared or {}, [env])
         _set_generators(before, base)
         set_unseeded(getattr(record, "unseeded", None))  # which came later; the process's own is put back at the end
         again = Record(b"", None, None, chained=record.chained)

@@ -272,7 +272,7 @@ def play_first(make_env: MakeEnv, names: Sequence[str], replay_max_steps: int) -
                     done.refused[name] = f"taking the state: {_in_words(error)}"
         done.generators = process_generators()
         done.shared = dumps(shared.changed(), [env])
-        done.notes += [f"{left.path}, a {left.kind}, cannot be saved" for left in shared.left if not left.harmless]
+        done.notes += [str(left) for left in shared.left if not left.harmless]
         _play(env, space, _COMPARED, done, beyond_end=True)
         if "replay" in done.states and not _equal(_global(generators), _global(process_generators())):
             done.refused["replay"] = "the environment draws from Python's, NumPy's or torch's global generator"
@@ -298,9 +298,9 @@ def _taken(env: Env, name: str) -> bytes:
     except FAILURES:
         take_apart(env)
         state = dumps(PROVIDERS[name].get(env), [env])
-    for left in left_out(env):
+    for left in left_out(env, name):
         if not left.harmless:
-            raise TrainCloudError(f"{left.path}, a {left.kind}, cannot be saved")
+            raise TrainCloudError(str(left))
     return state
 
 
@@ -319,9 +319,9 @@ def play_second(make_env: MakeEnv, name: str, state: bytes, first: First, replay
         found = First()
         try:
             shared = loads(first.shared, [env])
-            put_shared(shared)
+            put_shared(shared, [env])
             PROVIDERS[name].set(env, loads(state, [env]))
-            put_shared(shared)  # once more, as a replay has gone through its own
+            put_shared(shared, [env])  # once more, as a replay has gone through its own
             for what in first.inputs:
                 _go(env, what, found)
                 differs = difference(first.outputs[len(found.outputs) - 1], found.outputs[-1])

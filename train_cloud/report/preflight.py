@@ -99,7 +99,7 @@ def check_budget(store: ObjectStore, head: Head, run_file: RunFile, *, train_on:
         raise InputError(
             "run_id",
             run_file.run_id,
-            f"completed already, {early['by']} ended it at {head.timesteps} timesteps: train --continue trains on, "
+            f"completed already, {early['by']} ended it at {head.timesteps} timesteps: --continue trains on, "
             f"and so does a larger total_timesteps than {early['total_timesteps']}; or choose another run_id",
         )
     if run_file.schedule_total is None and (change := schedule_change(facts, run_file)):

@@ -33,6 +33,8 @@ EVALUATIONS = "evaluations/"
 #: Jobs of a service that were created for it, and what each was told to do.
 JOBS = "jobs/"
 LAUNCHES = "launches/"
+#: That somebody wants a run to go on which a callback had ended.
+CONTINUED = "continued/"
 
 
 def is_run_id(name: str) -> bool:
@@ -173,3 +175,8 @@ def launch_key(digest: str) -> str:
 def told_key(session: int, news: str) -> str:
     """A record that people were told how a session went; without its ``.json`` a prefix of such keys."""
     return f"{TOLD}{session:06d}-{news}"
+
+
+def continued_key(timesteps: int) -> str:
+    """A record that the run is to go on where a callback had ended it at ``timesteps``."""
+    return f"{CONTINUED}{timesteps:012d}.json"

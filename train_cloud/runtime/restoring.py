@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from train_cloud.checkpoint import restore
 from train_cloud.report.preflight import schedule_change
+from train_cloud.run import layout
 from train_cloud.run.session import SessionRecord, read_sessions
 from train_cloud.runtime import reproducibility
 from train_cloud.runtime.acquire import Acquired, Begun
@@ -62,7 +63,10 @@ def begin_restore(
     if inputs.evaluations is not None:
         inputs.evaluations.resume(manifest)
     early = manifest.facts.get(ENDED_EARLY)
-    train_on = inputs.train_on or (early is not None and inputs.config.total_timesteps > early["total_timesteps"])
+    train_on = inputs.train_on
+    if early is not None and not train_on:
+        asked = inputs.config.total_timesteps > early["total_timesteps"]
+        train_on = asked or any(inputs.store.list(layout.continued_key(manifest.timesteps)))
     total, arrived = manifest.bytes(), [0]
 
     def received(size: int) -> None:

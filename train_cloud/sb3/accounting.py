@@ -104,6 +104,8 @@ LISTED: dict[str, str] = {
         ),
         "how the last rollout was cut: made anew before the buffer is read",
     ),
+    "train_cloud.envs.state.StatefulEnv._of_process": "what classes are compared with: made by each session",
+    "train_cloud.envs.curriculum.Staged._of_process": "what classes are compared with: made by each session",
     "gymnasium.core.Env.metadata": "how an environment can be shown: of its class",
     "stable_baselines3.common.vec_env.base_vec_env.VecEnv.metadata": "how an environment can be shown: of its class",
     "gymnasium.core.Env.spec": "how the environment was made: a session makes it so again",

@@ -37,6 +37,7 @@ from stable_baselines3.common.vec_env import (
 
 from train_cloud.config.current import artifact_folders
 from train_cloud.envs.make import FAILURES
+from train_cloud.envs.shared import packages_of
 from train_cloud.envs.state import (
     dumps,
     follow,
@@ -48,11 +49,20 @@ from train_cloud.envs.state import (
 from train_cloud.errors import InputError, TrainCloudError
 from train_cloud.sb3.compare import read_state
 from train_cloud.sb3.contents import Contents, size_of
-from train_cloud.sb3.kinds import OF_A_CALLBACK, kind_of
+from train_cloud.sb3.kinds import OF_A_CALLBACK, also_own, kind_of
 from train_cloud.sb3.objects import Objects, Root
 from train_cloud.sb3.pickling import LEFT, OWN, Whole, as_numpy
 from train_cloud.sb3.replay import Ring
-from train_cloud.sb3.vectorized import get_single, get_vecenv, look, reached, set_single, set_vecenv, singles
+from train_cloud.sb3.vectorized import (
+    get_single,
+    get_vecenv,
+    left_in_processes,
+    look,
+    reached,
+    set_single,
+    set_vecenv,
+    singles,
+)
 from train_cloud.snapshot import Array, Part, Rows, Snapshot
 
 REPLAY = "replay"
@@ -164,8 +174,13 @@ class Capture:
             self._found[path] = _aliases(learner.model)
         for path, callback in self._callbacks.items():
             roots.append(Root(path, callback, _attributes_to_look_at(callback)))
+        also_own(packages_of(singles(self._env)))
         self._objects = Objects(
-            roots, elsewhere, optimizers, gradients=any(_has_own_train(one.model) for one in self._learners.values())
+            roots,
+            elsewhere,
+            optimizers,
+            gradients=any(_has_own_train(one.model) for one in self._learners.values()),
+            classes=[type(layer) for single in singles(self._env) for layer in layers(single)],
         )
         found = singles(self._env)
         for other in self._objects.environments.values():
@@ -195,6 +210,7 @@ class Capture:
         objects = self.objects
         return [
             *(f"{path}: {reason}" for path, reason in objects.not_kept.items()),
+            *(f"environments: {left}" for left in left_in_processes(self._env)),
             *(f"{path}: the checkpoint has it, and this session's program has not" for path in objects.missing),
         ]
 

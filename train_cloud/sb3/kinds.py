@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Executor
 from pathlib import Path, PurePath
 from typing import Any
@@ -240,7 +240,20 @@ def _is_own_module(name: str) -> bool:
     path = getattr(sys.modules.get(name), "__file__", None)
     if not isinstance(path, str) or not Path(path).is_absolute():
         return False
-    return not is_installed(path)
+    return root in _of_environments or not is_installed(path)
+
+
+#: Installed packages whose classes and modules are looked at as the user's own are.
+_of_environments: set[str] = set()
+
+
+def also_own(packages: Collection[str]) -> None:
+    """From now on these count as the user's own code: environments come from them."""
+    if not _of_environments.issuperset(packages):
+        _of_environments.update(packages)
+        cached: tuple[Any, ...] = (is_own, _is_own_module, _kind_of_class)
+        for function in cached:
+            function.cache_clear()
 
 
 def own_modules() -> list[str]:

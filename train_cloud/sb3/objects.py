@@ -19,7 +19,7 @@ import pickle
 import sys
 import types
 import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -155,6 +155,7 @@ class Objects:
     :param elsewhere: objects that somebody else saves, by name: never looked into
     :param optimizers: whose states are saved by somebody else, as long as they have the same parameters
     :param gradients: whether the gradients of tensors that somebody else saves are state
+    :param classes: whose own attributes and functions are looked at besides, as far as they are of the user's code
     """
 
     def __init__(
@@ -164,6 +165,7 @@ class Objects:
         optimizers: Sequence[torch.optim.Optimizer] = (),
         *,
         gradients: bool = False,
+        classes: Iterable[type] = (),
     ) -> None:
         self.roots = list(roots)
         self.not_kept: dict[str, str] = {}
@@ -202,6 +204,8 @@ class Objects:
                 self._look(f"{root.path}.{name}", value)
             self._look_at(_classes_of(type(root.obj)))
         self._always = False
+        for kind in dict.fromkeys(classes):
+            self._look_at(_classes_of(kind))
         for name in own_modules():
             if self._looked_at <= MOST:
                 self._look_at_module(name)

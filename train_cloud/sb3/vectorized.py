@@ -244,7 +244,7 @@ def _planned(inner: Sequence[Any]) -> Plan:
         return Plan("own")
     tree = tree_of(base)
     left = next((left for left in _take_apart(tree) if not left.harmless), None)
-    because = f"{left.path}, a {left.kind}, cannot be saved" if left is not None else ""
+    because = str(left) if left is not None else ""
     for single in tree.singles.values() if not because else ():
         choice = choice_of(single)
         because = because or ("" if choice.exact else choice.because)
@@ -284,7 +284,7 @@ def look(env: VecEnv) -> list[str]:
     known = [*plan.tree.all(), *inner]
     left = [left for layer in inner[: len(inner) if plan.how == "dummy" else -1]
             for left in _look_at(layer, known, f"{type(layer).__qualname__}.")]  # fmt: skip
-    told = [f"{one.path}, a {one.kind}, cannot be saved" for one in left if not one.harmless]
+    told = [str(one) for one in left if not one.harmless]
     if plan.because:
         told.append(plan.because)
     elif plan.how == "dummy":
@@ -333,6 +333,14 @@ def get_vecenv(env: VecEnv, provider_of: ProviderOf) -> list[dict[str, Any]]:
 
 #: Large contents of environments in processes of their own, by name, as of the last time.
 _sent: weakref.WeakKeyDictionary[VecEnv, dict[str, bytes]] = weakref.WeakKeyDictionary()
+_left: weakref.WeakKeyDictionary[VecEnv, list[str]] = weakref.WeakKeyDictionary()
+
+
+def left_in_processes(env: VecEnv) -> list[str]:
+    """What classes, modules and functions have changed in the environments' own processes and cannot be saved, as of
+    the last time.
+    """
+    return _left.get(layers_of(env)[-1], [])
 
 
 def _from_processes(base: Any) -> list[bytes | Sections]:
@@ -346,17 +354,18 @@ def _from_processes(base: Any) -> list[bytes | Sections]:
         others = range(len(taken), base.num_envs)
         taken += base.env_method("train_cloud_get_state", frozenset(known), indices=others)
     known = {**known, **_contents_in(taken)}
-    _sent[base] = {name: known[name] for _, names in taken for name in names}
+    _sent[base] = {name: known[name] for _, names, *_ in taken for name in names}
+    _left[base] = list(dict.fromkeys(left for _, _, *several in taken for left in (several[0] if several else ())))
     return [
         Sections(state.rest, state.at, [known[name] for name in names]) if isinstance(state, Sections) else state
-        for state, names in taken
+        for state, names, *_ in taken
     ]
 
 
-def _contents_in(taken: Sequence[tuple[bytes | Sections, Sequence[str]]]) -> dict[str, bytes]:
+def _contents_in(taken: Sequence[tuple[Any, ...]]) -> dict[str, bytes]:
     return {
         name: content
-        for state, names in taken
+        for state, names, *_ in taken
         if isinstance(state, Sections)
         for name, content in zip(names, state.large, strict=True)
         if content is not None
@@ -559,7 +568,7 @@ def _play_second(copied: bytes, providers: Mapping[str, str], played: _Played) -
     env.reset()
     env.step(np.stack([env.action_space.sample() for _ in range(env.num_envs)]))
     set_process_generators(played.generators)
-    put_shared(loads(played.shared, tree.all()))
+    put_shared(loads(played.shared, tree.all()), [*tree.singles.values()])
     _set_tree(tree, loads(played.state, tree.all()))
     for number, (actions, expected) in enumerate(zip(played.actions, played.outputs, strict=True)):
         differs = difference(expected, _shown(env.step(actions)))
