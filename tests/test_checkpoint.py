@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 
 from train_cloud.checkpoint import Committer, Kept, compaction, find, read_manifest, restore
 from train_cloud.checkpoint.format import Filled, contents_of, drop_successors, join, pack, unpack
-from train_cloud.checkpoint.manifest import Manifest, Segment
+from train_cloud.checkpoint.manifest import Manifest, Segment, Stream
 from train_cloud.checkpoint.preserve import preserved
 from train_cloud.config import Preservation
 from train_cloud.envs.pickling import content_name
@@ -282,6 +282,30 @@ def test_checkpoints_build_on_each_other_and_old_ones_go(store: ObjectStore) -> 
     keys = [info.key for info in store.list("")]
     assert sum(key.endswith("manifest.json") for key in keys) == 3
     assert len([key for key in keys if key.startswith(layout.REPLAY)]) <= 2 * (CAPACITY // 10 + 3)
+
+
+def test_a_manifest_is_encoded_as_pydantic_does_it_and_nothing_twice() -> None:
+    def segment(number: int) -> Segment:
+        return Segment(first=9 * number, last=9 * number + 9, key=f"s{number}", size=7, crc64nvme=2**63 + number)
+
+    def manifest(first: int, last: int) -> Manifest:
+        segments = tuple(map(segment, range(first, last)))
+        kept = (Kept(timesteps=4, manifest=Reference(key="kept", size=1, crc64nvme=1, hmac="ab"), rows=last % 2 == 0),)
+        facts = {"streams": {}, "kept": [], "facts": '"segments":[]', "none": float("nan"), "ü": [1, {"a": None}]}
+        return Manifest(
+            timesteps=9 * last, session=1, restart=0, created="now", kept=kept, facts=facts,
+            parts={name: Reference(key=name, size=1, crc64nvme=3) for name in ("model", "streams", "kept")},
+            streams={name: Stream(capacity=9, last=9 * last, successors={"b": "a"}, segments=segments)
+                     for name in ("replay", "segments")},
+        )  # fmt: skip
+
+    known: dict[str, bytes] = {}
+    for each in (manifest(0, 5), manifest(2, 6), manifest(2, 7)):
+        before = dict(known)
+        assert each.encoded(known) == each.model_dump_json().encode()
+        assert all(known[key] is before[key] for key in known.keys() & before.keys())
+    assert known.keys() == {"s2", "s3", "s4", "s5", "s6", "kept False"}
+    assert '"first":18' in known["s2"].decode()
 
 
 def test_an_unchanged_part_is_sent_once(store: ObjectStore) -> None:
