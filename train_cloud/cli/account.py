@@ -124,7 +124,7 @@ def relaunch(
     region: _Region = None,
     overrides: options.Overrides = None,
     schedule_total: options.ScheduleTotal = None,
-    go_on: Annotated[
+    train_on: Annotated[
         bool, typer.Option("--continue", help="Train on where a callback has ended the run early.")
     ] = False,
 ) -> None:
@@ -154,7 +154,7 @@ def relaunch(
     if read is None and not any(run_store.list()):
         raise InputError("run", run, f"nothing is stored under {run_store.url}: launch it with terraform apply")
     wanted = options.with_schedule_total(overrides, schedule_total)
-    changes = check_relaunch(run_store, read[0] if read else None, wanted, go_on=go_on)
+    changes = check_relaunch(run_store, read[0] if read else None, wanted, train_on=train_on)
     if group is None:
         found = find_groups(RUN_TAG, run_id, region=region)
         if len(found) != 1:
@@ -167,7 +167,7 @@ def relaunch(
     if changes:
         key = overrides_key(write_overrides(run_store, changes))
         echo(f"{key}: {', '.join(f'{name}={value}' for name, value in changes.items())}, from the next session on")
-    if read is not None and go_on:
+    if read is not None and train_on:
         write_continued(run_store, read[0])
     if read is not None and read[0].outcome is not None:
         reopen(run_store)

@@ -17,12 +17,12 @@ from train_cloud.store import ObjectStore
 
 
 def check_relaunch(
-    store: ObjectStore, head: Head | None, overrides: Sequence[str], *, go_on: bool = False
+    store: ObjectStore, head: Head | None, overrides: Sequence[str], *, train_on: bool = False
 ) -> Mapping[str, object]:
     """Whether the run may go on, with ``overrides`` on top of what was set before. Writes nothing.
 
     :param overrides: ``key=value``, of the budget
-    :param go_on: also where a callback has ended it before its total
+    :param train_on: also where a callback has ended it before its total
     :return: what is to be written as the run's next overrides
     :raises InputError: a field that is no part of the budget, that is wrong, or that leaves nothing to do
     """
@@ -42,7 +42,7 @@ def check_relaunch(
     values = {key: value for key, value in launched.items() if key != "code"}
     run_file = parse_run_file(values, extra={**read_overrides(store)[1], **changes})
     if head is not None:
-        check_budget(store, head, run_file, go_on=go_on)
+        check_budget(store, head, run_file, train_on=train_on)
     return changes
 
 
