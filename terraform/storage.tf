@@ -43,7 +43,7 @@ locals {
       [for mark in fileset(folder, "**/{CACHEDIR.TAG,pyvenv.cfg}") : "${dirname(mark)}/" if dirname(mark) != "."],
       [
         for file in fileset(folder, "**/runs/*/{run,head}.json") : [
-          for kind in ["runs", "experiments"] : trimprefix("${dirname(dirname(dirname(file)))}/${kind}/", "./")
+          for kind in ["runs", "experiments", "pipelines"] : trimprefix("${dirname(dirname(dirname(file)))}/${kind}/", "./")
         ]
       ],
     ]))
@@ -58,7 +58,7 @@ locals {
     for id, folder in local.user_folder : id => folder == null ? [] : [
       for file in setsubtract(fileset(folder, "**"), local.user_excluded[id]) : file
       if !anytrue([for never in local.never_folders[id] : startswith(file, never)]) && !(can(regex("\\.ya?ml$", file)) && anytrue([
-        for keys in [["run_id"], ["experiment", "(base|vary)"]] : alltrue([
+        for keys in [["run_id"], ["experiment", "(base|vary)"], ["name", "sessions"]] : alltrue([
           for key in keys : can(regex("(?m)^(\\{\\s*)?[\"']?${key}[\"']?\\s*:", file("${folder}/${file}")))
         ])
       ]))

@@ -97,6 +97,7 @@ def test_completion_can_be_shown() -> None:
 FROZEN = {
     "TrainCloudError": 1,
     "InputError": 64,
+    "Findings": 64,
     "NotYet": 64,
     "Refused": 64,
     "NotInstalled": 64,

@@ -25,8 +25,10 @@ from train_cloud import former_names
 if TYPE_CHECKING:
     from train_cloud.config import RunFile, load_run_file
     from train_cloud.config.current import artifact_folder, run_file
+    from train_cloud.config.pipeline import PipelineSession
     from train_cloud.data.frames import frames
     from train_cloud.errors import Fenced, InputError, Interrupted, TrainCloudError
+    from train_cloud.experiments.pipeline.library import Pipeline, SessionResult
     from train_cloud.operations.export import export
     from train_cloud.operations.train import train
     from train_cloud.pytorch.batches import batches
@@ -42,8 +44,11 @@ __all__ = [
     "InputError",
     "Interrupted",
     "ObjectStore",
+    "Pipeline",
+    "PipelineSession",
     "RunFile",
     "RunStatus",
+    "SessionResult",
     "TrainCloudError",
     "__version__",
     "artifact_folder",
@@ -66,8 +71,11 @@ _HOMES = {
     "InputError": "train_cloud.errors",
     "Interrupted": "train_cloud.errors",
     "ObjectStore": "train_cloud.store",
+    "Pipeline": "train_cloud.experiments.pipeline.library",
+    "PipelineSession": "train_cloud.config.pipeline",
     "RunFile": "train_cloud.config",
     "RunStatus": "train_cloud.report.status",
+    "SessionResult": "train_cloud.experiments.pipeline.library",
     "TrainCloudError": "train_cloud.errors",
     "artifact_folder": "train_cloud.config.current",
     "batches": "train_cloud.pytorch.batches",

@@ -4,6 +4,7 @@
 
     TrainCloudError                    1   failed
     ├── InputError (ValueError)       64   a run file, option or variable is wrong: fix it, nothing was changed
+    │   ├── Findings                  64   several of them at once, a line each
     │   └── NotYet                    64   valid in the schema, not implemented in this version
     ├── Refused                       64   the same, found by a process of ours
     ├── NotInstalled                  64   it takes an extra of the package that is not installed
@@ -30,6 +31,8 @@ The exit codes follow sysexits.h: 64 EX_USAGE, 73 EX_CANTCREAT, 75 EX_TEMPFAIL.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from train_cloud.safe_text import is_private, masked
 
 EXIT_COMPLETED = 0
@@ -50,6 +53,8 @@ class InputError(TrainCloudError, ValueError):
     """
 
     exit_code = 64
+    beside: tuple[InputError, ...] = ()
+    """What was found besides, where all is told at once."""
 
     def __init__(self, field: str, value: object, fix: str) -> None:
         self.field = field
@@ -71,6 +76,22 @@ def _shown(field: str, value: object) -> str:
     if isinstance(value, dict):
         value = {key: "***" if is_private(str(key)) else item for key, item in value.items()}
     return masked(repr(value))
+
+
+class Findings(InputError):
+    """Several values that cannot be used; each is told on a line of its own.
+
+    :ivar every: the findings, at least one
+    """
+
+    def __init__(self, every: Sequence[InputError]) -> None:
+        self.every = tuple(every)
+        first = self.every[0]
+        super().__init__(first.field, first.value, first.fix)
+        self.args = ("\n".join(str(each) for each in self.every),)
+
+    def __reduce__(self) -> tuple[type[Findings], tuple[tuple[InputError, ...]]]:  # type: ignore[override]
+        return type(self), (self.every,)
 
 
 class Refused(TrainCloudError):

@@ -69,7 +69,7 @@ AWS_VARIABLES = {"MOTO_IAM_LOAD_MANAGED_POLICIES": "true", "MOTO_ENABLE_AMI_VALI
 #: What a source is for that none of the project's modules is in.
 _UPLOADED = "uploaded"
 #: Commands of the project that start processes of it themselves.
-_STARTING = {"train", "prove", "validate", "finish", "rehearse", "seeds"}
+_STARTING = {"train", "prove", "validate", "finish", "pipeline", "rehearse", "seeds"}
 #: Variables that are looked at before the first line of a main module, or by torch when it is imported.
 _AT_START = ("PYTHON", "OMP_", "MKL_", "OPENBLAS_", "LD_", "ATEN_", "ONEDNN_", "CUDA_", "MALLOC_", "KMP_")
 #: Of these, what can be done for a forked process too, or does not matter to it.

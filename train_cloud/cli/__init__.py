@@ -23,6 +23,7 @@ from train_cloud.cli import (
     files,
     init,
     launch,
+    pipeline,
     record,
     rehearse,
     report,
@@ -31,7 +32,7 @@ from train_cloud.cli import (
     train,
     worker,
 )
-from train_cloud.errors import Interrupted, TrainCloudError
+from train_cloud.errors import Findings, Interrupted, TrainCloudError
 from train_cloud.installed import is_installed
 from train_cloud.safe_text import adopt, clean, guarded, show_traceback
 
@@ -94,6 +95,7 @@ for module in (
     files,
     architectures,
     rehearse,
+    pipeline,
     report,
     compare,
     artifacts,
@@ -152,7 +154,8 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _refused(error: TrainCloudError) -> int:
-    print(f"train-cloud: {' '.join(clean(str(error)).split())}", file=sys.stderr)
+    for each in error.every if isinstance(error, Findings) else (error,):
+        print(f"train-cloud: {' '.join(clean(str(each)).split())}", file=sys.stderr)
     return error.exit_code
 
 

@@ -3,8 +3,8 @@
 People keep everything in one folder: scripts, run files, the store, what their tools leave, and what the script writes
 while it trains. Only the first of these is what was launched. So a file is one of
 
-- nothing to the run (:data:`NEVER`, run files and experiment files, stores, environments and caches by their own
-  marks): neither sent to a worker nor compared
+- nothing to the run (:data:`NEVER`, run files, experiment files and pipeline files, stores, environments and caches by
+  their own marks): neither sent to a worker nor compared
 - program text (:data:`PROGRAM`): any that is changed, new or gone makes another run
 - anything else, data for example: compared with what was there when the run was launched, unless it is for people
   (:data:`INERT`), or was written while the run trained, which makes it the run's own output. What was not there is none
@@ -70,6 +70,10 @@ PROGRAM = frozenset(
 INERT = ("**/*.md", "**/*.rst", "**/*.ipynb", "**/*.log", "**/logs/**", "**/LICENSE*", "**/.gitignore")
 
 _RUN_FILE = re.compile(rb"""^(\{\s*)?["']?run_id["']?\s*:""", re.MULTILINE)
+_PIPELINE_FILE = (
+    re.compile(rb"""^(\{\s*)?["']?name["']?\s*:""", re.MULTILINE),
+    re.compile(rb"""^(\{\s*)?["']?sessions["']?\s*:""", re.MULTILINE),
+)
 _EXPERIMENT_FILE = (
     re.compile(rb"""^(\{\s*)?["']?experiment["']?\s*:""", re.MULTILINE),
     re.compile(rb"""^(\{\s*)?["']?(base|vary)["']?\s*:""", re.MULTILINE),
@@ -222,13 +226,14 @@ def _walk(folder: Path, patterns: list[re.Pattern[str]]) -> Iterator[str]:
 def _of_a_store(folder: Path) -> set[str]:
     """The folders that are a store's, where runs are kept here."""
     kept = any((run / name).is_file() for run in (folder / "runs").glob("*") for name in ("run.json", "head.json"))
-    return {"runs", "experiments"} if kept else set()
+    return {"runs", "experiments", "pipelines"} if kept else set()
 
 
 def _is_run_file(path: Path) -> bool:
-    """Or an experiment file."""
+    """Or an experiment file, or a pipeline file."""
     text = path.read_bytes()
-    return _RUN_FILE.search(text) is not None or all(key.search(text) for key in _EXPERIMENT_FILE)
+    kinds = (_EXPERIMENT_FILE, _PIPELINE_FILE)
+    return _RUN_FILE.search(text) is not None or any(all(key.search(text) for key in keys) for keys in kinds)
 
 
 def _is_inert(path: str) -> bool:

@@ -340,10 +340,15 @@ def _cell(
     values = {"run_id": run_id, "experiment": experiment.experiment, **_undecided(base), "seed": seed}
     try:
         for _, changes in combination:
-            values = _without_nulls(merge(values, changes), changes)
+            values = changed(values, changes)
         return parse_run_file(values, extra=each, base=experiment.base.parent)
     except InputError as error:
         raise type(error)(f"{run_id}: {error.field}", error.value, error.fix) from error
+
+
+def changed(values: Mapping[str, object], changes: Mapping[str, object]) -> dict[str, Any]:
+    """A run file's content with changes laid over it, deep; a null takes a field out."""
+    return _without_nulls(merge(values, changes), changes)
 
 
 def _without_nulls(values: dict[str, Any], changes: Mapping[str, object]) -> dict[str, Any]:

@@ -9,10 +9,11 @@ from typing import Annotated, Any
 from pydantic import Field, Strict, model_validator
 
 from train_cloud.config.code import file_digest
-from train_cloud.config.shapes import Section, Text
+from train_cloud.config.shapes import Section, Text, matching
 from train_cloud.errors import InputError
 
 _RUN = re.compile(r"run:(?P<run_id>[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)(@(?P<timesteps>[0-9_]+))?")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _S3 = re.compile(r"s3://[^/]+/.+\.zip")
 #: What ``train-cloud export`` and rl-baselines3-zoo call the normaliser that lies beside a model.
 NORMALIZER = "vecnormalize.pkl"
@@ -28,6 +29,11 @@ class InitialModel(Section):
     )
     buffer: Annotated[bool, Strict()] = Field(
         False, description="Whether the replay buffer comes along too; a `run:` has one, a model.zip has none."
+    )
+    digest: Annotated[Text, matching(_SHA256, "write 64 hexadecimal digits")] | None = Field(
+        None,
+        description="SHA-256 of what it has to be, as a run's checkpoint that began with it says; anything else is "
+        "refused. A pipeline sets it.",
     )
 
     @model_validator(mode="after")
@@ -65,7 +71,8 @@ class InitialModel(Section):
     def identity(self) -> dict[str, Any]:
         """A file stands in it as its digest, as it may lie elsewhere on another machine."""
         if self.path is None:
-            return {"source": self.source, "buffer": self.buffer}
+            pinned = {} if self.digest is None else {"digest": self.digest}
+            return {"source": self.source, "buffer": self.buffer, **pinned}
         files = [path for path in (self.path, self.path.with_name(NORMALIZER)) if path.is_file()]
         return {"digests": {path.name: file_digest(path) for path in files}, "buffer": self.buffer}
 

@@ -141,12 +141,19 @@ def load_run_file(
     if describes_experiment(values):
         fix = "it is an experiment file, and stands for many runs: train-cloud expand writes a run file for each"
         raise InputError("run file", str(path), fix)
+    if describes_pipeline(values):
+        raise InputError("run file", str(path), "it is a pipeline file: train-cloud pipeline is for these")
     return parse_run_file(values, overrides, extra=launched_with() if extra is None else extra, base=path.parent)
 
 
 def describes_experiment(values: Mapping[Any, Any]) -> bool:
     """Whether a file's content is that of an experiment file (config/experiment.py), and no run file's."""
     return bool(values.keys() & {"base", "vary", "search"})
+
+
+def describes_pipeline(values: Mapping[Any, Any]) -> bool:
+    """The same of a pipeline file (config/pipeline.py)."""
+    return "sessions" in values and "run_id" not in values
 
 
 def read_mapping(path: Path, what: str, first: str) -> dict[Any, Any]:
@@ -334,13 +341,18 @@ def explain(error: ValidationError, sections: Mapping[str, type[BaseModel]] = _S
     :param sections: dotted name of a section → what may stand in it; the run file's by default
     """
     findings = sorted(error.errors(include_url=False), key=lambda finding: finding["type"] != "extra_forbidden")
-    first = _finding(findings[0], sections)
+    first, *beside = (_finding(finding, sections) for finding in findings)
     # What stands above the field is told only because it might have been of another type.
     names = dict.fromkeys(_name(finding) for finding in findings[1:])
     others = [name for name in names if not f"{first.field}.".startswith(f"{name}.")]
-    if others:
-        return type(first)(first.field, first.value, f"{first.fix} (also: {', '.join(others)})")
-    return first
+    told = type(first)(first.field, first.value, f"{first.fix} (also: {', '.join(others)})") if others else first
+    told.beside = (first, *(one for one in beside if one.field in others))
+    return told
+
+
+def every_finding(error: InputError) -> tuple[InputError, ...]:
+    """All that :func:`explain` has found, or this error alone."""
+    return error.beside or (error,)
 
 
 def _name(finding: ErrorDetails) -> str:

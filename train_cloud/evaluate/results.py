@@ -138,6 +138,18 @@ def summarise(episodes: Mapping[str, Sequence[Episode]]) -> Summary:
     )
 
 
+def metric_of(summary: Summary, metric: str) -> float | None:
+    """A figure by its name in files that compare runs; None where nothing told it."""
+    values = {
+        "success_rate": summary.success_rate,
+        "mean_return": summary.returns.mean,
+        "length": summary.lengths.mean,
+        "efficiency": summary.efficiency,
+        "collisions": summary.collisions,
+    }
+    return values[metric]
+
+
 def scalars(evaluation: Evaluation) -> dict[str, float]:
     """What TensorBoard and others plot: ``eval/…`` over all, ``eval/<category>/…`` where there are several."""
     summaries = {"eval": evaluation.overall}

@@ -13,13 +13,13 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 from train_cloud.checkpoint import signing
-from train_cloud.config import Cell, Experiment, variables
+from train_cloud.config import Cell, Experiment, RunFile, variables
 from train_cloud.config.code import mark_as_cache
 from train_cloud.errors import (
     CorruptCheckpoint,
@@ -31,15 +31,12 @@ from train_cloud.errors import (
     TrainCloudError,
 )
 from train_cloud.experiments.files import enter_experiment, enter_results
-from train_cloud.experiments.place import Place
+from train_cloud.experiments.place import Place, Plan
 from train_cloud.experiments.processes import Processes, shortly
 from train_cloud.experiments.standing import PRUNED, Standing, run_store, standing, standings, total
 from train_cloud.run.head import conclude, read_head
 from train_cloud.store import ObjectStore
 from train_cloud.warm_process import Child
-
-if TYPE_CHECKING:
-    from train_cloud.experiments.search.trials import Trials
 
 log = logging.getLogger(__name__)
 
@@ -102,34 +99,77 @@ class Row:
         return done / max(1e-9, time.monotonic() - self.began) if self.child is not None and done > 0 else None
 
 
+class Source(Protocol):
+    """Where further runs come from while others are trained: a search's trials, a pipeline's sessions."""
+
+    waits: bool
+    """Whether there may be more, though nothing is trained here now."""
+
+    def prepare(self) -> None:
+        """Before anything is written.
+
+        :raises InputError: it is refused
+        """
+
+    def begin(self, folder: Path) -> None:
+        """:param folder: of this process alone"""
+
+    def leave(self) -> None:
+        """Nothing is trained any more."""
+
+    def of_others(self) -> set[str]:
+        """Runs that other processes train."""
+
+    def more(self) -> Sequence[Cell]:
+        """Further runs; none where there is none yet."""
+
+    def look(self, rows: list[Row]) -> Mapping[str, str]:
+        """Called again and again.
+
+        :return: runs that are to end early, and why
+        """
+
+    def check_end(self) -> None:
+        """:raises TrainCloudError: it has not ended well"""
+
+    def is_over(self, run_id: str) -> bool:
+        """Whether this run's failure is no failure of the whole."""
+
+
 class Engine:
-    """:param source: the experiment file's name, for comments
+    """:param experiment: what is trained
+    :param source: the file's name, for comments
     :param root: of the store
     :param folder: of the sessions' folders
     :param parallel: how many runs are trained at once
     :param train_on: train runs that were cancelled, that have failed for good, or that a callback had ended
-    :param trials: where further runs come from, of a search
+    :param trials: where further runs come from, of a search or a pipeline
     :param changed: called several times a second with all runs, for whoever shows them
     :param place: where they are trained; child processes of this one by default
+    :param kind: of what is trained, in words
+    :param keep_completed: ``train_on`` says nothing of runs that are completed
     """
 
     def __init__(
         self,
-        experiment: Experiment,
+        experiment: Plan,
         *,
         source: str,
         root: str,
         folder: Path,
         parallel: int,
         train_on: bool = False,
-        trials: Trials | None = None,
+        trials: Source | None = None,
         changed: Callable[[Sequence[Row]], None] = lambda rows: None,
         place: Place | None = None,
+        kind: str = "experiment",
+        keep_completed: bool = False,
     ) -> None:
         self._experiment, self._root = experiment, root
         self._folder, self._parallel, self._train_on = folder.absolute(), parallel, train_on
         self._trials, self._changed = trials, changed
-        self._files = self._folder / f"{experiment.experiment}-experiment"
+        self._kind, self._keep_completed = kind, keep_completed
+        self._files = self._folder / f"{experiment.experiment}-{kind}"
         self._stops = 0
         """How often somebody has asked to stop; a signal handler does no more than count."""
         self._hurries = False
@@ -140,7 +180,7 @@ class Engine:
         self._unanswered = False
         """Whether a search's store did not answer the last time."""
         self._place = place or Processes(
-            self._files, source=source, root=root, threads=experiment.threads, train_on=train_on
+            self._files, source=source, root=root, threads=experiment.threads, train_on=train_on, kind=kind
         )
         self.rows: list[Row] = []
 
@@ -156,7 +196,13 @@ class Engine:
         # Before anything is written: what cannot be trained is told of all runs at once.
         if self._trials is not None:
             self._trials.prepare()
-        found = standings(self._root, self._experiment.cells, self._experiment.max_attempts, train_on=self._train_on)
+        found = standings(
+            self._root,
+            self._experiment.cells,
+            self._experiment.max_attempts,
+            train_on=self._train_on,
+            keep_completed=self._keep_completed,
+        )
         self._files.mkdir(parents=True, exist_ok=True)
         mark_as_cache(self._files)
         with self._place.alone(self._experiment.experiment), self._signals():
@@ -165,7 +211,7 @@ class Engine:
                 self._trials.begin(self._files)
                 others = self._trials.of_others()
             self.rows = [self._row(one) for one in found if one.cell.run_id not in others]
-            enter_experiment(self._root, self._experiment)
+            self._enter_experiment()
             try:
                 self._loop()
             finally:
@@ -174,15 +220,19 @@ class Engine:
                     self._trials.leave()
                 self._place.close()
             self._changed(self.rows)
-            enter_results(self._root, self._experiment, [row.standing for row in self.rows])
+            if isinstance(self._experiment, Experiment):
+                enter_results(self._root, self._experiment, [row.standing for row in self.rows])
         self._say_how_it_ended()
+
+    def _enter_experiment(self) -> None:
+        if isinstance(self._experiment, Experiment):
+            enter_experiment(self._root, self._experiment)
 
     def _refuse_what_no_run_could_do(self) -> None:
         """:raises InputError: they cannot be trained there; a variable is missing that runs take as a secret"""
         self._place.check(self._experiment)
         for cell in self._experiment.cells:
-            if cell.config.signing_key is not None:  # with which the checkpoints are read, here too
-                os.environ.setdefault(signing.VARIABLE, cell.config.signing_key)
+            read_signed(cell.config)
 
     # ------------------------------------------------------------------------------------------------------ the queue
 
@@ -225,7 +275,7 @@ class Engine:
                 running += self._start(row)
 
     def _added(self) -> list[Row]:
-        """The runs of a search's next trial; none while there is none."""
+        """Further runs of a search or a pipeline; none while there is none."""
         more: Sequence[Cell] = ()
         if self._trials is not None:
             with self._outage():
@@ -233,18 +283,19 @@ class Engine:
         added = [self._row(Standing(cell, "new")) for cell in more]  # how it stands is read when it is started
         self.rows += added
         if added:
-            enter_experiment(self._root, self._experiment)
+            self._enter_experiment()
         return added
 
     @contextlib.contextmanager
     def _outage(self) -> Iterator[None]:
-        """A store that does not answer ends no search: what was asked of it is asked again in the next turn."""
+        """A store that does not answer ends nothing here: what was asked of it is asked again in the next turn."""
         try:
             yield
             self._unanswered = False
         except StoreUnavailable as error:
             if not self._unanswered:
-                log.warning("the search waits for its store: %s", error)
+                what = "search" if self._kind == "experiment" else self._kind
+                log.warning("the %s waits for its store: %s", what, error)
             self._unanswered = True
 
     def _end_early(self, run_id: str, reason: str) -> None:
@@ -310,6 +361,7 @@ class Engine:
                 self._experiment.max_attempts,
                 train_on=self._train_on and row.began == 0,
                 check=check,
+                keep_completed=self._keep_completed,
             )
         except (StoreError, CorruptCheckpoint) as error:
             row.doing, row.reason = "failed", str(error)
@@ -425,6 +477,12 @@ class Engine:
         row = Row(found.cell, found, self._folder / found.cell.run_id)
         self._enter(row, found)
         return row
+
+
+def read_signed(config: RunFile) -> None:
+    """What is read here of a run has the key that its checkpoints are signed with."""
+    if config.signing_key is not None:
+        os.environ.setdefault(signing.VARIABLE, config.signing_key)
 
 
 def _session(store: ObjectStore) -> int:

@@ -6,17 +6,42 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol
 
-from train_cloud.config import Experiment
+from train_cloud.config import Cell
+from train_cloud.config.experiment import TotalLimits
 from train_cloud.warm_process import Child
 
 if TYPE_CHECKING:
     from train_cloud.experiments.engine import Row
 
 
+class Plan(Protocol):
+    """What is to be trained: an experiment, a pipeline's sessions."""
+
+    @property
+    def experiment(self) -> str:
+        """Its name."""
+
+    @property
+    def cells(self) -> Sequence[Cell]:
+        """Its runs, as far as they are known."""
+
+    @property
+    def max_attempts(self) -> int:
+        """Failures in a row without a commit, after which a run is not tried again."""
+
+    @property
+    def threads(self) -> int | None:
+        """With which each run computes; None for what ``train`` takes by itself."""
+
+    @property
+    def limits(self) -> TotalLimits:
+        """Over all runs."""
+
+
 class Place(Protocol):
     """All that the engine asks of it. No method waits for a training."""
 
-    def check(self, experiment: Experiment) -> None:
+    def check(self, experiment: Plan) -> None:
         """:raises InputError: no run of it could be trained here; nothing was created"""
 
     def alone(self, experiment: str) -> AbstractContextManager[None]:

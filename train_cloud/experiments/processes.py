@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from train_cloud import child_process, hash_seed, warm_process
-from train_cloud.config import Experiment, RunFile, variables
+from train_cloud.config import RunFile, variables
 from train_cloud.config.code import mark_as_cache
 from train_cloud.envs import TRIALS
 from train_cloud.errors import InputError
-from train_cloud.experiments.place import Place
+from train_cloud.experiments.place import Place, Plan
 from train_cloud.operations.seeds import write_cell
 from train_cloud.platforms.here import here
 from train_cloud.platforms.local import KEEP_CANCELLED, Local
@@ -47,23 +47,33 @@ class Processes(Place):
     :param files: folder of the runs' files and of the lock
     :param source: the experiment file's name, for comments
     :param root: of the store
-    :param threads: with which torch computes in each run
+    :param threads: with which torch computes in each run; None for what ``train`` takes by itself
     :param train_on: train runs that were cancelled, that have failed for good, or that a callback had ended
+    :param kind: of what is trained, in words
     """
 
-    def __init__(self, files: Path, *, source: str, root: str, threads: int, train_on: bool) -> None:
-        self._files, self._source, self._root = files, source, root
+    def __init__(
+        self,
+        files: Path,
+        *,
+        source: str,
+        root: str,
+        threads: int | None,
+        train_on: bool,
+        kind: str = "experiment",
+    ) -> None:
+        self._files, self._source, self._root, self._kind = files, source, root, kind
         self._threads, self._train_on = threads, train_on
         self._warm: WarmProcess | None = None
         self._cold = False
         """Whether none could be started."""
         self._gpus = visible_gpus()
 
-    def check(self, experiment: Experiment) -> None:
+    def check(self, experiment: Plan) -> None:
         platform = here()
         if not isinstance(platform, Local):
             fix = "several runs: write a run file for each with train-cloud expand, and name them in run_files"
-            raise InputError("experiment", experiment.experiment, fix)
+            raise InputError(self._kind, experiment.experiment, fix)
         if experiment.limits.dollars is not None:
             log.warning(
                 "limits.dollars: %s does not count here: only a worker on AWS has a price", experiment.limits.dollars
@@ -78,7 +88,7 @@ class Processes(Place):
                 yield
         except Timeout:
             fix = "another train-cloud trains it here: stop it, or give another --state-dir"
-            raise InputError("experiment", experiment, fix) from None
+            raise InputError(self._kind, experiment, fix) from None
 
     def is_taken(self, row: Row) -> bool:
         """One of a person's, or one that this engine's predecessor has left and that is about to stop."""
@@ -144,18 +154,18 @@ class Processes(Place):
         return self._warm if forkable(config, self._warm) else None
 
 
-def training_environment(threads: int, limit_file: Path, *, train_on: bool) -> dict[str, str]:
+def training_environment(threads: int | None, limit_file: Path, *, train_on: bool) -> dict[str, str]:
     """Variables of the process that trains one run of many, which stops with a commit when this process is gone.
 
-    :param threads: with which torch computes
+    :param threads: with which torch computes; None for what ``train`` takes by itself
     :param limit_file: tells it to stop, and why
     :param train_on: train it although it was cancelled
     """
     pin_instructions()
+    given = {} if threads is None else {"OMP_NUM_THREADS": str(threads), variables.THREADS: str(threads)}
     environment = child_process.environment(
-        OMP_NUM_THREADS=str(threads),
+        **given,
         **{
-            variables.THREADS: str(threads),
             hash_seed.VARIABLE: os.environ.get(hash_seed.VARIABLE, hash_seed.SEED),
             EXPERIMENT_LIMIT: str(limit_file),
             variables.PARENT: str(os.getpid()),

@@ -5,6 +5,7 @@ So nothing can disagree after a kill, whatever is over is not begun again, and t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -53,29 +54,46 @@ def run_store(root: str, run_id: str) -> ObjectStore:
     return open_store(layout.run_url(root, run_id))
 
 
-def standings(root: str, cells: Sequence[Cell], max_attempts: int, *, train_on: bool = False) -> list[Standing]:
+def standings(
+    root: str, cells: Sequence[Cell], max_attempts: int, *, train_on: bool = False, keep_completed: bool = False
+) -> list[Standing]:
     """Of all runs, which are asked for at once.
 
     :param max_attempts: a run that has failed so often in a row is not tried again
     :param train_on: runs that a person has cancelled, that have failed for good, or that a callback has ended, are open
+    :param keep_completed: but for those that a callback has ended
     :raises InputError: a run was begun with something else than its run file says now; it names the run
     """
     with ThreadPoolExecutor(_PARALLEL) as threads:
-        return list(threads.map(lambda cell: standing(root, cell, max_attempts, train_on=train_on), cells))
+        ask = functools.partial(
+            standing, root, max_attempts=max_attempts, train_on=train_on, keep_completed=keep_completed
+        )
+        return list(threads.map(ask, cells))
 
 
-def standing(root: str, cell: Cell, max_attempts: int, *, train_on: bool = False, check: bool = True) -> Standing:
+def standing(
+    root: str,
+    cell: Cell,
+    max_attempts: int,
+    *,
+    train_on: bool = False,
+    check: bool = True,
+    keep_completed: bool = False,
+) -> Standing:
     """Of one run; one that is damaged has failed.
 
     :param check: whether its run file is still its own
+    :param keep_completed: one that a callback has ended before its total is completed whatever ``train_on`` says
     """
     try:
-        return _standing(root, cell, max_attempts, train_on, check)
+        return _standing(root, cell, max_attempts, train_on, check, keep_completed)
     except CorruptCheckpoint as error:  # the others can be trained all the same
         return Standing(cell, "failed", reason=str(error))
 
 
-def _standing(root: str, cell: Cell, max_attempts: int, train_on: bool, check: bool) -> Standing:
+def _standing(
+    root: str, cell: Cell, max_attempts: int, train_on: bool, check: bool, keep_completed: bool
+) -> Standing:
     store = run_store(root, cell.run_id)
     read = read_head(store)
     if read is None:
@@ -85,7 +103,8 @@ def _standing(root: str, cell: Cell, max_attempts: int, train_on: bool, check: b
     head = read[0]
     records = read_sessions(store)
     failures = failures_in_a_row(records)
-    state = _state(store, head, cell.config, failures >= max_attempts, records, train_on)
+    asked = train_on and not (keep_completed and head.outcome == "completed")
+    state = _state(store, head, cell.config, failures >= max_attempts, records, asked)
     if check:
         _checked(cell, lambda: _check_identity(store, head, cell.config))
         if state == "open":

@@ -62,6 +62,13 @@ def experiment_key(experiment: str) -> str:
     return f"experiments/{experiment}/experiment.json"
 
 
+def pipeline_folder(pipeline_id: str) -> str:
+    """What is a pipeline's own, relative to the store's root: files for readers; on AWS what its machines boot from,
+    and the head that says how it ended. Its runs lie where all runs do.
+    """
+    return f"pipelines/{pipeline_id}"
+
+
 def run_id_of(url: str) -> str:
     """Id of the run whose folder has this URL: its last part."""
     return url.rstrip("/").rsplit("/", 1)[-1]

@@ -7,7 +7,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from train_cloud.checkpoint import find, restore
+from train_cloud.checkpoint import Manifest, find, restore
 from train_cloud.checkpoint.survey import committed
 from train_cloud.config import InitialModel
 from train_cloud.config.initial_model import NORMALIZER
@@ -63,6 +63,7 @@ def read_initial(wanted: InitialModel, root: str) -> Found:
 
     if wanted.run is not None:
         snapshot, digest = _checkpoint(wanted, root)
+        _check_digest(wanted, digest)
         return Found(from_snapshot(wanted.source, snapshot), digest)
     if wanted.path is not None:
         model, beside = wanted.path.read_bytes(), wanted.path.with_name(NORMALIZER)
@@ -78,7 +79,22 @@ def read_initial(wanted: InitialModel, root: str) -> Found:
             normalizer = bytes(store.get(NORMALIZER).body)
         except ObjectMissing:
             normalizer = None
-    return Found(from_zip(wanted.source, model, normalizer), hashlib.sha256(model).hexdigest())
+    digest = hashlib.sha256(model).hexdigest()
+    _check_digest(wanted, digest)
+    return Found(from_zip(wanted.source, model, normalizer), digest)
+
+
+def checkpoint_digest(manifest: Manifest) -> str:
+    """SHA-256 (hexadecimal) of what a run begins with that begins with this checkpoint, whether or not its replay
+    buffer is still there.
+    """
+    return hashlib.sha256(manifest.without_rows().model_dump_json().encode()).hexdigest()
+
+
+def _check_digest(wanted: InitialModel, found: str) -> None:
+    if wanted.digest is not None and wanted.digest != found:
+        fix = f"{wanted.source} is {found} now, another model than this run was to begin with: restore it"
+        raise InputError(f"{_FIELD}.digest", wanted.digest, fix)
 
 
 def _checkpoint(wanted: InitialModel, root: str) -> tuple[Snapshot, str]:
@@ -94,5 +110,4 @@ def _checkpoint(wanted: InitialModel, root: str) -> tuple[Snapshot, str]:
         fix = f"the checkpoint at {manifest.timesteps} is preserved without its replay buffer: leave it out"
         raise InputError(f"{_FIELD}.buffer", True, fix)
     parts = None if wanted.buffer else {"model", "normalizer"}
-    digest = hashlib.sha256(manifest.model_dump_json().encode()).hexdigest()
-    return restore(store, manifest, parts=parts), digest
+    return restore(store, manifest, parts=parts), checkpoint_digest(manifest)

@@ -17,6 +17,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import VecNormalize
 
+from train_cloud.child_process import code_on_path
+from train_cloud.config import RunFile
 from train_cloud.envs.make import FAILURES
 from train_cloud.errors import InputError
 from train_cloud.sb3.capture import REPLAY, parameters_of, tensors_in
@@ -104,6 +106,34 @@ def begin_with(model: BaseAlgorithm, initial: Initial, *, buffer: bool) -> None:
         normalizer.obs_rms, normalizer.ret_rms = copy.deepcopy((theirs.obs_rms, theirs.ret_rms))
     if buffer:
         _load_rows(model, initial)
+
+
+def check_fit(source: RunFile, run_file: RunFile) -> None:
+    """Whether a run could begin with what another one will have learned: both are built, and nothing is trained.
+
+    :raises InputError: naming each layer whose shape differs
+    """
+    from train_cloud.sb3.build import build_model
+
+    with code_on_path(source.code.folder):
+        built = build_model(source)
+        try:
+            parameters, variables = built.model.get_parameters(), built.model._get_torch_save_params()[1]
+            normalizer = built.model.get_vec_normalize_env()
+            initial = Initial(
+                f"run:{source.run_id}",
+                copy.deepcopy(_networks(parameters)),
+                {name: getattr(built.model, name) for name in variables},
+                None if normalizer is None else pickle.dumps(normalizer),
+            )
+        finally:
+            built.close()
+    with code_on_path(run_file.code.folder):
+        built = build_model(run_file)
+        try:
+            begin_with(built.model, initial, buffer=False)
+        finally:
+            built.close()
 
 
 def _networks(parameters: Mapping[str, Any]) -> dict[str, Mapping[str, torch.Tensor]]:

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from train_cloud.artifacts.experiment import experiment_url
 from train_cloud.config import Cell, Experiment
 from train_cloud.errors import InputError, TrainCloudError
-from train_cloud.evaluate.results import Evaluation, Summary
+from train_cloud.evaluate.results import Evaluation, metric_of
 from train_cloud.experiments.search.study import Study, Trial
 from train_cloud.experiments.search.worker import Worker
 from train_cloud.experiments.standing import PRUNED, run_store
@@ -305,18 +305,6 @@ def drawn(experiment: Experiment, root: str) -> list[Trial]:
     trials = study.trials()
     include(experiment, trials)
     return trials
-
-
-def metric_of(summary: Summary, metric: str) -> float | None:
-    """None where nothing told it."""
-    values = {
-        "success_rate": summary.success_rate,
-        "mean_return": summary.returns.mean,
-        "length": summary.lengths.mean,
-        "efficiency": summary.efficiency,
-        "collisions": summary.collisions,
-    }
-    return values[metric]
 
 
 def values_in_words(values: Mapping[str, object]) -> str:
