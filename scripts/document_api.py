@@ -31,8 +31,8 @@ GROUPS = {
         "frames",
         "artifact_folder",
     ),
-    "From outside": ("load_run_file", "train", "open_store", "run_ids", "run_status", "export"),
-    "What these return": ("RunFile", "RunStatus", "ObjectStore"),
+    "From outside": ("load_run_file", "train", "Pipeline", "open_store", "run_ids", "run_status", "export"),
+    "What these return": ("RunFile", "RunStatus", "ObjectStore", "PipelineSession", "SessionResult"),
     "What they raise": ("TrainCloudError", "InputError", "Interrupted", "Fenced"),
 }
 

@@ -47,7 +47,13 @@ def surface() -> str:
     """Every command with its arguments, options and their environment variables."""
     root: Any = typer.main.get_command(app)
     lines = []
-    for name, sub in [("", root), *root.commands.items()]:
+    below = [
+        (f"{name} {inner}", each)
+        for name, group in root.commands.items()
+        for inner, each in getattr(group, "commands", {}).items()
+    ]
+    plain = [(name, sub) for name, sub in root.commands.items() if not hasattr(sub, "commands")]
+    for name, sub in [("", root), *plain, *below]:
         lines.append(f"train-cloud {name}".rstrip())
         for parameter in sub.params:
             shown = parameter.metavar

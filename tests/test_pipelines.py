@@ -15,13 +15,21 @@ from typing import Any
 import psutil
 import pytest
 from ruamel.yaml import YAML
-from until import until
+from test_config import default_as_yaml
 
 import train_cloud
 from train_cloud.checkpoint import read_manifest, restore
 from train_cloud.cli import main
 from train_cloud.config.code import code_files
-from train_cloud.config.pipeline import is_pipeline, load_pipeline
+from train_cloud.config.pipeline import (
+    Aws,
+    PipelineFile,
+    SageMaker,
+    SessionEntry,
+    SuccessCriteria,
+    is_pipeline,
+    load_pipeline,
+)
 from train_cloud.errors import Findings, InputError
 from train_cloud.operations.cancel import cancel
 from train_cloud.run import layout
@@ -30,6 +38,7 @@ from train_cloud.run.session import read_sessions
 from train_cloud.runtime.evaluations import model_checksum
 from train_cloud.store import open_store
 
+DOCS = Path(__file__).parent.parent / "docs" / "pipelines.md"
 EXAMPLES = Path(__file__).parent.parent / "examples" / "pipeline"
 BASE: dict[str, Any] = {
     "run_id": "base",
@@ -243,7 +252,8 @@ def test_all_that_is_wrong_is_told_at_once_and_nothing_is_made(
     [
         (["--start-from", "lift"], "session: 'lift': did you mean left?"),
         (["--start-from", "last"], "it comes after left, which is not completed in this store"),
-        (["--platform", "sagemaker"], "use train-cloud launch"),
+        (["--platform", "sagemker"], "--platform: 'sagemker'"),
+        (["--platform", "sagemaker", "--rerun"], "only on this machine"),
         (["--role-arn", "x"], "only --platform sagemaker takes it"),
         (["--s3-bucket", "x"], "add --use-s3"),
         (["--set", "sessions.lift.seed=1"], "unknown session: did you mean left?"),
@@ -266,6 +276,32 @@ def test_it_is_no_run_file_and_no_code(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["pipeline", "run", str(path)]) == 64 and "--store: None" in capsys.readouterr().err
     assert main(["pipeline", "run", str(tmp_path / "base.yaml"), "--store", "x"]) == 64
     assert "it is a run file: train-cloud train is for these" in capsys.readouterr().err
+
+
+def with_fields(document: str) -> str:
+    """The tables of docs/pipelines.md."""
+    text = ""
+    for title, model in (
+        ("", PipelineFile),
+        ("each of `sessions`", SessionEntry),
+        ("`success_criteria`", SuccessCriteria),
+        ("`aws`", Aws),
+        ("`aws.sagemaker`", SageMaker),
+    ):
+        text += f"\n### {title}\n" if title else ""
+        text += "\n| field | default | meaning |\n|---|---|---|\n"
+        if not title:
+            text += "| `sessions` | required | The sessions, at least one; see below. |\n"
+        for name, field in model.model_fields.items():
+            default = "required" if field.is_required() else f"`{default_as_yaml(field.default)}`"
+            text += f"| `{name}` | {default} | {field.description} |\n"
+    begin, end = "<!-- fields: written by python tests/test_pipelines.py -->\n", "<!-- end -->"
+    before, _, rest = document.partition(begin)
+    return before + begin + text + "\n" + end + rest.partition(end)[2]
+
+
+def test_the_documented_fields_are_the_programs() -> None:
+    assert DOCS.read_text() == with_fields(DOCS.read_text()), "run python tests/test_pipelines.py"
 
 
 # Trained on this machine.
@@ -521,4 +557,8 @@ def test_it_can_be_looked_at_before_it_has_begun(tmp_path: Path, capsys: pytest.
     assert state["status"] == "pending" and state["sessions_completed"] == [] and state["started_at"] is None
     assert main(["pipeline", "report", str(path), "--store", str(tmp_path / "store")]) == 0
     assert "0 of 4 sessions completed" in capsys.readouterr().out
-    until(lambda: not list((tmp_path / "store").iterdir()), "nothing was written")
+    assert not list((tmp_path / "store").iterdir())
+
+
+if __name__ == "__main__":
+    DOCS.write_text(with_fields(DOCS.read_text()))

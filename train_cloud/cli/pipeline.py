@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from train_cloud import extras
 from train_cloud.cli import options
+from train_cloud.cli.launch import Asked, launch_on
 from train_cloud.cli.terminal import echo
 from train_cloud.errors import InputError
 
@@ -81,7 +82,8 @@ def run(
         ),
     ] = None,
     platform: Annotated[
-        Literal["local", "sagemaker"], typer.Option("--platform", help="Where the sessions are trained.")
+        str,
+        typer.Option("--platform", metavar="NAME", help="Where: local, or one that `train-cloud launch` knows."),
     ] = "local",
     role_arn: Annotated[
         str | None,
@@ -102,12 +104,16 @@ def run(
     from train_cloud.config.pipeline import load_pipeline
 
     config = load_pipeline(pipeline, overrides or ())
-    if platform == "sagemaker":
-        fix = "use train-cloud launch PIPELINE --platform sagemaker, with the section aws.sagemaker"
-        raise InputError("--platform", platform, fix)
+    root = _root(config, store, output_dir, use_s3=use_s3, bucket=bucket)
+    if platform != "local":
+        for option, value in (("--start-from", start_from), ("--rerun", rerun)):
+            if value:
+                raise InputError(option, value, "only on this machine (--platform local): leave it out")
+        role = [] if role_arn is None else [f"sagemaker.role={role_arn}"]
+        launch_on(platform, Asked(pipeline, root, (*(overrides or ()), *role), parallel, resume))
+        return
     if role_arn is not None:
         raise InputError("--role-arn", role_arn, "only --platform sagemaker takes it: leave it out")
-    root = _root(config, store, output_dir, use_s3=use_s3, bucket=bucket)
     extras.need(_TRAINER, "pipeline run")
     for session in config.sessions:
         for module, extra in extras.BROUGHT_BY.items():

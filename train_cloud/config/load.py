@@ -341,12 +341,12 @@ def explain(error: ValidationError, sections: Mapping[str, type[BaseModel]] = _S
     :param sections: dotted name of a section → what may stand in it; the run file's by default
     """
     findings = sorted(error.errors(include_url=False), key=lambda finding: finding["type"] != "extra_forbidden")
-    first, *beside = (_finding(finding, sections) for finding in findings)
+    first = _finding(findings[0], sections)
     # What stands above the field is told only because it might have been of another type.
     names = dict.fromkeys(_name(finding) for finding in findings[1:])
     others = [name for name in names if not f"{first.field}.".startswith(f"{name}.")]
     told = type(first)(first.field, first.value, f"{first.fix} (also: {', '.join(others)})") if others else first
-    told.beside = (first, *(one for one in beside if one.field in others))
+    told.beside = (first, *(_finding(one, sections) for one in findings[1:] if _name(one) in others))
     return told
 
 
