@@ -153,7 +153,10 @@ def launch(
 
     `train-cloud launch run.yaml --platform sagemaker --store s3://bucket/train-cloud`
     """
-    launch_on(platform, Asked(file, store, tuple(overrides or ()), parallel, train_on, not no_wait, dry_run, address, state_dir))
+    launch_on(
+        platform,
+        Asked(file, store, tuple(overrides or ()), parallel, train_on, not no_wait, dry_run, address, state_dir),
+    )
 
 
 def launch_on(platform: str, asked: Asked) -> None:

@@ -120,8 +120,9 @@ def run(
             if extra in session.config.extras:
                 extras.need(module, session.run_id)
     from train_cloud.cli.experiment_view import showing, summary
-    from train_cloud.experiments.engine import Engine, usable_cores
+    from train_cloud.experiments.engine import Engine
     from train_cloud.experiments.pipeline.sessions import Sessions
+    from train_cloud.experiments.processes import usable_cores
 
     sessions = Sessions(config, root, start_from=start_from, rerun=rerun, resume=resume, beside=output_dir)
     at_once = parallel or config.written.max_parallel or max(1, usable_cores() // (config.threads or 1))
@@ -132,7 +133,7 @@ def run(
             root=root,
             folder=output_dir or Path(".train-cloud"),
             parallel=min(at_once, len(config.sessions)),
-            go_on=resume,
+            train_on=resume,
             trials=sessions,
             changed=changed,
             kind="pipeline",

@@ -91,9 +91,7 @@ def standing(
         return Standing(cell, "failed", reason=str(error))
 
 
-def _standing(
-    root: str, cell: Cell, max_attempts: int, train_on: bool, check: bool, keep_completed: bool
-) -> Standing:
+def _standing(root: str, cell: Cell, max_attempts: int, train_on: bool, check: bool, keep_completed: bool) -> Standing:
     store = run_store(root, cell.run_id)
     read = read_head(store)
     if read is None:

@@ -26,7 +26,7 @@ from train_cloud.checkpoint import signing
 from train_cloud.config import Experiment, RunFile, dump_run_file
 from train_cloud.errors import InputError, Interrupted
 from train_cloud.experiments.engine import Row
-from train_cloud.experiments.place import Place
+from train_cloud.experiments.place import Place, Plan
 from train_cloud.platforms.ec2.metadata import on_ec2
 from train_cloud.platforms.ec2.parameters import read_secrets
 from train_cloud.platforms.local import Local
@@ -90,7 +90,7 @@ class Cluster(Place):
     def needs(self, config: RunFile) -> dict[str, float]:
         return cluster.needs(config, self._threads, gpus=self._gpus)
 
-    def check(self, experiment: Experiment) -> None:
+    def check(self, experiment: Plan) -> None:
         self.check_runs({cell.run_id: cell.config for cell in experiment.cells})
 
     def check_runs(self, configs: dict[str, RunFile]) -> None:
