@@ -26,7 +26,16 @@ import numpy as np
 
 from train_cloud.checkpoint import compaction
 from train_cloud.checkpoint.format import crc64nvme, drop_successors, join, pack, unpack
-from train_cloud.checkpoint.manifest import Kept, Manifest, Segment, Stream, read_manifest, read_verified, refer
+from train_cloud.checkpoint.manifest import (
+    Kept,
+    Manifest,
+    Segment,
+    Stream,
+    encoded,
+    read_manifest,
+    read_verified,
+    refer,
+)
 from train_cloud.checkpoint.preserve import preserved
 from train_cloud.config import Preservation
 from train_cloud.errors import CorruptCheckpoint, StoreForbidden, StoreUnavailable, TrainCloudError
@@ -214,7 +223,7 @@ class Committer:
             others = [each for each in earlier if each.timesteps != manifest.timesteps]
             kept = preserved(self._policy, manifest.episode_return, others, held, lowest=manifest.lower_is_better)
             manifest = manifest.model_copy(update={"kept": kept})
-            reference = writes.put(references.folder + "manifest.json", memoryview(manifest.encoded(self._encoded)))
+            reference = writes.put(references.folder + "manifest.json", memoryview(encoded(manifest, self._encoded)))
         self._before_head()
         self._lease.commit(reference, snapshot.timesteps, outcome=outcome, reason=reason)
         if before is not None:

@@ -87,32 +87,6 @@ class Manifest(BaseModel):
         segments = (segment for stream in self.streams.values() for segment in stream.segments)
         return sum(reference.size for reference in (*self.parts.values(), *segments))
 
-    def encoded(self, known: dict[str, bytes]) -> bytes:
-        """As ``model_dump_json``. There may be hundreds of segments, nearly all of which the manifest before had: none
-        is encoded twice, as the training stands still for as long.
-
-        :param known: what earlier calls have encoded, by key; afterwards what this one has
-        """
-        before = dict(known)
-        known.clear()
-
-        def several(found: Iterable[tuple[str, BaseModel]]) -> bytes:
-            texts = [(key, before.get(key) or each.model_dump_json().encode()) for key, each in found]
-            known.update(texts)
-            return b"[" + b",".join(text for _, text in texts) + b"]"
-
-        def stream_of(stream: Stream) -> bytes:
-            segments = several((segment.key, segment) for segment in stream.segments)
-            rest = {name: _json(getattr(stream, name)) for name in Stream.model_fields if name != "segments"}
-            return _object({**rest, "segments": segments})  # the last of its fields
-
-        plain = {name: _json(getattr(self, name)) for name in Manifest.model_fields if name not in ("streams", "kept")}
-        own = {
-            "streams": _object({name: stream_of(stream) for name, stream in self.streams.items()}),
-            "kept": several((f"{each.manifest.key} {each.rows}", each) for each in self.kept),
-        }
-        return _object({name: own[name] if name in own else plain[name] for name in Manifest.model_fields})
-
     def lacks_rows(self) -> bool:
         """Whether there were rows, and none is left."""
         return self.timesteps > 0 and any(not stream.segments for stream in self.streams.values())
@@ -121,6 +95,33 @@ class Manifest(BaseModel):
         """The same checkpoint with empty streams: what is left of it, or what a fork takes of it."""
         empty = {name: stream.model_copy(update={"last": 0, "segments": ()}) for name, stream in self.streams.items()}
         return self.model_copy(update={"streams": empty})
+
+
+def encoded(manifest: Manifest, known: dict[str, bytes]) -> bytes:
+    """As ``model_dump_json``. There may be hundreds of segments, nearly all of which the manifest before had: none is
+    encoded twice, as the training stands still for as long.
+
+    :param known: what earlier calls have encoded, by key; afterwards what this one has
+    """
+    before = dict(known)
+    known.clear()
+
+    def several(found: Iterable[tuple[str, BaseModel]]) -> bytes:
+        texts = [(key, before.get(key) or each.model_dump_json().encode()) for key, each in found]
+        known.update(texts)
+        return b"[" + b",".join(text for _, text in texts) + b"]"
+
+    def stream_of(stream: Stream) -> bytes:
+        segments = several((segment.key, segment) for segment in stream.segments)
+        rest = {name: _json(getattr(stream, name)) for name in Stream.model_fields if name != "segments"}
+        return _object({**rest, "segments": segments})  # the last of its fields
+
+    plain = {name: _json(getattr(manifest, name)) for name in Manifest.model_fields if name not in ("streams", "kept")}
+    own = {
+        "streams": _object({name: stream_of(stream) for name, stream in manifest.streams.items()}),
+        "kept": several((f"{each.manifest.key} {each.rows}", each) for each in manifest.kept),
+    }
+    return _object({name: own[name] if name in own else plain[name] for name in Manifest.model_fields})
 
 
 def _json(value: Any) -> bytes:
