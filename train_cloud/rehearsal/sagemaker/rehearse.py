@@ -76,7 +76,7 @@ def rehearse_sagemaker(
     timeline.title(f"Rehearsal of {given.run_id} on SageMaker: {given.total_timesteps:,} timesteps, no AWS")
     launched = as_launched(run_file, given, overrides, folder)
     with (
-        ended_as_by_ctrl_c(),
+        ended_as_by_ctrl_c(folder),
         EmbeddedAws(log=folder / "aws.log") as aws,
         ControlRun(launched, folder / "control", timeline) as control,
     ):
