@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 _AT_ONCE = 2
 """Batches that a worker has: the one that it makes, and the next."""
 _FAILED_STARTS = 3
-"""So many that never became ready, and no more are started: the training makes its batches itself."""
+"""So many in a row that never became ready, and no more are started: the training makes its batches itself."""
 _END_S = 5.0
 
 
@@ -84,8 +84,9 @@ class Workers:
             return worker
 
     def pids(self) -> list[int]:
+        """Of those that have started."""
         with self._lock:
-            return [worker.process.pid for worker in self._all]
+            return [worker.process.pid for worker in self._all if worker.ready]
 
     def _add(self) -> None:
         with self._lock:
@@ -101,6 +102,7 @@ class Workers:
             wire.send(worker.socket, self._start)
             wire.receive(worker.socket)
             worker.ready = True
+            self._failed_starts = 0
             self._free()
             while True:
                 done: Done = wire.receive(worker.socket)
