@@ -564,20 +564,26 @@ def test_ctrl_c_ends_a_rehearsal_with_all_that_is_its(image: Image, tmp_path: Pa
 
 SIGTERM = """
 import os, signal, time
+from pathlib import Path
+from train_cloud.errors import Interrupted
 from train_cloud.rehearsal.rehearse import ended_as_by_ctrl_c
 try:
-    with ended_as_by_ctrl_c():
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(60)
-except KeyboardInterrupt:
-    print("tidied up")
+    with ended_as_by_ctrl_c(Path.cwd() / "rehearsal"):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        finally:
+            print("tidied up")
+except Interrupted as interrupted:
+    print(interrupted)
 assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 """
 
 
 def test_sigterm_ends_a_rehearsal_as_ctrl_c_does() -> None:
     done = subprocess.run([sys.executable, "-c", SIGTERM], capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout) == (0, "tidied up\n"), done.stderr
+    words = "tidied up\nthe rehearsal is ended, with all that it had started: machines, AWS and Terraform; "
+    assert (done.returncode, done.stdout) == (0, f"{words}its files so far are in rehearsal\n"), done.stderr
 
 
 LIFE = """
