@@ -8,6 +8,7 @@ lines of JSON on its input say, and ends all of them with itself.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import json
 import os
@@ -18,6 +19,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,8 @@ class RayCluster:
     def __init__(self, process: subprocess.Popen[str], variables: dict[str, str]) -> None:
         self._process, self._variables = process, variables
         self.address = str(self._answer()["address"])
+        self.added: list[str] = []
+        """Nodes that are there, without the head."""
         self.variables: dict[str, str] = {}
         """For the nodes that are added from now on."""
 
@@ -68,10 +72,12 @@ class RayCluster:
         :param resources: by Ray's names
         :return: the node's number
         """
-        return str(self._do(add=resources, variables=self.variables)["node"])
+        self.added.append(str(self._do(add=resources, variables=self.variables)["node"]))
+        return self.added[-1]
 
     def remove(self, node: str) -> None:
-        """In good order."""
+        """It, and what runs on it."""
+        self.added.remove(node)
         self._do(remove=node)
 
     def kill(self, node: str) -> None:
@@ -84,7 +90,7 @@ class RayCluster:
         for each in [*tree, *raylet.children(recursive=True)]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 each.kill()
-        self._do(remove=node)
+        self.remove(node)
 
     def drain(self, node: str, seconds: int) -> None:
         """Say that a node goes, as an autoscaler does."""
@@ -93,6 +99,21 @@ class RayCluster:
     def tree(self, node: str) -> list[psutil.Process]:
         """What runs on a node."""
         return list(psutil.Process(int(self._do(pid=node)["pid"])).children(recursive=True))
+
+    def listener(self) -> socket.socket:
+        """A listening socket in the cluster's network; setns(2) changes the network of one thread."""
+        found: list[socket.socket] = []
+
+        def make() -> None:
+            with Path(f"/proc/{self._process.pid}/ns/net").open() as network:
+                if ctypes.CDLL(None, use_errno=True).setns(network.fileno(), 0) != 0:
+                    raise OSError(ctypes.get_errno(), "setns")
+            found.append(socket.create_server(("127.0.0.1", 0)))
+
+        thread = threading.Thread(target=make)
+        thread.start()
+        thread.join()
+        return found[0]
 
     def inside(self, command: Sequence[str]) -> list[str]:
         """How to run a command in the cluster's network."""

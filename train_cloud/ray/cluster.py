@@ -268,12 +268,11 @@ def is_installed(line: str) -> bool:
         return False
 
 
-def check_nodes(configs: Sequence[RunFile], root: str, here: Sequence[Node]) -> bool:
+def check_nodes(configs: Sequence[RunFile], root: str, here: Sequence[Node]) -> None:
     """Ask each node what it is.
 
     :param configs: of the runs
     :param root: of the store; a folder must be the same one everywhere
-    :return: whether all of them are this very machine
     :raises InputError: one cannot train these runs, and why
     """
     lines = sorted({line for config in configs for line in (*packages(config), *_own_requirements(config))})
@@ -281,10 +280,6 @@ def check_nodes(configs: Sequence[RunFile], root: str, here: Sequence[Node]) -> 
         answers = _ask(here, mark, lines)
     for node, answer in answers:
         _check_answer(node, answer, root)
-    elsewhere = [node for node, answer in answers if answer["machine"] != machine()]
-    for config in configs if elsewhere else ():
-        check_that_it_travels(config)
-    return not elsewhere
 
 
 def _ask(here: Sequence[Node], mark: str | None, lines: list[str]) -> list[tuple[Node, dict[str, Any]]]:
@@ -355,16 +350,3 @@ def _own_requirements(config: RunFile) -> list[str]:
         return []
     lines = (line.partition(" #")[0].strip() for line in path.read_text().splitlines())
     return [line for line in lines if line and not line.startswith(("#", "-"))]
-
-
-def check_that_it_travels(config: RunFile) -> None:
-    """:raises InputError: the run needs a file that no other machine has"""
-    inside = config.code.folder.resolve() if config.code.folder is not None else None
-    learned = config.pretraining.demonstrations if config.pretraining is not None else None
-    model = config.initial_model.path if config.initial_model is not None else None
-    for field, path in (("initial_model", model), ("pretraining.demonstrations", learned)):
-        if path is None or re.match(r"[a-z0-9]+:", str(path)):
-            continue
-        if inside is None or not Path(path).resolve().is_relative_to(inside):
-            fix = "only this machine has it: put it below code.folder, or name s3://…"
-            raise InputError(f"{config.run_id}: {field}", str(path), fix)

@@ -73,7 +73,6 @@ class Cluster(Place):
         every = [*(node.resources for node in here), *(kind.resources for kind in later)]
         self._gpus = any(resources.get("GPU") for resources in every)
         self._desk: Any = None
-        self._sends_code = True
         self._look: Any = None
         """The answer to the last question to the desk, while it is awaited."""
         self._told: dict[str, Told] = {}
@@ -98,8 +97,7 @@ class Cluster(Place):
         cluster.check_resources(
             {run_id: self.needs(config) for run_id, config in configs.items()}, self._here, self._later
         )
-        same = cluster.check_nodes(list(configs.values()), self._root, self._here)
-        self._sends_code = not same or bool(self._later)
+        cluster.check_nodes(list(configs.values()), self._root, self._here)
         for config in configs.values():
             missing = {name: parameter for name, parameter in config.secrets.items() if name not in os.environ}
             if not on_ec2():
@@ -171,7 +169,7 @@ class Cluster(Place):
 
     def _code_of(self, config: RunFile) -> tuple[str | None, Any]:
         folder = config.code.folder
-        if folder is None or not self._sends_code:
+        if folder is None:
             return None, None
         if folder not in self._codes:
             archive = pack_code(config.code)

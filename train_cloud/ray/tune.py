@@ -98,7 +98,6 @@ def trainable(
         raise InputError(
             "seeds", list(config.seeds), "give seed instead, and let Tune vary it: tune.grid_search([1, 2])"
         )
-    cluster.check_that_it_travels(config)
     archive = pack_code(config.code)
     if archive is not None and len(archive) > _MOST_CODE:
         fix = f"at most {_MOST_CODE:,} bytes travel with a trial: leave data out with code.exclude"
