@@ -3,7 +3,7 @@
 # mirror or registry and, the first time, PyPI.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-readonly python=.venv/bin/python modules=(terraform terraform/sagemaker)
+readonly python=.venv/bin/python modules=(terraform terraform/sagemaker terraform/ray)
 
 if ! command -v terraform >/dev/null; then
 	echo 'terraform is not here: install Terraform 1.9 or later, or run scripts/get_terraform.sh' >&2

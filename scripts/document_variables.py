@@ -1,6 +1,4 @@
-"""Writes docs/variables.md and docs/sagemaker-variables.md from the modules' variables.tf; with --check it only says
-whether the pages are current.
-"""
+"""Writes the pages of the modules' variables from their variables.tf; with --check it only says whether they are current."""
 
 from __future__ import annotations
 
@@ -13,7 +11,11 @@ from typing import Any
 import hcl2
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PAGES = {"terraform": "docs/variables.md", "terraform/sagemaker": "docs/sagemaker-variables.md"}
+PAGES = {
+    "terraform": "docs/variables.md",
+    "terraform/sagemaker": "docs/sagemaker-variables.md",
+    "terraform/ray": "docs/ray-variables.md",
+}
 """Module → the page of its variables."""
 HEADS = {
     "terraform": """\
@@ -28,6 +30,12 @@ whom. Each goes into `terraform.tfvars`. What is refused is refused by `terrafor
 
 `scripts/document_variables.py` writes this page from `terraform/sagemaker/variables.tf`; `make check` refuses one that
 is not current. How a run is trained stands in its run file ([sagemaker.md](sagemaker.md)); these say what jobs find.
+""",
+    "terraform/ray": """\
+# Variables of `terraform/ray`
+
+`scripts/document_variables.py` writes this page from `terraform/ray/variables.tf`; `make check` refuses one that is not
+current. What machines there are stands in the cluster file ([ray.md](ray.md)); these say what they find.
 """,
 }
 

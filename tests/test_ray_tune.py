@@ -206,7 +206,7 @@ def test_two_hundred_short_runs_wait_for_two_cpus(ray: RayCluster, tmp_path: Pat
         driver.kill()
         driver.wait()
     found = statuses(root, run_ids(root))
-    assert len(found) == 200 and all(run.outcome == "completed" for run in found)
+    assert len(found) == 200 and all(run.state == "completed" for run in found)
     early = max(rss for count, rss in memory if 20 <= count <= 60)
     late = max(rss for count, rss in memory)
     print(

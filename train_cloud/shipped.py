@@ -74,6 +74,7 @@ def copy_terraform(target: Path) -> None:
     :param target: does not exist yet
     """
     shutil.copytree(find("terraform"), target, ignore=_OF_TERRAFORM)
+    shutil.copyfile(find("examples") / "ray" / "cluster.yaml", target / "ray" / "cluster.yaml")
     copy(WORKER, target / "package")
 
 

@@ -1,6 +1,7 @@
 locals {
-  # Beside the module in a checkout.
-  cluster_file = templatefile("${path.module}/../../examples/ray/cluster.yaml", {
+  # In the module where `train-cloud init` wrote it, else in the checkout.
+  cluster_template = fileexists("${path.module}/cluster.yaml") ? "${path.module}/cluster.yaml" : "${path.module}/../../examples/ray/cluster.yaml"
+  cluster_file = templatefile(local.cluster_template, {
     cluster_name       = var.cluster_name
     region             = var.aws_region
     image_id           = local.image_id
