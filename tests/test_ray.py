@@ -256,7 +256,7 @@ LACKING = "No module named"
         (["--set", "ray.gpus=1"], "no node has as much, but 1 CPU and 0 GPU: set the run file's ray section"),
         (["--set", "ray.resources.licence=2"], "nets-small-s1: ray: '1 CPU and 2 licence': no node has as much"),
         (["--no-wait"], "--no-wait: True: a cluster trains for as long as its launch looks on"),
-        (["--set", "secrets.A_KEY=/a/parameter"], "secrets.A_KEY: '***': set the environment variable A_KEY"),
+        (["--set", "secrets.A_KEY=/a/parameter"], "secrets.A_KEY: ***: set the environment variable A_KEY"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_made(

@@ -90,7 +90,8 @@ class RayCluster:
         for each in [*tree, *raylet.children(recursive=True)]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 each.kill()
-        self.remove(node)
+        self.added.remove(node)
+        self._do(forget=node)
 
     def drain(self, node: str, seconds: int) -> None:
         """Say that a node goes, as an autoscaler does."""
@@ -193,10 +194,12 @@ def _serve(folder: str, head: dict[str, float]) -> None:
         order = json.loads(line)
         answer: dict[str, Any] = {}
         if "add" in order:
+            before = dict(os.environ)
             os.environ.update(order["variables"])
-            node = cluster.add_node(wait=True, **{k: v for k, v in arguments(order["add"]).items() if k != "temp_dir"})
-            for name in order["variables"]:
-                del os.environ[name]
+            own = {name: value for name, value in arguments(order["add"]).items() if name != "temp_dir"}
+            node = cluster.add_node(wait=True, **own)
+            os.environ.clear()
+            os.environ.update(before)
             nodes[node.node_id] = node
             answer = {"node": node.node_id}
         elif "pid" in order:
@@ -204,6 +207,10 @@ def _serve(folder: str, head: dict[str, float]) -> None:
                 one for name, each in nodes[order["pid"]].all_processes.items() if name == "raylet" for one in each
             )
             answer = {"pid": raylet.process.pid}
+        elif "forget" in order:
+            node = nodes.pop(order["forget"])
+            cluster.worker_nodes.discard(node)
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
         elif "remove" in order:
             cluster.remove_node(nodes.pop(order["remove"]), allow_graceful=False)
         elif "drain" in order:

@@ -187,7 +187,8 @@ def check_resources(wanted: Mapping[str, Resources], here: Sequence[Node], later
     every: list[_Has] = [*here, *later]
     for run_id, need in wanted.items():
         if not any(fits(need, one.resources) for one in every):
-            have = ", ".join(sorted({_told(one.resources, need) for one in every}))
+            told = {_told(one.resources, need) for one in every if any(one.resources.get(name) for name in need)}
+            have = ", ".join(sorted(told)) or "none of it"
             fix = f"no node has as much, but {have}: set the run file's ray section to less, or add such nodes"
             raise InputError(f"{run_id}: ray", _told(need, need), fix)
 

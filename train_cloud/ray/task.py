@@ -6,7 +6,10 @@ from __future__ import annotations
 
 import logging
 import signal
+import threading
 import time
+from collections.abc import Iterator
+from queue import SimpleQueue
 from typing import Any, TypedDict
 
 import ray
@@ -74,6 +77,44 @@ class Desk:
         self._stops += 1
 
 
+class _Line:
+    """From a task to the desk, in a thread of its own: while a task's main thread waits for an answer of Ray's, Ray
+    gives its CPUs to another task.
+    """
+
+    def __init__(self, task: str, desk: Any) -> None:
+        self._task, self._desk = task, desk
+        self._told: Told | None = None
+        self._orders: SimpleQueue[int | str] = SimpleQueue()
+        self._closing = threading.Event()
+        self.gone = False
+        """Whether nobody is at the desk any more: the launch's machine is gone, and whoever would start this again."""
+        threading.Thread(target=self._talk, name="train-cloud-desk", daemon=True).start()
+
+    def tell(self, told: Told) -> None:
+        self._told = told
+
+    def orders(self) -> Iterator[int | str]:
+        """Those that are new."""
+        while not self._orders.empty():
+            yield self._orders.get()
+
+    def close(self) -> None:
+        self._closing.set()
+
+    def _talk(self) -> None:
+        while not self._closing.wait(_TELL_SECONDS):
+            if (told := self._told) is None:
+                continue
+            try:
+                for order in ray.get(self._desk.tell.remote(self._task, told), timeout=_ANSWER_SECONDS):
+                    self._orders.put(order)
+            except RayError as error:
+                log.warning("nobody is at the desk: %s", error)
+                self.gone = True
+                return
+
+
 def train(order: Order, archive: bytes | None, task: str, desk: Any) -> Result:
     """The task: train a run on this node until it ends, is stopped, or the node goes.
 
@@ -82,13 +123,16 @@ def train(order: Order, archive: bytes | None, task: str, desk: Any) -> Result:
     """
     node = ray.get_runtime_context().get_node_id()
     here = next((one.resources for one in cluster.nodes() if one.id == node), {})
-    training = Training(order, node, cluster.share(order.needs, here))
-    told_at = 0.0
+    training, line = Training(order, node, cluster.share(order.needs, here)), _Line(task, desk)
+    asked = False
     try:
         while (code := training.poll(archive)) is None:
-            if time.monotonic() - told_at >= _TELL_SECONDS:
-                told_at = time.monotonic()
-                _tell(training, task, desk, node)
+            line.tell(Told(node=node, begun=training.begun, timesteps=training.timesteps, hours=training.hours))
+            for what in line.orders():
+                _do(training, what)
+            if line.gone and not asked:
+                asked = True
+                training.send_signal(signal.SIGTERM)
             time.sleep(_LOOK_SECONDS)
         left = training.notice.kind if training.notice is not None else None
         return Result(code=code, said=training.last_words(), left=left, node=node)
@@ -97,19 +141,12 @@ def train(order: Order, archive: bytes | None, task: str, desk: Any) -> Result:
     except OSError as error:
         return Result(code=1, said=f"on the node: {error}", left=None, node=node)
     finally:
+        line.close()
         training.close()
 
 
-def _tell(training: Training, task: str, desk: Any, node: str) -> None:
-    told = Told(node=node, begun=training.begun, timesteps=training.timesteps, hours=training.hours)
-    try:
-        orders = ray.get(desk.tell.remote(task, told), timeout=_ANSWER_SECONDS)
-    except RayError as error:  # the driver's machine is gone, and with it whoever would start this run again
-        log.warning("nobody at the desk: %s", error)
-        training.send_signal(signal.SIGTERM)
-        return
-    for order in orders:
-        if isinstance(order, str):
-            training.end(order)
-        else:
-            training.send_signal(order)
+def _do(training: Training, what: int | str) -> None:
+    if isinstance(what, str):
+        training.end(what)
+    else:
+        training.send_signal(what)

@@ -293,6 +293,8 @@ class Training:
 
     def _act(self, notice: Notice) -> None:
         """The stop comes first: whoever is to know of it is told afterwards."""
+        if notice.kind == "drain" and self.notice is not None:
+            return  # our own, of which Ray tells us too
         log.warning("%s: %s at %s", notice.kind, notice.action, notice.time.isoformat(timespec="seconds"))
         self._to_record.append(notice)
         if not notice.ends:
