@@ -82,6 +82,7 @@ resource "aws_iam_role_policy" "job" {
         Resource = concat(
           ["${local.bucket_arn}/${local.root}sagemaker/*"],
           [for file in ["config.json", "all_results.json"] : "${local.bucket_arn}/${local.root}experiments/*/${file}"],
+          [for file in ["pipeline_state.json", "pipeline_report.json"] : "${local.bucket_arn}/${local.root}pipelines/*/${file}"],
         )
       },
       {

@@ -264,9 +264,8 @@ def _jobs(found: RunStatus) -> Iterable[str]:
     if not found.url.startswith("s3://"):
         return ()
     from train_cloud.cli.sagemaker import job_lines
-    from train_cloud.run import layout
 
-    return job_lines(layout.root_of(found.url), found.run_id)
+    return job_lines(found.url)
 
 
 def _seeded(run: str | None) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,6 +15,7 @@ from train_cloud.errors import CloudError, InputError, StoreError
 if TYPE_CHECKING:
     from train_cloud.cli.launch import Asked
     from train_cloud.operations.sagemaker.launch import Launch
+    from train_cloud.platforms.sagemaker.jobs import JobState
 
 
 def register(app: typer.Typer) -> None:
@@ -42,9 +43,13 @@ def sagemaker(
 def launch(asked: Asked) -> None:
     """``launch --platform sagemaker``."""
     from train_cloud.config import is_experiment
+    from train_cloud.config.pipeline import is_pipeline
 
     if is_experiment(asked.path):
         _launch_experiment(asked)
+        return
+    if is_pipeline(asked.path):
+        _launch_pipeline(asked)
         return
     if asked.parallel is not None:
         raise InputError("--parallel", asked.parallel, f"only an experiment takes it, and {asked.path} is none")
@@ -82,6 +87,22 @@ def _launch_experiment(asked: Asked) -> None:
         echo(f"not launched: {len(left)} runs: {', '.join(one.cell.run_id for one in left)}")
 
 
+def _launch_pipeline(asked: Asked) -> None:
+    from train_cloud.experiments.pipeline_jobs import PipelineJobs
+
+    jobs = PipelineJobs(asked.path, asked.store, asked.overrides, asked.parallel, train_on=asked.train_on)
+    for line in jobs.warnings():
+        echo(f"warning: {line}", err=True)
+    if asked.dry_run:
+        for part in jobs.parts:
+            _show(part.launch, asked.store)
+        return
+    if asked.wait and len(jobs.parts) > 1:
+        echo(f"{len(jobs.parts)} jobs, one after the other: this command stays until the last of them is launched.")
+        echo("A job that is at work needs it no more: end it with Ctrl-C, and the same command goes on.")
+    jobs.launch(wait=asked.wait, each=lambda said: echo(f"{jobs.config.id}: {said}"))
+
+
 def _show(planned: Launch, root: str) -> None:
     """The request, as AWS would get it."""
     from train_cloud.operations.sagemaker.launch import request
@@ -94,10 +115,20 @@ def stop(run: str, store: str | None) -> None:
     """``stop --platform sagemaker``."""
     from train_cloud.cli.experiment import found_members
     from train_cloud.cli.report import find
+    from train_cloud.config.pipeline import is_pipeline
     from train_cloud.operations.sagemaker.launch import stop_jobs
     from train_cloud.run.layout import run_url
     from train_cloud.store import open_store
 
+    if is_pipeline(run):
+        from train_cloud.config.pipeline import load_pipeline
+        from train_cloud.experiments.pipeline_jobs import pipeline_folder
+
+        if store is None:
+            raise InputError("--store", None, "name s3://bucket/prefix, or set TRAIN_CLOUD_STORE")
+        folder = f"{store.rstrip('/')}/{pipeline_folder(load_pipeline(run).id)}"
+        _told(run, [(run, state) for state in stop_jobs(open_store(folder))])
+        return
     group = found_members(run, None, store)
     if group is not None:
         root, run_ids = group.root, [member.run_id for member in group.members]
@@ -107,23 +138,29 @@ def stop(run: str, store: str | None) -> None:
             raise InputError("run", run, "name one run: its file, its id, or its folder's URL")
         run_ids = [run_id]
     stopped = [(run_id, state) for run_id in run_ids for state in stop_jobs(open_store(run_url(root, run_id)))]
+    _told(run, stopped)
+
+
+def _told(run: str, stopped: Sequence[tuple[str, JobState]]) -> None:
     for run_id, state in stopped:
         echo(f"{run_id}: the job {state.name} is asked to stop; it commits first, within two minutes")
     if not stopped:
         echo(f"no job of {run} is at work")
 
 
-def job_lines(root: str, run_id: str) -> Iterator[str]:
-    """For ``status``: a run's jobs, the newest last. Only a hint: not everybody may ask."""
+def job_lines(url: str) -> Iterator[str]:
+    """For ``status``: the jobs of a run, or of a pipeline, the newest last. Only a hint: not everybody may ask.
+
+    :param url: of its folder
+    """
     from train_cloud.platforms.sagemaker.jobs import recorded_jobs, states
-    from train_cloud.run.layout import run_url
     from train_cloud.store import open_store
 
     try:
-        records = recorded_jobs(open_store(run_url(root, run_id)))
+        records = recorded_jobs(open_store(url))
         found = {state.name: state for state in states(records)} if records else {}
     except (CloudError, StoreError) as error:
-        yield f"SageMaker     {error}"
+        yield f"jobs: not known: {error}"
         return
     for record in records:
         state = found.get(record.name)

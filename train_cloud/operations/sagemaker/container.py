@@ -25,6 +25,7 @@ from types import FrameType
 
 from train_cloud import child_process
 from train_cloud.config import load_run_file, variables
+from train_cloud.config.pipeline import load_pipeline
 from train_cloud.errors import (
     EXIT_COMPLETED,
     CloudError,
@@ -108,7 +109,7 @@ class Container:
             root = open_store(told["store"])
             launched = read_launch(root, told["launch"])
             stores = [open_store(layout.run_url(told["store"], run_id)) for run_id in launched.run_ids]
-            code = self._over(stores)
+            code = None if launched.several else self._over(stores)
             if code is not None:
                 return code
             environment = self._prepare(root, launched)
@@ -155,9 +156,10 @@ class Container:
 
         :raises TrainCloudError: pip fails
         """
-        names = [name for name in launched.files if launched.command[0] == "train" or name != launched.main]
+        main = self._work / launched.main
+        configs = [load_run_file(main)] if not launched.several else [one.config for one in load_pipeline(main).sessions]
         arguments = list(dict.fromkeys(
-            word for name in names for word in pip_arguments(load_run_file(self._work / name))
+            word for config in configs for word in pip_arguments(config)
         ))  # fmt: skip
         if not arguments:
             return
@@ -171,15 +173,14 @@ class Container:
 
     def _train(self, launched: Launched, store: str, stores: list[ObjectStore], environment: Mapping[str, str]) -> int:
         state = self._work / "state"
-        command = child_process.command(
-            "train_cloud", *launched.command, str(self._work / launched.main), "--store", store, *launched.options
-        )
+        options = ["--output-dir" if launched.several else "--state-dir", str(state), *launched.options]
+        main = str(self._work / launched.main)
+        command = child_process.command("train_cloud", *launched.command, main, "--store", store, *options)
         pause = _FIRST_PAUSE
         for _ in range(_MOST_STARTS):
             if self._stop.is_set():
                 return self._leave()
-            own = {**environment, "TRAIN_CLOUD_STATE_DIR": str(state)}
-            self._trainer = subprocess.Popen(command, env=own, cwd=self._work, stdin=subprocess.DEVNULL)
+            self._trainer = subprocess.Popen(command, env=environment, cwd=self._work, stdin=subprocess.DEVNULL)
             if self._stop.is_set():  # between the two
                 self._trainer.send_signal(signal.SIGTERM)
             code = self._trainer.wait()
@@ -187,10 +188,10 @@ class Container:
                 return self._over(stores) or EXIT_COMPLETED
             if self._stop.is_set():
                 return self._leave()
-            if code in (InputError.exit_code, Fenced.exit_code):
+            if code in (InputError.exit_code, Fenced.exit_code) or (launched.several and code > 0):
                 reason = self._reason(stores) or _Ended(code).in_words()
                 return self._failed("a newer worker has the run" if code == Fenced.exit_code else reason, code)
-            over = self._over(stores)
+            over = None if launched.several else self._over(stores)
             if over is not None:
                 return over
             ended = _Ended(code)

@@ -99,7 +99,7 @@ def plan(config: RunFile, text: str, root: str, overrides: Mapping[str, Any], *,
         run_ids=(config.run_id,),
         overrides=overrides,
         options=("--continue",) if train_on else (),
-        machine=_machine(section),
+        machine=describe_machine(section),
     )
     return make(config, launched, root, layout.run_folder(config.run_id))
 
@@ -192,7 +192,7 @@ def stop_jobs(store: ObjectStore) -> list[JobState]:
     return found
 
 
-def _machine(section: SageMaker) -> dict[str, Any]:
+def describe_machine(section: SageMaker) -> dict[str, Any]:
     """What a session's start says of its machine; asked here, so that the job needs no right to ask."""
     hourly, because = None, None
     try:

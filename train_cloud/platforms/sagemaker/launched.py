@@ -47,6 +47,11 @@ class Launched(BaseModel):
     machine: Mapping[str, Any] = Field({})
     """What a session's start says of its machine: ``instance_type``, ``price`` and the like."""
 
+    @property
+    def several(self) -> bool:
+        """Whether it is a pipeline, whose own engine says when all is over, and counts the attempts at each session."""
+        return self.command[0] != "train"
+
 
 def put_launch(root: ObjectStore, folder: str, launched: Launched) -> str:
     """Write it, and return its key below the store's root.

@@ -14,6 +14,7 @@ from pathlib import Path
 from train_cloud.errors import TrainCloudError
 from train_cloud.rehearsal.sagemaker.containers import Container, prepare
 from train_cloud.rehearsal.sagemaker.service import Job
+from train_cloud.runtime.heartbeat import read_timesteps
 
 #: From SIGTERM to SIGKILL.
 STOP_SECONDS = 120.0
@@ -75,9 +76,12 @@ class Life:
         return "".join(path.read_text(errors="replace") for path in sorted(self._folder.glob("container-*.log")))
 
     @property
-    def state_dir(self) -> Path:
-        """Of the trainer in its newest container."""
-        return self._folder / f"ml-{self.starts}" / "train-cloud" / "state"
+    def timesteps(self) -> int:
+        """That the trainer in its newest container has taken; 0 before it trains."""
+        try:
+            return read_timesteps(self._folder / f"ml-{self.starts}" / "train-cloud" / "state")
+        except FileNotFoundError:
+            return 0
 
     # -------------------------------------------------------------------------------------------------- the life
 

@@ -38,7 +38,6 @@ from train_cloud.rehearsal.scenario import LIMIT, threads
 from train_cloud.rehearsal.timeline import Timeline
 from train_cloud.run import layout
 from train_cloud.run.session import SessionRecord, read_sessions
-from train_cloud.runtime.heartbeat import read_timesteps
 from train_cloud.store import ObjectStore, open_store
 
 _BUCKET = "rehearsal-of-training-jobs"
@@ -236,8 +235,8 @@ class _Scenario:
     # ------------------------------------------------------------------------------------------ what is waited for
 
     def _reach(self, life: Life, timesteps: int) -> None:
-        self._until(f"{timesteps:,} timesteps", lambda: read_timesteps(life.state_dir) >= timesteps, life)
-        self._timeline.add("train", f"at {read_timesteps(life.state_dir):,} timesteps")
+        self._until(f"{timesteps:,} timesteps", lambda: life.timesteps >= timesteps, life)
+        self._timeline.add("train", f"at {life.timesteps:,} timesteps")
 
     def _cut(self, life: Life) -> None:
         """The trainer leaves, the container stays, and the machine goes."""
