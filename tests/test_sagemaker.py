@@ -18,7 +18,9 @@ from until import until
 from train_cloud.cli import main
 from train_cloud.config import RunFile, parse_run_file
 from train_cloud.config.aws_model import findings, service_model
+from train_cloud.config.pipeline import load_pipeline
 from train_cloud.errors import CloudError, CorruptCheckpoint, InputError
+from train_cloud.experiments.pipeline_jobs import PipelineJobs
 from train_cloud.operations.sagemaker.launch import create, plan_run
 from train_cloud.platforms.here import here
 from train_cloud.platforms.sagemaker import jobs as asked_of_aws
@@ -486,3 +488,101 @@ def test_a_quota_lets_jobs_wait_and_a_limit_over_all_ends_the_launch(
     assert main(command) == 0
     assert "is not launched: limits.hours: 1 hours are used by all runs" in capsys.readouterr().out
     assert len(account.service.jobs) == 2
+
+
+SESSIONS = """
+name: Two steps
+continue_on_error: false
+save_all_checkpoints: true
+aws: {use_s3: true, s3_bucket: elsewhere, sagemaker: {use_spot_instances: false, instance_type: ml.g5.xlarge}}
+sessions:
+  - {name: stand up, config: first.yaml, overrides: {hyperparameters.gamma: 0.9}}
+  - name: walk
+    config: ../more/second.yaml
+    timesteps: 96
+    use_previous_checkpoint: true
+    success_criteria: {min_episodes: 1, retries: 2, retry_overrides: [{hyperparameters: {gamma: 0.95}}]}
+  - {name: beside, config: first.yaml, after: [stand up], overrides: {seed: 7}}
+"""
+
+
+def pipeline_file(tmp_path: Path, name: str, text: str = SESSIONS) -> Path:
+    (tmp_path / "more").mkdir(exist_ok=True)
+    (tmp_path / name).mkdir()
+    for place, values in (
+        (tmp_path / name / "first.yaml", RUN),
+        (tmp_path / "more" / "second.yaml", {**RUN, "hyperparameters": {**RUN["hyperparameters"], "gamma": 0.8}}),
+    ):
+        place.write_text(json.dumps({**values, "code": {"folder": "code"}}))
+        (place.parent / "code").mkdir(exist_ok=True)
+    path = tmp_path / name / "pipeline.yaml"
+    path.write_text(text.replace("Two steps", name))
+    return path
+
+
+def test_a_pipelines_job_takes_one_file_that_says_the_same(
+    account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = pipeline_file(tmp_path, "same")
+    # A job has one code folder: both files name the same one.
+    (tmp_path / "more" / "second.yaml").write_text(
+        (tmp_path / "more" / "second.yaml").read_text().replace('"code"}', '"../same/code"}')
+    )
+    jobs = PipelineJobs(path, ROOT, ["sessions.walk.seed=5"], None)
+    (part,) = jobs.parts
+    there = tmp_path / "there"
+    (there / "code").mkdir(parents=True)
+    (there / "pipeline.yaml").write_text(part.launch.launched.files["pipeline.yaml"])
+    monkeypatch.setenv("TRAIN_CLOUD_CODE", str(there / "code"))
+    travelled = load_pipeline(there / "pipeline.yaml")
+    assert travelled.id == jobs.config.id and travelled.threads == jobs.config.threads
+    assert [one.run_ids for one in travelled.sessions] == [one.run_ids for one in jobs.config.in_order()]
+    for ours, away in zip(jobs.config.in_order(), travelled.sessions, strict=True):
+        assert (away.name, away.after, away.begins_with, away.criteria, away.choice) == (
+            ours.name, ours.after, ours.begins_with, ours.criteria, ours.choice
+        )  # fmt: skip
+        for one, other in zip(ours.attempts, away.attempts, strict=True):
+            assert one.model_dump(exclude={"code"}) == other.model_dump(exclude={"code"})
+            assert one.identity() == other.identity()
+
+
+def test_another_machine_takes_another_job_and_is_warned_about(
+    account: Account, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    account.idle = True
+    text = SESSIONS.replace(
+        "- {name: beside,", "- {name: beside, aws_overrides: {sagemaker: {instance_type: ml.g5.2xlarge}},"
+    )
+    text = text.replace("config: ../more/second.yaml", "config: first.yaml").replace("timesteps: 96", "timesteps: 64")
+    path = pipeline_file(tmp_path, "machines", text.replace("instance_type: ml.g5.xlarge", "max_run_seconds: 3600"))
+    assert main(["launch", str(path), "--platform", "sagemaker", "--store", ROOT, "--no-wait"]) == 0
+    said = capsys.readouterr()
+    assert "beside: another instance type: it begins in a job of its own" in said.err
+    assert "trains stand up, walk\n" in said.out
+    wait_for(account, 1)
+    assert main(["stop", str(path), "--platform", "sagemaker", "--store", ROOT]) == 0
+    assert capsys.readouterr().out.count("is asked to stop") == 1
+
+
+@in_a_mount_namespace
+@pytest.mark.slow
+def test_a_pipeline_is_one_job_that_goes_from_session_to_session(
+    account: Account, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "name: chain\nsessions:\n  - {name: a, config: first.yaml}\n"
+    text += "  - {name: b, config: first.yaml, use_previous_checkpoint: true, overrides: {seed: 3}}\n"
+    path = pipeline_file(tmp_path, "chain", text)
+    command = ["launch", str(path), "--platform", "sagemaker", "--store", ROOT]
+    assert main(command) == 0
+    life = account.ends(1)
+    assert life.job.status == "Completed", life.log()
+    for run_id in ("chain-a", "chain-b"):
+        read = read_head(open_store(f"{ROOT}/runs/{run_id}"))
+        assert read is not None and read[0].outcome == "completed"
+    start = json.loads(bytes(open_store(f"{ROOT}/runs/chain-b").get(layout.start_key(1)).body))
+    assert start["instance_id"] == life.job.name and start["run_file"]["initial_model"]["source"].startswith(
+        "run:chain-a"
+    )
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "nothing to launch" in capsys.readouterr().out and len(account.lives) == 1

@@ -342,6 +342,16 @@ class PipelineSession:
         """Of itself and of its retries."""
         return tuple(config.run_id for config in self.attempts)
 
+    @property
+    def content(self) -> Mapping[str, Any]:
+        """Of its run file, with all that the pipeline file changes in it."""
+        return self._contents[0]
+
+    @property
+    def base(self) -> Path:
+        """The folder that paths in it are relative to."""
+        return self._base
+
     def run_file(
         self,
         attempt: int = 0,

@@ -1,8 +1,9 @@
 """A pipeline as training jobs of SageMaker: one job trains session after session.
 
 The job itself goes from one session to the next, by the very engine that `train-cloud pipeline run` has: nobody has to
-look on, the machine stays, a spot machine that is taken costs one session's minutes, and what is completed is known by the
-runs' heads. Only sessions that ask for another machine take a job of their own: the next call of the launch creates it.
+look on, the machine stays, a spot machine that is taken costs one session's minutes, and what is completed is known by
+the runs' heads. Only sessions that ask for another machine take a job of their own: the launch creates it after the one
+before it, or the next call does.
 """
 
 from __future__ import annotations
@@ -86,7 +87,9 @@ class PipelineJobs:
             changed = " and ".join(unlike(before.launch.section, after.launch.section))
             first = after.sessions[0].name
             pool = ", which no warm pool matches" if before.launch.section.keep_alive_seconds else ""
-            said.append(f"{first}: another {changed}{pool}: it begins in a job of its own, on a machine that boots anew")
+            said.append(
+                f"{first}: another {changed}{pool}: it begins in a job of its own, on a machine that boots anew"
+            )
         return said
 
     def next_part(self) -> Part | None:

@@ -157,7 +157,9 @@ class Container:
         :raises TrainCloudError: pip fails
         """
         main = self._work / launched.main
-        configs = [load_run_file(main)] if not launched.several else [one.config for one in load_pipeline(main).sessions]
+        configs = (
+            [load_run_file(main)] if not launched.several else [one.config for one in load_pipeline(main).sessions]
+        )
         arguments = list(dict.fromkeys(
             word for config in configs for word in pip_arguments(config)
         ))  # fmt: skip
