@@ -8,15 +8,13 @@ before it, or the next call does.
 
 from __future__ import annotations
 
-import io
+import json
 import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from ruamel.yaml import YAML
 
 from train_cloud.config.load import read_mapping
 from train_cloud.config.pipeline import PipelineConfig, PipelineSession, load_pipeline
@@ -161,9 +159,7 @@ class PipelineJobs:
             **({"threads": self.config.threads} if self.config.threads is not None else {}),
             "sessions": [self._entry(session) for session in sessions],
         }
-        text = io.StringIO()
-        YAML().dump(values, text)
-        return text.getvalue()
+        return json.dumps(values, indent=1)  # which is YAML
 
     def _entry(self, session: PipelineSession) -> dict[str, Any]:
         content = {key: value for key, value in session.content.items() if key != "run_id"}
