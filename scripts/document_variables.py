@@ -1,4 +1,4 @@
-"""Writes the pages of the modules' variables from their variables.tf; with --check it only says whether they are current."""
+"""Writes the pages of the modules' variables from their variables.tf; with --check it only says whether they are so."""
 
 from __future__ import annotations
 

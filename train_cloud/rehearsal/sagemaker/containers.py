@@ -86,6 +86,11 @@ def _unshare() -> list[str]:
     return ["unshare", *own, "--mount", "--propagation", "private"]
 
 
+def _with_this_process() -> list[str]:
+    """Killed where the thread that has started it ends, however that ends."""
+    return ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") is not None else []
+
+
 class Process:
     """The entry point as a process of this machine.
 
@@ -99,7 +104,7 @@ class Process:
         kept = {name: value for name, value in variables.items() if not name.startswith(("TRAIN_CLOUD_", "AWS_"))}
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [*_unshare(), "sh", str(_MOUNT), str(folder), _PLACE, *entry],
+                [*_with_this_process(), *_unshare(), "sh", str(_MOUNT), str(folder), _PLACE, *entry],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
