@@ -110,7 +110,7 @@ LEAVES = {
     ),
     "catching all": (
         "def main():\n    try:\n        train(At(lambda: 1 / 0))\n    except Exception:\n        pass\n",
-        "the script returned at 75 of 150 timesteps, before learn() did",
+        "the script returned at 75 of 150, before its training was over",
     ),
 }
 

@@ -374,7 +374,10 @@ def _run_view(found: RunStatus) -> RenderableType:
     from train_cloud.report.status import exactness_in_words
     from train_cloud.run.cost import in_words
 
-    lines = [f"[bold]{found.run_id}[/bold]  {_state(found)}  {_progress(found)} timesteps"]
+    lines = [f"[bold]{found.run_id}[/bold]  {_state(found)}  {_progress(found)} {found.unit}"]
+    if found.score is not None:
+        best = "none yet" if found.score["best"] is None else f"{found.score['best']:g}"
+        lines.append(f"  score: {found.score['name']} ({found.score['direction']}), best {best}")
     if found.reason and found.reason != found.damaged:
         lines.append(f"  {escape(found.reason)}")
     if found.state in _STATES:

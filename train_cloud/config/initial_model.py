@@ -14,7 +14,7 @@ from train_cloud.errors import InputError
 
 _RUN = re.compile(r"run:(?P<run_id>[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)(@(?P<timesteps>[0-9_]+))?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_S3 = re.compile(r"s3://[^/]+/.+\.zip")
+_S3 = re.compile(r"s3://[^/]+/.+\.(zip|safetensors)")
 #: What ``train-cloud export`` and rl-baselines3-zoo call the normaliser that lies beside a model.
 NORMALIZER = "vecnormalize.pkl"
 
@@ -25,7 +25,7 @@ class InitialModel(Section):
     source: Text = Field(
         description="`run:<run_id>` or `run:<run_id>@<timesteps>`, a run's checkpoint in the same store; "
         "`s3://…/model.zip`; or the path of a model.zip within `code.folder`, relative to the run file. A "
-        f"`{NORMALIZER}` beside a model.zip comes along."
+        f"`{NORMALIZER}` beside a model.zip comes along. Of a PyTorch loop a run or a `.safetensors` file."
     )
     buffer: Annotated[bool, Strict()] = Field(
         False, description="Whether the replay buffer comes along too; a `run:` has one, a model.zip has none."

@@ -456,7 +456,7 @@ class RunFile(Section):
                 "hyperparameters",
                 "callbacks",
             ),
-            *("initial_model", "pretraining"),
+            "pretraining",
         ):
             value = getattr(self, field)
             if field in self.model_fields_set and value not in (None, (), {}):

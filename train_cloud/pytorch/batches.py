@@ -14,10 +14,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from train_cloud.envs.state import process_generators, set_process_generators
 from train_cloud.errors import InputError
+from train_cloud.sb3.kinds import is_own
 
 
 class Batches:
@@ -80,14 +81,12 @@ class Batches:
             "the training draws: give it a generator of its own"
         )
 
-    def holds(self) -> dict[str, Any]:
-        """What has state besides the position."""
-        loader = self.loader
-        return {
-            "dataset": loader.dataset,
-            "sampler": loader.batch_sampler if loader.batch_sampler is not None else loader.sampler,
-            "collate_fn": loader.collate_fn,
-        }
+    def train_cloud_holds(self) -> dict[str, Any]:
+        """What may have state besides the position: code of the user's own, which is run in this process."""
+        if self.loader.num_workers:
+            return {}
+        parts = {name: getattr(self.loader, name) for name in ("dataset", "sampler", "batch_sampler", "collate_fn")}
+        return {name: part for name, part in parts.items() if is_own(type(part)) or isinstance(part, Dataset)}
 
     def state_dict(self) -> dict[str, Any]:
         generator = self.loader.generator

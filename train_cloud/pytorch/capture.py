@@ -21,6 +21,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from train_cloud.envs.make import FAILURES
 from train_cloud.envs.state import dumps, undisturbed
 from train_cloud.errors import InputError, TrainCloudError
+from train_cloud.pytorch import graphs
 from train_cloud.pytorch.rows import Appended, rows_of, take_rows
 from train_cloud.pytorch.variables import Place
 from train_cloud.sb3.capture import copied, cuda_generators, set_generators
@@ -79,6 +80,7 @@ class Capture:
         self._bytes = 0
         self._tried: set[str] = set()
         self._lost: list[str] = []
+        self._graphs: list[str] = []
         self.begun_anew: list[str] = []
         elsewhere: dict[str, Any] = {**own}
         elsewhere |= self._stateful
@@ -89,8 +91,12 @@ class Capture:
         for path, place in zip(self._paths(), self._places, strict=True):
             if not place.is_module:  # its variables are the module's
                 roots.append(Root(path, holders[path], place.variables))
+        for name, one in self._stateful.items():
+            if callable(holds := getattr(one, "train_cloud_holds", None)):
+                holders[f"holds {name}"] = _Holder()
+                roots.append(Root(f"{name}.loader", holders[f"holds {name}"], holds))
         self._holders = holders
-        self.objects = Objects(roots, elsewhere, list(self._optimizers.values()), gradients=True)
+        self.objects = Objects(roots, elsewhere, list(self._optimizers.values()), gradients=True, constants=True)
         self.objects.unread = self._unread
 
     def _paths(self) -> list[str]:
@@ -145,7 +151,7 @@ class Capture:
             *(f"{path.lstrip('.')}: the checkpoint has it, this session has not" for path in self.objects.missing),
             *(f"environments: new episodes were begun: {why}" for why in self.begun_anew),
         ]
-        return list(dict.fromkeys([*self._lost, *found]))
+        return list(dict.fromkeys([*self._lost, *found, *self._graphs]))
 
     # ------------------------------------------------------------------------------------------------------ saving
 
@@ -156,6 +162,11 @@ class Capture:
         """
         for place in self._places:
             place.move()
+        self._graphs = [
+            f"{path}.{name}: {graphs.WHY}"
+            for path, place in zip(self._paths(), self._places, strict=True)
+            for name in graphs.within(place.read_in_the_loop())
+        ]
         tensors, rests = self._tensors_and_rests()
         dtypes = {name: _dtype(one) for name, one in tensors.items() if as_numpy(one) is not one}
         beside = {f"/{name}": one for name, one in tensors.items() if "|state|" in name}
@@ -316,6 +327,11 @@ class Capture:
         self._contents.restored(part)
         self._submitted = frozenset(part.contents.values())
         self._lost = list(snapshot.facts.get("not_kept", ()))
+        with torch.no_grad():
+            for name, live in self._named_tensors():
+                if torch.nn.parameter.is_lazy(live) and name in part.arrays:
+                    value = _tensor(part.arrays[name], state["dtypes"].get(name))
+                    live.materialize(value.shape, dtype=value.dtype)
         objects.relink(state)
         objects.restore(state)
         tensors = {
@@ -378,9 +394,6 @@ class Capture:
                     live.data = rests[name][1].to(live.device)
                 elif value is None:
                     continue
-                elif torch.nn.parameter.is_lazy(live):
-                    live.materialize(value.shape, device=value.device, dtype=value.dtype)
-                    live.copy_(value)
                 elif live.shape == value.shape and live.dtype is value.dtype:
                     live.copy_(value)
                 else:

@@ -67,6 +67,8 @@ def loop(places: Sequence[Place], entered_at: int, held: Iterator[tuple[str, Any
             where = f"{Path(place.frame.f_code.co_filename).name}, line {line}"
             fix = "the place of the for loop around run.steps() would be lost: make run.steps() the outermost loop"
             raise InputError("run.steps()", where, fix)
+    if places and places[0].reaches("steps"):
+        _refuse_second()
     for path, value in held:
         if any(value is one for one in known):
             continue
@@ -78,23 +80,45 @@ def loop(places: Sequence[Place], entered_at: int, held: Iterator[tuple[str, Any
             raise InputError(path, f"generator {value.__qualname__}", fix)
 
 
+def _refuse_second() -> None:
+    fix = "one run has one loop, that of run.steps(): make a phase of your training a branch of it, or a run of its own"
+    raise InputError("run.steps()", "a second loop comes after it", fix)
+
+
+def entered(place: Place | None) -> None:
+    """:param place: where ``resumable`` is called
+    :raises InputError: it will be called there again
+    """
+    if place is not None and place.reaches("resumable"):
+        fix = "a run has one: make a phase of your training a branch of its loop, or a run of its own"
+        raise InputError("train_cloud.resumable", "it stands in a loop, or another one follows", fix)
+
+
 def wrapped(steps: Any, kept: Mapping[str, Any]) -> None:
     """:param steps: the iterator of ``run.steps()``
     :param kept: what is registered
     :raises InputError: something that counts or reads along has it, and begins anew in a resumed session
     """
-    for holder in gc.get_referrers(steps):
-        if type(holder) is enumerate:
+    holders = gc.get_referrers(steps)
+    for holder in [*holders]:
+        if type(holder) is tuple:
+            holders += gc.get_referrers(holder)
+    for holder in holders:
+        kind = type(holder)
+        if kind is enumerate:
             fix = "its count would begin at 0 again: run.steps() gives the step's number itself"
             raise InputError("run.steps()", "enumerate(run.steps())", fix)
-        if type(holder) is zip:
+        if kind is zip:
             _zipped(holder, steps, kept)
+        elif kind.__module__ == "itertools":
+            fix = "its place would be lost: take run.steps() itself"
+            raise InputError("run.steps()", f"itertools.{kind.__name__}(run.steps())", fix)
 
 
 def _zipped(holder: Any, steps: Any, kept: Mapping[str, Any]) -> None:
-    others = [one for one in gc.get_referents(holder) if isinstance(one, tuple)]
+    together = [one for one in gc.get_referents(holder) if type(one) is tuple and any(item is steps for item in one)]
     before = True
-    for one in next(iter(others), ()):
+    for one in next(iter(together), ()):
         if one is steps:
             before = False
         elif not any(one is other for other in kept.values()):

@@ -26,6 +26,7 @@ _NEVER_ON = frozenset({
     "JUMP_FORWARD", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT", "JUMP_ABSOLUTE", "RETURN_VALUE", "RETURN_CONST",
     "RAISE_VARARGS", "RERAISE", "JUMP",
 })  # fmt: skip
+_LOADS = ("LOAD_METHOD", "LOAD_ATTR", "LOAD_GLOBAL", "LOAD_NAME", "LOAD_FAST")
 #: Names with which code reads variables that it does not name.
 _BY_ANY_NAME = frozenset({"locals", "vars", "eval", "exec", "globals", "dir"})
 _PACKAGE = str(Path(__file__).resolve().parent.parent)
@@ -52,6 +53,11 @@ class Place:
         """Those that can still be read, by name."""
         found = self.frame.f_locals
         return {name: found[name] for name in readable(self.frame.f_code, self.at) if name in found}
+
+    def read_in_the_loop(self) -> dict[str, Any]:
+        """Those that the next iteration may read, and not only what comes after the loop."""
+        found = self.frame.f_locals
+        return {name: found[name] for name in readable(self.frame.f_code, self.at, loop=True) if name in found}
 
     def unread(self) -> frozenset[str]:
         """Of a module: names that nothing can read before they are set again."""
@@ -83,6 +89,20 @@ class Place:
             if instruction.opname == "FOR_ITER" and after < instruction.offset < self.at < instruction.argval:
                 found = lines.get(instruction.offset, code.co_firstlineno)
         return found
+
+    def reaches(self, name: str) -> bool:
+        """Whether the code may come from here to where an attribute or a function of this name is asked for."""
+        instructions, follows, here = _graph(self.frame.f_code, self.at)
+        waiting, seen = list(follows[here]), set[int]()
+        while waiting:
+            index = waiting.pop()
+            if index in seen:
+                continue
+            seen.add(index)
+            if instructions[index].opname in _LOADS and instructions[index].argval == name:
+                return True
+            waiting += follows[index]
+        return False
 
 
 def places(frame: types.FrameType | None, entered: types.FrameType | None) -> list[Place]:
@@ -117,19 +137,16 @@ def is_own_file(path: str) -> bool:
 
 
 @functools.lru_cache(maxsize=256)
-def readable(code: types.CodeType, at: int) -> frozenset[str]:
+def readable(code: types.CodeType, at: int, *, loop: bool = False) -> frozenset[str]:
     """Names of variables that may be read after an instruction before they are set: a backward analysis of the code.
 
     :param at: offset of the instruction
+    :param loop: where the instruction is the head of a ``for``: only where that goes on
     """
     every = frozenset(_named(code))
-    entries = _handlers(code)
-    if entries is None or _BY_ANY_NAME & set(code.co_names):
+    if _handlers(code) is None or _BY_ANY_NAME & set(code.co_names):
         return every
-    instructions = list(dis.get_instructions(code))
-    offsets = [instruction.offset for instruction in instructions]
-    position = {offset: index for index, offset in enumerate(offsets)}
-    follows = [_following(instructions, index, position, entries) for index in range(len(instructions))]
+    instructions, follows, here = _graph(code, at)
     before: dict[int, set[int]] = {}
     for index, after in enumerate(follows):
         for other in after:
@@ -143,9 +160,19 @@ def readable(code: types.CodeType, at: int) -> frozenset[str]:
         if found != live[index]:
             live[index] = found
             waiting += before.get(index, ())
-    here = max((index for index, offset in enumerate(offsets) if offset <= at), default=0)
-    out = frozenset[str]().union(*(live[other] for other in follows[here]))
+    after = follows[here][:1] if loop and instructions[here].opname == "FOR_ITER" else follows[here]
+    out = frozenset[str]().union(*(live[other] for other in after))
     return (out | _always(code)) & every
+
+
+def _graph(code: types.CodeType, at: int) -> tuple[list[dis.Instruction], list[list[int]], int]:
+    """The instructions, for each the numbers of those that may follow it, and the number of the one at an offset."""
+    instructions = list(dis.get_instructions(code))
+    offsets = [instruction.offset for instruction in instructions]
+    position = {offset: index for index, offset in enumerate(offsets)}
+    entries = _handlers(code) or ()
+    follows = [_following(instructions, index, position, entries) for index in range(len(instructions))]
+    return instructions, follows, max((index for index, offset in enumerate(offsets) if offset <= at), default=0)
 
 
 def _named(code: types.CodeType) -> tuple[str, ...]:

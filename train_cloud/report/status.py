@@ -111,6 +111,10 @@ class RunStatus(BaseModel):
     """When the state began, as far as the records tell; ISO 8601."""
     episode_return: float | None
     """Of a run in an experiment: mean return of the last 100 episodes at the newest checkpoint."""
+    unit: str = "timesteps"
+    """What is counted: ``steps`` of a PyTorch loop are its iterations."""
+    score: dict[str, Any] | None = None
+    """Of a PyTorch loop whose run file names one: ``name``, ``direction``, and ``best`` so far (None: none yet)."""
     attempts: int
     """Failures in a row without a new commit."""
     exact: bool | None
@@ -327,6 +331,8 @@ def _derived(
         seconds_left=max(0.0, (total - timesteps) / speed) if speed and total is not None else None,
         since=since.isoformat(timespec="seconds") if since else None,
         episode_return=newest.episode_return if newest is not None else None,
+        unit=str(_told(records, "unit") or "timesteps"),
+        score=_score(_told(records, "score")),
         attempts=head.attempts if head else 0,
         exact=inexact is None if known_exact else None,
         exact_evidence="no" if inexact else known_exact[-1].exact_evidence if known_exact else None,
@@ -524,3 +530,12 @@ def _total(store: ObjectStore, records: Sequence[SessionRecord]) -> int | None:
 def _launched(store: ObjectStore) -> datetime | None:
     names = (layout.RUN_JSON, layout.RUN_YAML)
     return min((info.modified for info in store.list("run.") if info.key in names), default=None)
+
+
+def _told(records: Sequence[SessionRecord], name: str) -> Any:
+    """What the newest session says of it that says anything."""
+    return next((one.progress[name] for one in reversed(records) if one.progress and name in one.progress), None)
+
+
+def _score(told: Any) -> dict[str, Any] | None:
+    return {name: told.get(name) for name in ("name", "direction", "best")} if isinstance(told, dict) else None

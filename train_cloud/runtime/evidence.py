@@ -51,6 +51,7 @@ class Evidence:
         self._earlier_proof: Mapping[str, Any] | None = None
         self._digests: Digests | None = None
         self._of = ""
+        self._of_a_loop: Mapping[str, Any] = {}
 
     @property
     def exact(self) -> bool:
@@ -126,6 +127,7 @@ class Evidence:
             facts |= {"exact": False, "exact_because": self.because}
         facts["exact_evidence"] = self.kind if facts.get("exact", True) else "no"
         self._not_kept = tuple(facts.get(NOT_KEPT, ()))
+        self._of_a_loop = {name: facts[name] for name in ("unit", "score") if name in facts}
         proof = self._proof or self._earlier_proof  # which holds on another machine than this, perhaps
         if proof is not None and not self.because:
             facts[PROOF] = proof
@@ -145,6 +147,7 @@ class Evidence:
         """For the session's progress record."""
         said: dict[str, Any] = {"exact": self.exact, "exact_because": self.because, "exact_evidence": self.kind}
         said[NOT_KEPT] = list(self._not_kept)
+        said.update(self._of_a_loop)
         if self._digests is not None:
             said[DIGESTS] = {"of": self._of, **self._digests.reported()}
         return said

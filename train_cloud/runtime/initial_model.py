@@ -13,6 +13,7 @@ from train_cloud.config import InitialModel
 from train_cloud.config.initial_model import NORMALIZER
 from train_cloud.errors import InputError, ObjectMissing
 from train_cloud.run import layout
+from train_cloud.runtime.exporting import is_pytorch
 from train_cloud.snapshot import Snapshot
 from train_cloud.store import open_store
 
@@ -95,6 +96,32 @@ def _check_digest(wanted: InitialModel, found: str) -> None:
     if wanted.digest is not None and wanted.digest != found:
         fix = f"{wanted.source} is {found} now, another model than this run was to begin with: restore it"
         raise InputError(f"{_FIELD}.digest", wanted.digest, fix)
+
+
+def read_for_loop(wanted: InitialModel, run_url: str) -> tuple[Any, dict[str, Any]]:
+    """For a PyTorch loop of the user's own.
+
+    :param run_url: of the run that begins
+    :return: what ``pytorch.initial`` begins with, and what exactly it was, for the checkpoints' facts
+    :raises InputError: it is not there, or of another trainer
+    """
+    from train_cloud.pytorch import initial
+
+    if wanted.run is not None:
+        snapshot, digest = _checkpoint(wanted, layout.root_of(run_url))
+        if not is_pytorch(snapshot.facts):
+            raise InputError(_FIELD, wanted.source, "it is a run of Stable-Baselines3")
+        return initial.from_snapshot(snapshot), {"source": wanted.source, "digest": digest}
+    if wanted.path is not None:
+        body = wanted.path.read_bytes()
+    else:
+        folder, _, name = wanted.source.rpartition("/")
+        try:
+            body = bytes(open_store(folder).get(name).body)
+        except ObjectMissing as error:
+            raise InputError(_FIELD, wanted.source, "there is no such object") from error
+    begun = {"source": wanted.source, "digest": hashlib.sha256(body).hexdigest()}
+    return initial.from_file(wanted.source, body), begun
 
 
 def _checkpoint(wanted: InitialModel, root: str) -> tuple[Snapshot, str]:

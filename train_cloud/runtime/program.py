@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,7 +12,7 @@ from train_cloud.config.current import training
 from train_cloud.errors import InputError, TrainCloudError
 from train_cloud.run.session import read_sessions
 from train_cloud.runtime.code_folder import CodeFolder
-from train_cloud.runtime.initial_model import begin_with
+from train_cloud.runtime.initial_model import begin_with, read_for_loop
 from train_cloud.runtime.inputs import Inputs
 from train_cloud.runtime.pretraining import pretraining_of
 from train_cloud.trainer import Deadline, Host, TrainingStopped
@@ -95,16 +96,18 @@ class Model(Program):
 class Script(Program):
     """The user's own, which makes its model itself."""
 
-    def __init__(self, code: CodeFolder, config: RunFile, script: Callable[[], object]) -> None:
-        super().__init__(code, {})
-        self._config, self._script = config, script
+    def __init__(
+        self, code: CodeFolder, config: RunFile, script: Callable[[], object], begun_with: Any, initial: Any = None
+    ) -> None:
+        super().__init__(code, {BEGUN_WITH: begun_with} if begun_with is not None else {})
+        self._config, self._script, self._initial = config, script, initial
 
     def train(self, host: FinishedHost, deadline: Deadline) -> None:
         from train_cloud.sb3.callback import hosted_by
         from train_cloud.sb3.script import left_early
 
         try:
-            with hosted_by(host), training(self._config):
+            with hosted_by(host), training(self._config), self._beginning():
                 self._script()
         except SystemExit as error:
             if not host.finished and deadline.pending:  # by a signal handler of its own
@@ -115,19 +118,27 @@ class Script(Program):
         if not host.finished:
             self._refuse_return(host, deadline)
 
+    def _beginning(self) -> contextlib.AbstractContextManager[None]:
+        if self._initial is None or self._config.initial_model is None:
+            return contextlib.nullcontext()
+        from train_cloud.pytorch.initial import beginning_with
+
+        return beginning_with(self._config.initial_model.source, self._initial)
+
     def _refuse_return(self, host: FinishedHost, deadline: Deadline) -> None:
         """The script has returned before its training was over."""
         if deadline.pending:  # it has caught what ended the training
             raise TrainingStopped
         if host.timesteps:
             raise TrainCloudError(
-                f"the script returned at {host.timesteps} of {self._config.total_timesteps} timesteps, before learn() "
-                "did: it must not catch what learn() raises"
+                f"the script returned at {host.timesteps} of {self._config.total_timesteps}, before its training was "
+                "over: it must not catch what learn() or run.steps() raises"
             )
         raise InputError(
             "entry_point",
             self._config.entry_point,
-            "it returned without training: pass callback=train_cloud.checkpoints() to learn()",
+            "it returned without training: pass callback=train_cloud.checkpoints() to learn(), or loop over the steps "
+            "of train_cloud.resumable()",
         )
 
 
@@ -165,7 +176,10 @@ def build(inputs: Inputs, code: CodeFolder, facts: Mapping[str, Any], graphs: Pa
         check(config)
     if config.entry_point is not None:
         check_device(config.device)
-        return Script(code, config, prepare(config))
+        begun, initial = facts.get(BEGUN_WITH), None
+        if config.initial_model is not None and not facts:
+            initial, begun = read_for_loop(config.initial_model, inputs.store.url)
+        return Script(code, config, prepare(config), begun, initial)
     callbacks = build_callbacks(config)
     built = build_model(config, trial, begun)
     share(built.trial)

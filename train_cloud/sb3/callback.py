@@ -26,6 +26,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
+from train_cloud.config.current import current
 from train_cloud.envs.make import Env
 from train_cloud.envs.state import StatefulEnv
 from train_cloud.envs.trial import Choice, choose_for
@@ -647,6 +648,10 @@ def checkpoints() -> BaseCallback:
     if host is None:
         log.warning("not started by train-cloud train: nothing is saved, nothing is resumed")
         return CallbackList([])
+    config = current()
+    if config is not None and config.initial_model is not None and config.entry_point is not None:
+        fix = f"the script {config.entry_point} decides this: remove it or entry_point"
+        raise InputError("initial_model", config.initial_model.source, fix)
     return Checkpoints(host)
 
 

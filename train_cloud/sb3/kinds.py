@@ -297,13 +297,15 @@ _CODE: tuple[type, ...] = (
 CONSTANT = ATOMIC | {np.ufunc, type(np.median), struct.Struct, re.Pattern}
 
 
+#: What ``torch.compile`` leaves among the globals of the code that it has compiled.
+_OF_THE_COMPILER = re.compile(r"__(compiled_fn|resume_at|builtins_dict|import)_|__\w+_c?\d+$")
 #: Modules whose objects are declarations: a type, or what ``from __future__ import annotations`` leaves.
 _NO_DATA = ("typing", "__future__")
 
 
 def is_data(name: str, value: Any) -> bool:
     """Whether a name of a module or a class stands for a value, and not for code."""
-    if name.startswith("__") and name.endswith("__"):
+    if name.startswith("__") and (name.endswith("__") or _OF_THE_COMPILER.match(name)):
         return False
     if name.startswith("_abc_") or isinstance(value, _CODE) or getattr(value, "__module__", "") in _NO_DATA:
         return False
@@ -513,7 +515,8 @@ def _set_tensor(tensor: torch.Tensor, content: Mapping[str, Any]) -> None:
     if tensor.is_leaf:
         tensor.requires_grad_(content["requires_grad"]) if tensor.is_floating_point() else None
     with torch.no_grad():
-        if tensor.shape == value.shape and tensor.dtype is value.dtype:
+        expanded = any(stride == 0 < size - 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        if tensor.shape == value.shape and tensor.dtype is value.dtype and not expanded:
             tensor.copy_(value)
         else:
             tensor.data = value.to(tensor.device)

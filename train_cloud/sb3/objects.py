@@ -130,6 +130,18 @@ class _Mark:
 
 
 @dataclasses.dataclass
+class _Large:
+    """A large content that is only compared, as it was found.
+
+    :ivar sign: what tells quickly that it was not changed; None where only the checksum does
+    :ivar checksum: the same in a fresh process
+    """
+
+    sign: Any
+    checksum: int | None
+
+
+@dataclasses.dataclass
 class _Known:
     """A live object.
 
@@ -156,6 +168,8 @@ class Objects:
     :param optimizers: whose states are saved by somebody else, as long as they have the same parameters
     :param gradients: whether the gradients of tensors that somebody else saves are state
     :param classes: whose own attributes and functions are looked at besides, as far as they are of the user's code
+    :param constants: whether what is large and stays as it was found is only compared: a dataset, which a fresh process
+        reads again
     """
 
     def __init__(
@@ -166,6 +180,7 @@ class Objects:
         *,
         gradients: bool = False,
         classes: Iterable[type] = (),
+        constants: bool = False,
     ) -> None:
         self.roots = list(roots)
         self.not_kept: dict[str, str] = {}
@@ -189,7 +204,7 @@ class Objects:
         self._dropped: list[_Place] = []
         self._missing: list[str] = []
         self._always = True
-        self._gradients = gradients
+        self._gradients, self._constants = gradients, constants
         self._looked_at = 0
         for path, obj in elsewhere.items():
             self._note(path, obj, "elsewhere")
@@ -243,6 +258,10 @@ class Objects:
             how = kind_of(obj)
             if how is None:
                 continue
+            if self._constants and kind in (*LISTS, tuple) and len(obj) > _MANY:
+                self._note(path, obj, "large")
+                self._references[id(obj)] = (path, None)
+                continue
             if how == "value":
                 self._seen[id(obj)] = obj
             elif how == "through":
@@ -271,6 +290,8 @@ class Objects:
 
     def _found(self, known: _Known) -> Any:
         """What later states are compared with."""
+        if self._constants and (known.kind == "large" or _is_large(known.obj)) and known.kind in _LARGE_KINDS:
+            return _Large(_sign_of(known.obj), self._large_checksum(known.obj))
         if id(known.obj) in self._optimizers:
             return structure_of(known.obj)
         if known.kind == "module":
@@ -356,7 +377,14 @@ class Objects:
         """What :meth:`restore` is given back: references and copies, to be pickled with :meth:`dump`."""
         found, lists = [], {}
         for known in self._known.values():
-            if known.kind in WITH_STATE:
+            if isinstance(known.before, _Large):
+                if self._is_constant(known.obj, known.before):
+                    found.append((known.path, "constant", known.before.checksum))
+                elif known.kind == "large":
+                    found.append((known.path, "large", items_of(known.obj)))
+                else:
+                    found.append((known.path, known.kind, self._content(known)))
+            elif known.kind in WITH_STATE:
                 if known.values is not None and _are_same(known.values, variables_of(known.obj)):
                     continue
                 before = None if known.always else known.before
@@ -607,6 +635,12 @@ class Objects:
         live = dict(self._functions)
         kept = tuple(f"{root.path}.{name}" for root in self.roots if root.path.startswith("algorithm") for name in but)
         for path, kind, content in state.get("objects", ()):
+            if kind == "constant":
+                self._compare_constant(path, content)
+                continue
+            if kind == "large" and path in self._paths and type(self._paths[path].obj) in LISTS:
+                set_items(self._paths[path].obj, content)
+                continue
             if content is LEFT or (kept and path.startswith(kept)):
                 continue
             if kind == "buffer":
@@ -624,6 +658,24 @@ class Objects:
             if "gradients" in state:
                 grad = state["gradients"].get(path)
                 tensor.grad = None if grad is None else grad.to(tensor.device)
+
+    def _compare_constant(self, path: str, checksum: int | None) -> None:
+        known = self._paths.get(path)
+        if known is None:
+            self._missing.append(path)
+        elif not isinstance(known.before, _Large) or known.before.checksum != checksum:
+            why = "it is large, no step had changed it, so it was not saved; now it is another one from the start"
+            self.not_kept[path] = why
+
+    def _large_checksum(self, value: Any) -> int | None:
+        if isinstance(value, torch.Tensor):
+            value = as_numpy(value.detach().cpu()).contiguous().numpy()
+        return self._checksum(value)
+
+    def _is_constant(self, value: Any, found: _Large) -> bool:
+        if found.checksum is None or _sign_of(value) != found.sign:
+            return False
+        return found.sign is not None or self._large_checksum(value) == found.checksum
 
     @property
     def reached(self) -> list[Any]:
@@ -673,6 +725,28 @@ def _are_same(left: Collection[Any], right: Collection[Any]) -> bool:
 
 
 _TRIES = 50
+#: What is larger, or has more items, may be only compared.
+_LARGE_BYTES, _MANY = 1 << 20, 10_000
+_LARGE_KINDS = ("tensor", "array", "large")
+_SAMPLED = 64
+
+
+def _is_large(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        plain = value.layout is torch.strided and not value.is_quantized and not value.is_meta
+        return plain and not value.requires_grad and value.nbytes >= _LARGE_BYTES
+    return isinstance(value, np.ndarray) and not value.dtype.hasobject and value.nbytes >= _LARGE_BYTES
+
+
+def _sign_of(value: Any) -> Any:
+    """What changes with a large value; None where nothing shows it."""
+    if isinstance(value, torch.Tensor):
+        return value._version, value.data_ptr(), tuple(value.shape)
+    if isinstance(value, list | tuple):
+        return len(value), [id(item) for item in (*value[:_SAMPLED], *value[-_SAMPLED:])]
+    return None
+
+
 _CONTAINERS = (list, tuple, dict, set, frozenset)
 #: Parts of a value up to which looking at each is quicker than pickling it.
 _FEW = 60
