@@ -25,6 +25,7 @@ from benchmarks.document import document
 from benchmarks.experiment import side_by_side
 from benchmarks.figures import FULL, LARGE, QUICK, Sizes, checkpoints, notices, starts, throughput
 from benchmarks.measure import Figure
+from benchmarks.ranks import two_ranks
 from benchmarks.worker import ROOT, isolate
 
 _PACKAGES = ("torch", "stable-baselines3", "gymnasium", "numpy", "obstore", "boto3")
@@ -38,6 +39,7 @@ _GROUPS = {
     7: starts,
     8: checksums,
     9: side_by_side,
+    14: two_ranks,
 }
 #: Of ``--large``: the ring, what the process has besides it, and stock's file, which passes through the page cache.
 _LARGE_MEMORY_GB, _LARGE_DISK_GB = 12.0, 10.0
@@ -47,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--large", action="store_true", help="1M rows of 1080 floats")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does everything, says nothing")
-    parser.add_argument("--only", default="1,2,3,4,5,6,7,8,9", help="figures, for example 4,7")
+    parser.add_argument("--only", default="1,2,3,4,5,6,7,8,9,14", help="figures, for example 4,7")
     parser.add_argument("--floats", type=int, help="of figures 1 to 5 only those with so many floats per observation")
     parser.add_argument("--output", type=Path, help="folder for benchmarks/results.json and docs/, if not this one")
     options = parser.parse_args(arguments)

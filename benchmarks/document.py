@@ -27,6 +27,7 @@ _TITLES = {
     7: "Process start to first new step, seconds",
     8: "What the checksums of every step take of the training's speed",
     9: "Four runs side by side on two cores, against half of what they take one after the other",
+    14: "Steps/s of two ranks on two cores, against one rank's",
 }
 _HOW = {
     1: "A probe among the run's callbacks times blocks of training: one without a checkpoint, one that begins with it and ends "
@@ -55,6 +56,8 @@ _HOW = {
     9: "`train-cloud train` of an experiment with `--parallel 2`, and of each of its four run files, one after the other, in turns; "
     "whole commands, from their start to their end, in an empty store on this disk. Forked from one process that has imported "
     "everything, the four pay for that once.",
+    14: "`data_parallel: 2` and `data_parallel: 1` in turns, whole trainings on two cores, each rank with an environment of its own, which "
+    "keeps a core busy for a millisecond a step. Rollouts and updates of each training but its first.",
 }
 
 

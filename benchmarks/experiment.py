@@ -31,7 +31,7 @@ def side_by_side(folder: Path, sizes: Sizes, wanted: set[int]) -> Iterator[Figur
     path = _write(folder, timesteps)
     _train(folder, "warm-up", path, "--parallel", str(_CORES))  # files are in memory from here on
     together, alone = [], []
-    with _cores(_CORES):
+    with cores(_CORES):
         for number in range(sizes.experiment[0]):
             together.append(_train(folder, f"together-{number}", path, "--parallel", str(_CORES)))
             alone.append([_train(folder, f"alone-{number}", one) for one in _files(folder, path)])
@@ -104,7 +104,7 @@ def _train(folder: Path, name: str, path: Path, *options: str) -> float:
 
 
 @contextlib.contextmanager
-def _cores(count: int) -> Iterator[None]:
+def cores(count: int) -> Iterator[None]:
     """What is started meanwhile has so many cores."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, sorted(before)[:count])

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
+import hypothesis
 import pytest
 from paths import PYTHONPATH
 from warm_provider import VARIABLE, warm_provider
@@ -50,6 +51,10 @@ sys.stdin.read()
 """
 
 
+# On a busy machine an example may take any time.
+hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("busy")
+
 #: Files whose tests take long and share little: any process may run any of them.
 SPREAD = {"test_exactness", "test_exactness_table", "test_failures", "test_train"}
 
@@ -58,7 +63,7 @@ SPREAD = {"test_exactness", "test_exactness_table", "test_failures", "test_train
 LONGEST = (
     *("test_machine", "test_examples", "test_failures", "test_exactness_table", "test_rehearse", "test_chaos"),
     *("test_gridworld_experiment", "test_terraform", "test_experiments", "test_state", "test_evaluate", "test_prove"),
-    *("test_curriculum", "test_pretraining", "test_search", "test_multiagent", "test_artifacts"),
+    *("test_curriculum", "test_ranks", "test_pretraining", "test_search", "test_multiagent", "test_artifacts"),
 )
 
 #: What `make test-quick` runs besides all that is not marked `slow`: whole runs, a trainer of each kind.
@@ -107,6 +112,7 @@ ONE_IN = {
     "test_multiagent": 6,
     "test_objects": 4,
     "test_pretraining": 8,
+    "test_ranks": 4,
     "test_protocol": 5,
     "test_record": 4,
     "test_rendering": 3,

@@ -13,6 +13,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.classic_control import PendulumEnv
 from stable_baselines3.common.callbacks import BaseCallback
+from torch import distributed
 
 import train_cloud
 from train_cloud.run.head import Lease, Token
@@ -45,6 +46,14 @@ class InterruptAt(BaseCallback):
             return False
         os.environ[variable] = ""
         return True
+
+
+class InterruptRank(InterruptAt):
+    """The same, in the rank that ``INTERRUPT_RANK`` names, of several that train one run. And draws of its own."""
+
+    def _on_step(self) -> bool:
+        self.drawn = float(np.random.random())
+        return distributed.get_rank() != int(os.environ.get("INTERRUPT_RANK", "0")) or super()._on_step()
 
 
 class Rollouts(BaseCallback):

@@ -88,6 +88,7 @@ class Committer:
     :param policy: which of the earlier checkpoints are preserved
     :param hold: timesteps of checkpoints that stay besides, as long as they are named
     :param extra_parts: called in the thread at a commit's beginning: parts that come from beside the training
+    :param extra_streams: the same, after it: rows of other processes of the training
     :param facts: the same: the checkpoint's facts, where they are more than the snapshot's own
     :param before_head: called in the thread when all is written, right before the head is swapped
     :param on_commit: called in the thread after the swap
@@ -105,6 +106,7 @@ class Committer:
         policy: Preservation | None = None,
         hold: Callable[[], Collection[int]] = tuple,
         extra_parts: Callable[[], Mapping[str, Part]] = dict,
+        extra_streams: Callable[[], Mapping[str, Rows]] = dict,
         facts: Callable[[Snapshot], Mapping[str, Any]] = lambda snapshot: snapshot.facts,
         before_head: Callable[[], None] = lambda: None,
         on_commit: Callable[[Committed], None] = lambda committed: None,
@@ -118,7 +120,7 @@ class Committer:
         self._keys = frozenset(manifest.keys() if manifest else ())
         self._policy = policy or Preservation()
         self._hold = hold
-        self._extra_parts = extra_parts
+        self._extra_parts, self._extra_streams = extra_parts, extra_streams
         self._facts = facts
         self._before_head = before_head
         self._on_commit = on_commit
@@ -179,7 +181,10 @@ class Committer:
         retry = Retry()
         try:
             facts = self._facts(snapshot)
-            snapshot = replace(snapshot, parts={**snapshot.parts, **self._extra_parts()}, facts=facts)
+            parts = {**snapshot.parts, **self._extra_parts()}
+            snapshot = replace(
+                snapshot, parts=parts, streams={**snapshot.streams, **self._extra_streams()}, facts=facts
+            )
             while True:
                 try:
                     sent = self._commit(snapshot, created, held, outcome, reason)

@@ -25,11 +25,13 @@ def restore(
     manifest: Manifest,
     *,
     parts: set[str] | None = None,
+    streams: set[str] | None = None,
     received: Callable[[int], None] | None = None,
 ) -> Snapshot:
     """Read the parts at once, in parallel; the rows come while they are iterated, some segments ahead.
 
-    :param parts: only these, and no rows; None for all
+    :param parts: only these; None for all
+    :param streams: only their rows; None for all, and for none where ``parts`` are named
     :param received: called in this thread with the number of bytes of each object that has arrived and is verified
     :raises CorruptCheckpoint: an object is missing or changed. The run must not go on from zero because of it.
     """
@@ -59,7 +61,8 @@ def restore(
         name: unpack(body, manifest.parts[name].key, lambda content: contents[layout.CONTENT + content])
         for name, body in bodies.items()
     }
-    streams = {} if parts is not None else manifest.streams
+    if streams is None:
+        streams = set() if parts is not None else set(manifest.streams)
     return Snapshot(
         timesteps=manifest.timesteps,
         parts=loaded,
@@ -71,7 +74,8 @@ def restore(
                 chunks=_chunks(store, stream, received),
                 successors=stream.successors,
             )
-            for name, stream in streams.items()
+            for name, stream in manifest.streams.items()
+            if name in streams
         },
         facts=manifest.facts,
     )

@@ -403,6 +403,8 @@ def _run_view(found: RunStatus) -> RenderableType:
     if found.interruptions or found.repeated_at_most:
         again = in_words(found.repeated_timesteps, found.repeated_at_most)
         lines.append(f"  interruptions: {found.interruptions}, steps done again: {again}")
+    if found.ranks > 1:
+        lines.append(f"  ranks: {found.ranks}")
     if found.hardware is not None:
         lines.append(f"  hardware: {escape(_hardware(found.hardware))}")
     if found.curriculum is not None:

@@ -17,6 +17,7 @@ PARTS: Mapping[str, Literal["identity", "budget"]] = {
     "policy": "identity",
     "architecture": "identity",
     "hardware": "identity",
+    "data_parallel": "identity",
     "seed": "identity",
     "device": "identity",
     "environment": "identity",

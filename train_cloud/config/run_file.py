@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, Strict, model_validator
 
+from train_cloud.config import data_parallel
 from train_cloud.config.architecture import Architecture
 from train_cloud.config.architecture import from_text as architecture_from_text
 from train_cloud.config.artifacts import Artifacts, Wandb
@@ -227,6 +228,11 @@ class RunFile(Section):
         description="`auto` chooses `environment.n_envs` where it is 1, and `hyperparameters.batch_size` where there "
         "is none, for the machine that the run begins on, once; see below.",
     )
+    data_parallel: Literal["auto"] | Annotated[Whole, Field(ge=1, le=64)] | None = Field(
+        None,
+        description="Processes that train one model together, each with environments and a buffer of its own; `auto` "
+        "is one for each GPU of the machine that the run begins on. See [data-parallel.md](data-parallel.md).",
+    )
     total_timesteps: Annotated[Whole, Field(ge=1)] = Field(
         description="Environment steps to train for, over all sessions and environments. Of a PyTorch loop its "
         "iterations; `total_steps` is another name of this field."
@@ -376,6 +382,8 @@ class RunFile(Section):
         if self.curriculum is not None and self.algorithm == MULTIAGENT:
             fix = "not for several agents in this version: leave it out, or change the level in the environment itself"
             raise NotYet("curriculum", list(self.curriculum.names), fix)
+        phases = {"entry_point": self.entry_point, "curriculum": self.curriculum, "pretraining": self.pretraining}
+        data_parallel.check(self.data_parallel, self.algorithm, self.hyperparameters, phases)
         if self.entry_point is None:
             self._check_algorithm()
             self._check_hyperparameters()

@@ -150,6 +150,8 @@ class RunStatus(BaseModel):
     hardware: dict[str, Any] | None = None
     """What ``hardware: auto`` chose when the run began: ``n_envs``, ``batch_size``, ``amp``, for which ``cores`` and
     ``gpu``, and ``because`` of each. None without it."""
+    ranks: int = 1
+    """Processes that train it together (``data_parallel``); its timesteps and their speed count those of all."""
     not_exported: dict[str, Any] | None
     """Checkpoints whose models could not be written: ``timesteps`` and ``because``. The next session tries again."""
     checkpoints: list[CheckpointStatus] | None
@@ -348,6 +350,7 @@ def _derived(
         curriculum=_curriculum(records, committed),
         pretraining=_pretraining(records),
         hardware=next((p["hardware"] for p in (r.progress or {} for r in reversed(records)) if "hardware" in p), None),
+        ranks=latest.get("ranks", 1),
         not_exported=latest.get("not_exported"),
         checkpoints=_checkpoints(newest) if checkpoints else None,
         damaged=damaged,

@@ -18,6 +18,7 @@ from train_cloud.runtime.replay import Replay
 class Beside:
     """:ivar each_second: called by the heartbeat's thread, in this order
     :ivar hardware: what ``hardware`` of the run file has chosen, once that is known
+    :ivar ranks: processes that train the run
     :ivar proof: what the session does besides as a part of a proof
     :ivar step: for the trainer, at every step of the environments: not one call more than it takes
     :ivar on_replay: called once a replay has come to a result, in its thread
@@ -26,6 +27,7 @@ class Beside:
     def __init__(self, inputs: Inputs) -> None:
         config = self._config = inputs.config
         self.hardware: Mapping[str, Any] | None = None
+        self.ranks = 1
         self._evaluations = inputs.evaluations
         self.on_replay: Callable[[], None] = lambda: None
         self.each_second: list[Callable[[], None]] = [inputs.signals.look, self._look_after_evaluations]

@@ -15,6 +15,7 @@ from train_cloud.runtime.code_folder import CodeFolder
 from train_cloud.runtime.initial_model import begin_with, read_for_loop
 from train_cloud.runtime.inputs import Inputs
 from train_cloud.runtime.pretraining import pretraining_of
+from train_cloud.runtime.ranks import RankProcesses, check_devices
 from train_cloud.trainer import Deadline, Host, TrainingStopped
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 TRIAL, BEGUN_WITH = "environment_trial", "initial_model"
 #: And what was chosen for the machine that it began on (``train_cloud.sb3.hardware``).
 HARDWARE = "hardware"
+#: And how many ranks train it.
+RANKS = "ranks"
 
 
 class FinishedHost(Host, Protocol):
@@ -46,10 +49,17 @@ class FinishedHost(Host, Protocol):
 class Program(ABC):
     """:ivar code: the folder that it comes from
     :ivar facts: for its checkpoints
+    :ivar ranks: the other processes of a data-parallel run
     """
 
     def __init__(self, code: CodeFolder, facts: Mapping[str, Any]) -> None:
         self.code, self.facts = code, facts
+        self.ranks: RankProcesses | None = None
+
+    @property
+    def size(self) -> int:
+        """Processes that train it."""
+        return 1 if self.ranks is None else self.ranks.size
 
     @abstractmethod
     def train(self, host: FinishedHost, deadline: Deadline) -> None:
@@ -71,17 +81,25 @@ class Model(Program):
         facts: Mapping[str, Any],
         built: Built,
         callbacks: Sequence[BaseCallback],
-        pretraining: Pretraining | None = None,
+        pretraining: Pretraining | None,
+        ranks: RankProcesses | None,
+        inputs: Inputs,
     ) -> None:
         super().__init__(code, facts)
         self._built, self._callbacks, self._pretraining = built, callbacks, pretraining
+        self.ranks, self._inputs = ranks, inputs
 
     def train(self, host: FinishedHost, deadline: Deadline) -> None:
         from train_cloud.sb3.callback import learn
         from train_cloud.sb3.script import left_early
 
+        built = self._built
         try:
-            learn(self._built.model, host, self._callbacks, self._built.choice, self._pretraining)
+            with contextlib.ExitStack() as stack:
+                ranks = None
+                if self.ranks is not None:
+                    ranks = stack.enter_context(self.ranks.joined(self._inputs, built.trial, built.model.device))
+                learn(built.model, host, self._callbacks, built.choice, self._pretraining, ranks)
         except SystemExit as error:
             if deadline.pending:
                 raise TrainingStopped from error
@@ -90,6 +108,8 @@ class Model(Program):
             raise left from error
 
     def close(self) -> None:
+        if self.ranks is not None:
+            self.ranks.close()
         self._built.close()
 
 
@@ -180,17 +200,36 @@ def build(inputs: Inputs, code: CodeFolder, facts: Mapping[str, Any], graphs: Pa
         if config.initial_model is not None and not facts:
             initial, begun = read_for_loop(config.initial_model, inputs.store.url)
         return Script(code, config, prepare(config), begun, initial)
-    callbacks = build_callbacks(config)
-    built = build_model(config, trial, begun)
-    share(built.trial)
-    begun_with = facts.get(BEGUN_WITH)
-    try:
+    size = ranks_of(config, facts)
+    with contextlib.ExitStack() as on_failure:
+        ranks = RankProcesses(size, inputs.state_dir) if size > 1 else None  # they import while this one builds
+        if ranks is not None:
+            on_failure.callback(ranks.close)
+        callbacks = build_callbacks(config)
+        built = build_model(config, trial, begun)
+        on_failure.callback(built.close)
+        share(built.trial)
+        begun_with = facts.get(BEGUN_WITH)
         if config.initial_model is not None and not facts:
             begun_with = begin_with(built.model, config.initial_model, inputs.store.url)
         pretraining = pretraining_of(config, built.model, facts)
-    except BaseException:
-        built.close()
-        raise
-    known = {TRIAL: built.trial, BEGUN_WITH: begun_with, HARDWARE: config.chosen}
+        on_failure.pop_all()
+    known = {TRIAL: built.trial, BEGUN_WITH: begun_with, HARDWARE: config.chosen, RANKS: size if size > 1 else None}
     kept = {name: value for name, value in known.items() if value is not None}
-    return Model(code, kept, built, callbacks, pretraining)
+    return Model(code, kept, built, callbacks, pretraining, ranks, inputs)
+
+
+def ranks_of(config: RunFile, facts: Mapping[str, Any]) -> int:
+    """How many processes train the run: as many as when it began.
+
+    :raises InputError: the machine has not enough GPUs for them
+    """
+    if config.data_parallel is None:
+        return 1
+    import torch
+
+    size = config.data_parallel
+    if size == "auto":
+        size = facts.get(RANKS) or (max(1, torch.cuda.device_count()) if config.device != "cpu" else 1)
+    check_devices(config, size)
+    return int(size)

@@ -100,6 +100,8 @@ class Progress:
             found["pretraining"] = dict(self._pretrained)
         if self._beside.hardware is not None:
             found["hardware"] = dict(self._beside.hardware)
+        if self._beside.ranks > 1:
+            found["ranks"] = self._beside.ranks
         not_exported = self._beside.artifacts.not_exported
         if not_exported is not None:
             found["not_exported"] = not_exported

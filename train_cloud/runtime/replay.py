@@ -83,7 +83,7 @@ class Replay:
         self._known = threading.Event()
         self._ended = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
-        self._over = config.reproducibility.replay == "never"
+        self._over = config.reproducibility.replay == "never" or config.data_parallel not in (None, 1)
         self.said = "off" if self._over else ""
         """What became of it, in words."""
 

@@ -26,14 +26,16 @@ def pin_instructions() -> None:
             os.environ.setdefault(name, value)
 
 
-def pin_threads(recorded: Mapping[str, Any] | None) -> None:
+def pin_threads(recorded: Mapping[str, Any] | None, ranks: int = 1) -> None:
     """As many torch threads as the run was begun with: sums are split by thread.
 
     :param recorded: what :func:`describe` gave in the session that began the run; None in that session
+    :param ranks: processes of the run that share this machine's cores
     """
     import torch
 
-    threads = recorded["threads"] if recorded else int(variables.number(variables.THREADS, torch.get_num_threads()))
+    there = max(1, torch.get_num_threads() // ranks)
+    threads = recorded["threads"] if recorded else int(variables.number(variables.THREADS, there))
     torch.set_num_threads(threads)
 
 

@@ -18,7 +18,8 @@ from train_cloud.runtime.evaluations import DUE
 from train_cloud.runtime.inputs import Inputs
 from train_cloud.runtime.program import Program
 from train_cloud.runtime.progress import Progress
-from train_cloud.snapshot import Part, Snapshot
+from train_cloud.runtime.ranks import stored
+from train_cloud.snapshot import Part, Rows, Snapshot
 
 
 class Saving:
@@ -39,6 +40,8 @@ class Saving:
         self._machine = acquired.manifest.facts["machine"] if acquired.manifest is not None else machine
         self._estimate = CommitEstimate()
         self._committing: Mapping[str, Any] = {}
+        self._submitted: Snapshot | None = None
+        self._streams_of_ranks: Mapping[str, Rows] = {}
         self._head_began = 0.0
         self._committer = Committer(
             inputs.store,
@@ -47,6 +50,7 @@ class Saving:
             policy=inputs.config.preservation,
             hold=self._held,
             extra_parts=self._extra_parts,
+            extra_streams=lambda: self._streams_of_ranks,
             facts=self._facts,
             before_head=self._before_head,
             on_commit=self._on_commit,
@@ -90,6 +94,7 @@ class Saving:
         :param outcome: goes into the head in the same swap
         """
         self._estimate.begin()
+        self._submitted = snapshot
         self._committer.submit(snapshot, outcome=outcome, reason=reason)
 
     def settle(self) -> None:
@@ -111,13 +116,21 @@ class Saving:
     # ------------------------------------------------------------------------------------------- in the commit's thread
 
     def _extra_parts(self) -> dict[str, Part]:
-        """Parts that are made beside the training."""
+        """Parts that are made beside the training, or by other processes of it."""
         return {
+            **self._parts_of_ranks(),
             layout.LOGGED: self._beside.artifacts.logged(),
             "lock": Part(blob=self._inputs.lock.encode()),
             "run": Part(blob=self._inputs.run_yaml.encode()),
             layout.CODE: self._program.code.part(),
         }
+
+    def _parts_of_ranks(self) -> Mapping[str, Part]:
+        ranks, snapshot = self._program.ranks, self._submitted
+        if ranks is None or snapshot is None:
+            return {}
+        parts, self._streams_of_ranks = stored(ranks.collect(snapshot))
+        return parts
 
     def _facts(self, snapshot: Snapshot) -> Mapping[str, Any]:
         self._committing = self._beside.evidence.facts(snapshot)

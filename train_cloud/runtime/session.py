@@ -81,6 +81,7 @@ class TrainingSession:
         with code_on_path(inputs.config.code.folder), training(inputs.config, self._beside.artifacts.folder):
             program = self._build(self.code, facts)  # before the run is acquired: bad input leaves no trace
             self._beside.use(program.facts.get(HARDWARE))
+            self._beside.ranks = program.size
             with contextlib.closing(program):
                 begun = self.begun or self._begin()
                 return self._train(program, begun, self._acquire(begun))
@@ -95,7 +96,7 @@ class TrainingSession:
             self._check_limits(begun)
             if inputs.deadline.pending:
                 return exits.stopped()
-            reproducibility.pin_threads(acquired.manifest.facts["machine"] if acquired.manifest else None)
+            reproducibility.pin_threads(acquired.manifest.facts["machine"] if acquired.manifest else None, program.size)
             machine = reproducibility.describe()
             progress.begin()
             delivery.begin(machine)

@@ -80,7 +80,8 @@ def build_model(run_file: RunFile, trial: Mapping[str, Any] | None = None, begun
             arguments = arguments_of(run_file, algorithm, env.action_space, env.observation_space)
             model = construct(run_file, algorithm, policy, env, arguments)
         there, taken = psutil.virtual_memory().total, psutil.Process().memory_info().rss
-        check_memory(run_file, buffer_bytes(model), there, "this machine", beside=taken)
+        ranks = run_file.data_parallel if isinstance(run_file.data_parallel, int) else 1
+        check_memory(run_file, ranks * buffer_bytes(model), there, "this machine", beside=taken)
         if trial is None or begun.recalled is None:
             trial = record(choice, asked(run_file), sources_of(run_file.environment))
     except InputError:

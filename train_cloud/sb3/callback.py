@@ -39,6 +39,7 @@ from train_cloud.sb3.digest import Digests, Reader
 from train_cloud.sb3.ending import stopped_by, watch
 from train_cloud.sb3.phases import Phase, Phases, Shifted
 from train_cloud.sb3.pretraining import Pretraining
+from train_cloud.sb3.ranks import GO_ON, HOLD, SAVE, STOP, CallbacksOfAllRanks, EveryStep, Ranks
 from train_cloud.sb3.vectorized import choice_of, prepare
 from train_cloud.snapshot import ENDED_EARLY, PRETRAINING, Snapshot
 from train_cloud.trainer import Host, TrainingStopped, current_host, hosting
@@ -119,6 +120,7 @@ class Checkpoints(BaseCallback):
     :param log_interval: on-policy, iterations from one log to the next where ``learn`` itself is told to log at each;
         None where the script has told it
     :param pretraining: the run's first phase, if it has one
+    :param ranks: the other processes of a data-parallel run
     """
 
     def __init__(
@@ -127,12 +129,14 @@ class Checkpoints(BaseCallback):
         choice: Choice | None = None,
         log_interval: int | None = None,
         pretraining: Pretraining | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         super().__init__()
         self._host = host
         self._choice = choice
         self._log_interval = log_interval
         self._pretraining = pretraining
+        self._ranks = ranks
         self._between_logs = False
         self._ended_early: str | None = None
         self._stood_at: int | None = None
@@ -190,9 +194,11 @@ class Checkpoints(BaseCallback):
         self._rows_per_step = self._capture.rows_per_step
         if self._phases.number:  # the phase before has committed its end
             self._submitted_rows, self._submitted_timesteps = self._rows, self._timesteps()
-        self._reader = Reader(self._host.digests, self.model, self._capture.rings)
+        self._reader = Reader(self._host.digests, self.model, self._capture.rings, self._timesteps_per_step())
         self._reader.begin(self._capture.counts(self._rows), self._timesteps())
         self._steer()
+        if self._ranks is not None:
+            self._ranks.begin(self.model)
         self._schedules = schedules(self.model)
         if restored is not None and restored.timesteps >= total + self._phases.offset:
             # SB3 would train on: a run at its total must not enter the loop that follows this call.
@@ -230,22 +236,41 @@ class Checkpoints(BaseCallback):
         if self._pretraining is not None and not self._pretraining.finished:
             self._pretrain(self._pretraining)
             self._rollout_began = now = time.monotonic()
-        if self._host.stop_deadline() is not None:
-            self._stop(self._snapshot(), self._rows)
+        if self._ranks is not None:
+            self._ranks.merge()
         evaluated = self._timesteps() >= self._next_evaluation
+        wish = self._wish(now, evaluated)
+        if self._ranks is not None:
+            wish = self._ranks.agree(wish)
+        if wish == STOP:
+            self._stop(self._snapshot(), self._rows)
+        if wish >= HOLD:
+            snapshot = self._snapshot()
+            self._held = (snapshot, self._rows)
+            if wish == SAVE:
+                self._submit(snapshot, self._rows)
+                self._plan_save(now)
+                self._plan_evaluation()
+                self._host.stalled(1e3 * (time.monotonic() - now))
+            elif self._ranks is not None:
+                self._ranks.keep(snapshot)
+
+    def _wish(self, now: float, evaluated: bool) -> int:
+        """What is to be done at this rollout's start, if it is for this process to say.
+
+        :param evaluated: whether a checkpoint of these timesteps is to be evaluated
+        """
+        if self._host.stop_deadline() is not None:
+            return STOP
         if evaluated:
             self._settle()  # this very checkpoint, whatever the store is busy with: no clock decides what is evaluated
         busy = self._host.busy()
         due = self._due(now) or self._host.save_requested() or evaluated
-        snapshot = None
-        if (due and not busy) or self._rollout_seconds > _LONG_ROLLOUT_SECONDS:
-            snapshot = self._snapshot()
-            self._held = (snapshot, self._rows)
-        if due and not busy and snapshot is not None:
-            self._submit(snapshot, self._rows)
-            self._plan_save(now)
-            self._plan_evaluation()
-            self._host.stalled(1e3 * (time.monotonic() - now))
+        if due and not busy:
+            return SAVE
+        # Other ranks hand out the rows of what is committed, and of nothing else.
+        holds = self._ranks is None or not self._capacity
+        return HOLD if self._rollout_seconds > _LONG_ROLLOUT_SECONDS and holds else GO_ON
 
     def _on_step(self) -> bool:
         timesteps = self.num_timesteps + self._phases.offset
@@ -280,6 +305,8 @@ class Checkpoints(BaseCallback):
             self._rows -= self._rows_per_step  # collect_rollouts leaves before it stores the step that was the last
         self._ended_early = self._ended_early or stopped
         self._reader.rollout(self._stored_timesteps())  # where a callback ended the training in the middle of one
+        if self._ranks is not None:
+            self._ranks.merge()
         self._settle()
         self._host.phase("store")
         self._rollouts += 1  # the one that has ended, as the next one's start would count it
@@ -332,7 +359,9 @@ class Checkpoints(BaseCallback):
     def _renew(self) -> None:
         """As it was made, for the next ``learn`` call; what ``BaseCallback.init_callback`` has set stays."""
         model, parent, logs = self.model, self.parent, self.locals
-        self.__init__(self._host, self._choice, self._log_interval, self._pretraining)  # type: ignore[misc]
+        self.__init__(  # type: ignore[misc]
+            self._host, self._choice, self._log_interval, self._pretraining, self._ranks
+        )
         self.model, self.parent, self.locals = model, parent, logs
 
     def _leave_at(self, model_timesteps: int) -> None:
@@ -356,6 +385,8 @@ class Checkpoints(BaseCallback):
     def _restore(self, capture: Capture, snapshot: Snapshot) -> None:
         self._host.phase("restore")
         self._rows = self._submitted_rows = capture.restore(snapshot)
+        if self._ranks is not None:
+            self._ranks.follow(self.model.get_vec_normalize_env())
         if self._pretraining is not None:
             self._pretraining.resume(snapshot.parts.get(PRETRAINING), capture.held)
             self._host.pretrained(self._pretraining.epochs)
@@ -487,11 +518,16 @@ class Checkpoints(BaseCallback):
         return max(0.0, until) + self._commit_seconds()
 
     def _commit_seconds(self) -> float:
-        return self._host.commit_seconds(self._capture_of().sent_bytes(self._rows - self._submitted_rows))
+        size = self._capture_of().sent_bytes(self._rows - self._submitted_rows)
+        return self._host.commit_seconds(size * (1 if self._ranks is None else self._ranks.size))
 
     def _stored_timesteps(self) -> int:
         """While a step is under way, which the buffers do not have yet."""
-        return self._timesteps() - self.model.n_envs
+        return self._timesteps() - self._timesteps_per_step()
+
+    def _timesteps_per_step(self) -> int:
+        """That a step of all environments counts, on all ranks."""
+        return int(self.model.n_envs) * (1 if self._ranks is None else self._ranks.size)
 
     def _capture_of(self) -> Capture:
         assert self._capture is not None
@@ -532,11 +568,14 @@ class Checkpoints(BaseCallback):
                     if own._log_interval is None or iteration % own._log_interval == 0:
                         super().dump_logs(iteration)
 
-            if own._pretraining is not None and own._pretraining.keeps:
+            if own._ranks is not None or (own._pretraining is not None and own._pretraining.keeps):
 
                 def train(self, *arguments: Any, **named: Any) -> None:
-                    assert own._pretraining is not None
-                    with own._pretraining.keeping():
+                    with contextlib.ExitStack() as stack:
+                        if own._pretraining is not None and own._pretraining.keeps:
+                            stack.enter_context(own._pretraining.keeping())
+                        if own._ranks is not None:
+                            stack.enter_context(own._ranks.updating(self))
                         super().train(*arguments, **named)
 
         Steered.__module__, Steered.__name__, Steered.__qualname__ = kind.__module__, kind.__name__, kind.__qualname__
@@ -582,15 +621,22 @@ def learn(
     callbacks: Sequence[BaseCallback],
     choice: Choice,
     pretraining: Pretraining | None = None,
+    ranks: Ranks | None = None,
 ) -> None:
     """``model.learn`` with checkpoints, after the other callbacks, and after the pretraining if there is one.
+
+    :param ranks: the other processes that train with this one
 
     On-policy it is told to log at each iteration, and the model leaves out what is too often, so that each is a
     consistent point (see :meth:`Checkpoints._at_log_interval`).
     """
     interval = inspect.signature(model.learn).parameters["log_interval"].default
     each = isinstance(model, OnPolicyAlgorithm) and interval is not None
-    own = Checkpoints(host, choice, interval if each else None, pretraining)
+    own = Checkpoints(host, choice, interval if each else None, pretraining, ranks)
+    if ranks is not None:
+        together = [CallbacksOfAllRanks(ranks, list(callbacks))] if callbacks else []
+        callbacks = [EveryStep(ranks), *together]
+        ranks.follow(model.get_vec_normalize_env())
     # A list of one costs every step as much as the callback in it.
     callback: Any = [*callbacks, own] if callbacks else own
     model.learn(host.total_timesteps, callback=callback, log_interval=1 if each else interval)

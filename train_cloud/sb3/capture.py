@@ -52,6 +52,7 @@ from train_cloud.sb3.contents import Contents, size_of
 from train_cloud.sb3.kinds import OF_A_CALLBACK, also_own, kind_of
 from train_cloud.sb3.objects import Objects, Root
 from train_cloud.sb3.pickling import LEFT, OWN, Whole, as_numpy
+from train_cloud.sb3.ranks import CallbacksOfAllRanks, EveryStep
 from train_cloud.sb3.replay import Ring
 from train_cloud.sb3.vectorized import (
     get_single,
@@ -122,7 +123,11 @@ class Capture:
         self.held: Mapping[str, Any] = {}
         self._held_now = held
         self._provider_of = provider_of
-        self._callbacks = {path: callback for path, callback in _walk("callbacks", root) if callback is not own}
+        self._callbacks = {
+            path: callback
+            for path, callback in _walk("callbacks", root)
+            if callback is not own and not isinstance(callback, EveryStep | CallbacksOfAllRanks)
+        }
         self._learners = {name: _Learner(name, learner) for name, learner in learners_of(model).items()}
         self._at: dict[int, dict[str, int]] = {}
         self._parts_bytes = 0

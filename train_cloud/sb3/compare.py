@@ -53,7 +53,22 @@ def _differences(left: Snapshot, right: Snapshot) -> list[str]:
         if name.rpartition("/")[2] == "model":
             own = [_named(snapshot.parts[name]) if name in snapshot.parts else {} for snapshot in (left, right)]
             found += _compare(f"tensors{name.removesuffix('model')}", *own)
-    states = [read_state(snapshot.parts["model"]) for snapshot in (left, right)]
+            parts = [snapshot.parts.get(name, Part()) for snapshot in (left, right)]
+            if any(part.blob for part in parts):  # of several agents it is in one of the parts, each rank has its own
+                found += _states(name.removesuffix("model"), *parts)
+    for name in sorted({*left.streams, *right.streams}):
+        if name not in left.streams or name not in right.streams:
+            found.append(f"rows {name}: only in one")
+            continue
+        found += _compare(f"rows {name}", _whole(left.streams[name]), _whole(right.streams[name]))
+    return found
+
+
+def _states(prefix: str, left: Part, right: Part) -> list[str]:
+    """:param prefix: of the part's name; empty where there is only one"""
+    if not left.blob or not right.blob:
+        return [f"{prefix}state: only in one"]
+    states = [read_state(part) for part in (left, right)]
     for state in states:
         state["objects"] = {path: content for path, _, content in state.get("objects", ())}
         state["logger"] = [
@@ -65,13 +80,7 @@ def _differences(left: Snapshot, right: Snapshot) -> list[str]:
     both = set.intersection(*({*state.get("lists", {})} for state in states))
     for state in states:
         state["lists"] = {path: state["lists"][path] for path in both}
-    found += _compare("state", *states)
-    for name in sorted({*left.streams, *right.streams}):
-        if name not in left.streams or name not in right.streams:
-            found.append(f"rows {name}: only in one")
-            continue
-        found += _compare(f"rows {name}", _whole(left.streams[name]), _whole(right.streams[name]))
-    return found
+    return _compare(f"{prefix}state", *states)
 
 
 def read_state(part: Part) -> dict[str, Any]:

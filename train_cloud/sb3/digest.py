@@ -509,17 +509,19 @@ class Reader:
 
     :param model: set up for learning
     :param rings: its replay buffers by learner; without those that have none
+    :param per_step: timesteps that a step of all environments counts
     """
 
-    def __init__(self, digests: Digests, model: Any, rings: Mapping[str, Ring]) -> None:
+    def __init__(self, digests: Digests, model: Any, rings: Mapping[str, Ring], per_step: int) -> None:
         self._digests = digests
         self._model = model
+        self._per_step = per_step
         self._rings = dict(sorted(rings.items()))
         self._read = dict.fromkeys(self._rings, 0)
         self._single = len(self._rings) == 1 and not hasattr(model, "learners")
         smallest = min((ring.capacity for ring in self._rings.values()), default=0)
         rows = max(1, min(_BLOCK, smallest // 2)) if self._single else 1
-        self._every: float = rows * model.n_envs if self._rings else float("inf")
+        self._every: float = rows * per_step if self._rings else float("inf")
         self.due = self._every
         """Timesteps from which on :meth:`read` should be called."""
 
@@ -542,7 +544,7 @@ class Reader:
             return
         blocks = [self._block(name, rows[name]) for name in self._rings]
         if self._single:
-            self._digests.add(blocks[0], timesteps, self._model.n_envs)
+            self._digests.add(blocks[0], timesteps, self._per_step)
             return
         together = np.zeros(len(LAYERS), np.uint64)
         for block in blocks:
@@ -560,7 +562,7 @@ class Reader:
         if buffer is None or timesteps <= self._digests.timesteps:
             return
         count = buffer.buffer_size if buffer.full else buffer.pos
-        self._digests.add(sums_of(_layers(vars(buffer), slice(0, count)), count), timesteps, self._model.n_envs)
+        self._digests.add(sums_of(_layers(vars(buffer), slice(0, count)), count), timesteps, self._per_step)
 
     def _block(self, name: str, last: int) -> Words:
         first, self._read[name] = self._read[name], last
