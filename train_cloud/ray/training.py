@@ -189,10 +189,10 @@ class Training:
         for notice in self._notices.look():
             self._act(notice)
         if self._keeper is None:
-            if self._stops:
-                self._code = Interrupted.exit_code
-            elif time.monotonic() > self._wait_until or not is_locked(self._state_dir):
+            if not self._stops and not is_locked(self._state_dir):
                 self._start(archive)
+            elif self._stops or time.monotonic() > self._wait_until:
+                self._code = Interrupted.exit_code
             return self._code
         self._record()
         self._code = self._keeper.ended()
