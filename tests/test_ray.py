@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -368,6 +369,21 @@ def test_what_may_come_is_read_where_ray_up_leaves_it(tmp_path: Path, monkeypatc
     }
     (tmp_path / "ray_bootstrap_config.yaml").write_text(json.dumps(described))
     assert of_cluster.may_come() == [NodeType("spot", {"CPU": 4}, 2), NodeType("large", {"CPU": 16}, 3)]
+
+
+def test_the_cluster_file_is_one_that_ray_up_takes() -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    text = (Path(__file__).parents[1] / "examples" / "ray" / "cluster.yaml").read_text()
+    text = text.replace("${subnet_ids}", '["subnet-1", "subnet-2"]')
+    found = YAML(typ="safe").load(re.sub(r"\$\{(\w+)\}", r"\1", text))
+    validate_config(prepare_config(found))
+    for name, kind in found["available_node_types"].items():
+        node = kind["node_config"]
+        assert (node.get("InstanceMarketOptions") is None) == (name == "head")
+        assert node["IamInstanceProfile"]["Arn"] == ("head_profile_arn" if name == "head" else "worker_profile_arn")
+        assert node["SubnetIds"] == ["subnet-1", "subnet-2"] and node["MetadataOptions"]["HttpTokens"] == "required"
+    assert len({kind["node_config"]["InstanceType"] for kind in found["available_node_types"].values()}) == 4
 
 
 @pytest.mark.parametrize(
