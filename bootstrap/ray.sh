@@ -1,9 +1,11 @@
 #!/bin/bash
 # ray.sh STORE: one Python and one virtual environment with the package on a node of a Ray cluster, the same on each: the
 # versions that the first node has found are kept in the store, and all later ones install those.
-set -Eeo pipefail # lib.sh names things of a run, and here is none
+set -Eeuo pipefail
 trap 'echo "${0##*/}, line $LINENO: $BASH_COMMAND" >&2' ERR
 here=$(dirname "$(readlink -f "$0")")
+# lib.sh names things of a run, and here is none.
+export TRAIN_CLOUD_STORE=$1 TRAIN_CLOUD_RUN_ID='' TRAIN_CLOUD_CODE_DIGEST=''
 # shellcheck source=bootstrap/lib.sh
 . "$here/lib.sh"
 # shellcheck source=bootstrap/tools.sh
@@ -11,7 +13,7 @@ here=$(dirname "$(readlink -f "$0")")
 # shellcheck source=bootstrap/versions.env
 . "$here/versions.env"
 
-store=$1
+store=$TRAIN_CLOUD_STORE
 package=$(dirname "$here")
 venv=$opt/venv
 device=cpu
