@@ -50,10 +50,19 @@ locals {
       ])
     } : null
   }
+  # Data that a script reads from S3.
+  data_folders = {
+    for id, run in local.run_files : id => {
+      for number, url in try([for url in run.content.data : tostring(url)], []) : "Data${number + 1}" => {
+        bucket = "arn:${data.aws_partition.current.partition}:s3:::${split("/", url)[2]}"
+        prefix = join("", [for part in slice(split("/", trimsuffix(url, "/")), 3, length(split("/", trimsuffix(url, "/")))) : "${part}/"])
+      } if can(regex("^s3://[^/]+(/.*)?$", url))
+    }
+  }
   # What a run reads besides its own, by the end of its statements' names.
   input_folders = {
     for id in keys(local.run_files) : id => {
-      for name, folder in { InitialModel = local.initial_model_folders[id], Demonstrations = local.demonstration_folders[id] } : name => folder if folder != null
+      for name, folder in merge(local.data_folders[id], { InitialModel = local.initial_model_folders[id], Demonstrations = local.demonstration_folders[id] }) : name => folder if folder != null
     }
   }
 }

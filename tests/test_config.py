@@ -273,7 +273,6 @@ def test_bad_values_name_field_and_fix(override: str, field: str, fix: str) -> N
     ("override", "field"),
     [
         ("algorithm=ars", "algorithm"),
-        ("data=[a]", "data"),
         ("code.system_packages=[ffmpeg]", "code.system_packages"),
     ],
 )

@@ -84,6 +84,7 @@ SCHEDULED = ("learning_rate", "clip_range", "clip_range_vf")
 
 _RUN_ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _SCHEDULE = re.compile(r"lin_[0-9.]+(e[+-]?[0-9]+)?", re.IGNORECASE)
+_FOLDER_IN_S3 = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^?#*\[\]]*)?")
 _PARAMETER = re.compile(r"/?[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*")
 #: Checkpoints that stay by ``preservation.every``: each manifest names them all.
 _MOST_KEPT = 500
@@ -288,7 +289,12 @@ class RunFile(Section):
         description="By which number that a PyTorch loop logs checkpoints are compared; see below. Text is its `name`.",
     )
     code: Code = Field(Code(), description="Code of one's own; see below.")
-    data: Any = Field((), description="Data to fetch before training. Not yet.")
+    data: tuple[Annotated[Text, matching(_FOLDER_IN_S3, "give s3://bucket/prefix")], ...] = Field(
+        (),
+        max_length=20,
+        description="Folders in S3, as `s3://bucket/prefix`, that the script reads, with `train_cloud.frames` for "
+        "example: its worker gets the right to. Nothing is fetched; [data.md](data.md).",
+    )
     env: dict[VariableName, Annotated[Text, BeforeValidator(_environment_value)]] = Field(
         {}, description="Environment variables, set before anything heavy is imported."
     )
@@ -331,10 +337,8 @@ class RunFile(Section):
 
     @model_validator(mode="after")
     def _check(self) -> RunFile:
-        for field in ("data",):
-            value = getattr(self, field)
-            if value not in (None, (), [], {}):
-                raise NotYet(field, value, "not in this version: remove it")
+        if self.data and self.entry_point is None:
+            raise InputError("data", list(self.data), "only a script of your own reads it: name it under entry_point")
         if self.initial_model is not None:
             self.initial_model.check_path(self.code.folder)
             self._check_that_it_travels(self.initial_model)

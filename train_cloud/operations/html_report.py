@@ -54,13 +54,18 @@ def write_page(root: str, run_id: str, out: Path, *, reached: Mapping[int, int] 
     return out
 
 
+_PICTURES = 6
+"""Of the script's own; more say no more."""
+
+
 def _media(store: ObjectStore, evaluations: list[dict[str, Any]]) -> tuple[dict[str, bytes], list[str]]:
-    """Videos and routes of the newest evaluation, as far as they are there and fit; and names of those that do not."""
-    if not evaluations:
-        return {}, []
-    episodes = evaluations[-1]["episodes"]
+    """Videos and routes of the newest evaluation, and the last of the script's ``pictures/``, as far as they are
+    there and fit; and names of those that do not.
+    """
+    episodes = evaluations[-1]["episodes"] if evaluations else []
     wanted = {name for episode in episodes for name in (episode["route"], episode["video"]) if name}
     there = {info.key.removeprefix(layout.ARTIFACTS): info for info in store.list(layout.ARTIFACTS)}
+    wanted |= set(sorted(name for name in there if name.startswith("pictures/") and name.endswith(".png"))[-_PICTURES:])
     found: dict[str, bytes] = {}
     left_out, room = [], MEDIA_BYTES
     for name in sorted(wanted & there.keys(), key=lambda name: there[name].size):
