@@ -390,6 +390,29 @@ def test_what_aws_refuses_is_said_and_leaves_no_job(account: Account, tmp_path: 
     assert "no job of refused is at work" in capsys.readouterr().out
 
 
+def test_status_and_logs_know_the_jobs(account: Account, tmp_path: Path, capsys: Any) -> None:
+    account.idle = True
+    command = ["launch", str(run_file(tmp_path, "looked-at")), "--platform", "sagemaker", "--store", ROOT]
+    assert main(command) == 0
+    wait_for(account, 1)
+    (name,) = account.service.jobs
+    capsys.readouterr()
+    assert main(command) == 64
+    assert f"the job {name} is at work already, InProgress, Training" in capsys.readouterr().err
+    assert main(["status", "looked-at", "--store", ROOT]) == 0
+    assert f"job {name}: InProgress, Training" in capsys.readouterr().out
+    logs, group = account.aws.client("logs"), "/aws/sagemaker/TrainingJobs"
+    logs.create_log_group(logGroupName=group)
+    for stream in (f"{name}/algo-1-1", "another/algo-1-1"):
+        logs.create_log_stream(logGroupName=group, logStreamName=stream)
+        event = {"timestamp": int(datetime.now(timezone.utc).timestamp() * 1000), "message": f"said by {stream}"}
+        logs.put_log_events(logGroupName=group, logStreamName=stream, logEvents=[event])
+    assert main(["logs", "looked-at", "--store", ROOT, "--job"]) == 0
+    assert capsys.readouterr().out == f"said by {name}/algo-1-1\n"
+    assert main(["logs", "never", "--store", ROOT, "--job"]) == 64
+    assert "no job of this run was ever launched" in capsys.readouterr().err
+
+
 def test_a_dry_run_shows_the_request_and_creates_nothing(account: Account, tmp_path: Path, capsys: Any) -> None:
     path = run_file(tmp_path, "dry")
     options = ["--platform", "sagemaker", "--store", ROOT, "--set", "sagemaker.volume_gb=77"]

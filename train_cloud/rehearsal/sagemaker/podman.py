@@ -95,7 +95,7 @@ class Podman:
             self._process = subprocess.Popen(
                 [
                     *("podman", "run", *_RUNTIME, "--name", self._name, "--rm", "--net", "host", *_LIMITS),
-                    *("--cgroups", "disabled", "--log-driver", "none", "--pull", "never"),
+                    *("--log-driver", "none", "--pull", "never"),
                     *("--volume", f"{folder}:/opt/ml", "--volume", f"{image.wheelhouse}:/opt/wheelhouse:ro"),
                     *(*variables, _IMAGE, "train"),
                 ],
