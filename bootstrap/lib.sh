@@ -11,7 +11,7 @@ bucket=${TRAIN_CLOUD_STORE#s3://}
 prefix=${bucket#"${bucket%%/*}"}
 prefix=${prefix:+${prefix#/}/}
 bucket=${bucket%%/*}
-run=${prefix}runs/$TRAIN_CLOUD_RUN_ID
+run=$prefix${TRAIN_CLOUD_FOLDER:-runs}/$TRAIN_CLOUD_RUN_ID # a pipeline's lies in pipelines/
 code=s3://$bucket/${prefix}code/$TRAIN_CLOUD_CODE_DIGEST
 
 # The CLI's own default is one attempt of one second: too little on a machine that is busy with its first minute.

@@ -13,6 +13,8 @@ locals {
     "head.json", "checkpoints/*", "replay/*", "sessions/*", "boots/*", "env/*", "artifacts/*", "evaluations/*", "logs/*",
     "launched/*", "told/*",
   ]
+  # Of a pipeline also its files for readers; and its runs, which nobody else has launched.
+  pipeline_files = ["pipeline_state.json", "pipeline_report.json"]
 
   experiments = { for id, run in local.run_files : id => try(tostring(run.content.experiment), null) }
 
@@ -140,6 +142,22 @@ resource "aws_iam_role_policy" "worker" {
         Effect   = "Allow"
         Action   = "s3:GetObject"
         Resource = "${folder.bucket}/${folder.prefix}*"
+      }],
+      [for id in terraform_data.pipeline[*].input : {
+        Sid       = "ListSessions"
+        Effect    = "Allow"
+        Action    = "s3:ListBucket"
+        Resource  = local.bucket_arn
+        Condition = { StringLike = { "s3:prefix" = ["${local.root}runs/${id}-*"] } }
+      }],
+      [for id in terraform_data.pipeline[*].input : {
+        Sid    = "TrainSessions"
+        Effect = "Allow"
+        Action = ["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"]
+        Resource = concat(
+          ["${local.bucket_arn}/${local.root}runs/${id}-*"],
+          [for file in local.pipeline_files : "${local.bucket_arn}/${each.value.prefix}${file}"],
+        )
       }],
       # The experiment's own two files; all of its runs write them.
       [for experiment in local.experiments[each.key][*] : {

@@ -21,10 +21,13 @@ locals {
         ? "ssh -i ~/.ssh/${var.key_pair_name}.pem \"ubuntu@${local.address[id]}\""
         : "echo 'SSH is closed: set key_pair_name and allowed_cidrs, or use session_command'"
       )
-      journalctl_command         = "${local.session[id]} --document-name AWS-StartInteractiveCommand --parameters 'command=[\"sudo journalctl -f -n 200 -u train-cloud-train -u train-cloud-bootstrap\"]'"
-      tensorboard_command        = "${local.session[id]} --document-name AWS-StartPortForwardingSession --parameters 'portNumber=6006,localPortNumber=6006'"
-      tensorboard_url_command    = length(var.allowed_cidrs) > 0 ? "echo \"http://${local.address[id]}:6006\"" : "echo http://localhost:6006"
-      status_command             = "train-cloud status s3://${local.bucket}/${trimsuffix(run.prefix, "/")}"
+      journalctl_command      = "${local.session[id]} --document-name AWS-StartInteractiveCommand --parameters 'command=[\"sudo journalctl -f -n 200 -u train-cloud-train -u train-cloud-bootstrap\"]'"
+      tensorboard_command     = "${local.session[id]} --document-name AWS-StartPortForwardingSession --parameters 'portNumber=6006,localPortNumber=6006'"
+      tensorboard_url_command = length(var.allowed_cidrs) > 0 ? "echo \"http://${local.address[id]}:6006\"" : "echo http://localhost:6006"
+      status_command = (
+        id == local.pipeline_id ? "train-cloud pipeline status '${var.pipeline_file}' --store ${local.store_url}" :
+        "train-cloud status s3://${local.bucket}/${trimsuffix(run.prefix, "/")}"
+      )
       scaling_activities_command = "aws autoscaling describe-scaling-activities ${local.region} --auto-scaling-group-name ${run.name} --max-items 5 --query 'Activities[].[StartTime,StatusCode,StatusMessage||Description]' --output table"
       logs_command               = local.logs ? "aws logs tail ${local.region} ${local.log_groups[id]} --since 1h --follow" : "echo 'CloudWatch Logs is off: set cloudwatch_log_days, or use journalctl_command'"
     }

@@ -1,7 +1,7 @@
 # The bucket, and what the workers read from it: run files as written, overrides, and code under its digest.
 
 locals {
-  run_paths = [for path in concat(compact([var.run_file]), var.run_files, local.experiment_paths) : pathexpand(path)]
+  run_paths = [for path in concat(compact([var.run_file]), var.run_files, local.experiment_paths, local.pipeline_paths) : pathexpand(path)]
   # By run_id; two files with one are refused above, and here too for whoever looks at a plan without validations.
   run_files = { for path in local.run_paths : yamldecode(file(path)).run_id => { path = path, content = yamldecode(file(path)) } }
   overrides = { for key, value in { algorithm = var.training_type, total_timesteps = var.total_timesteps, save_frequency = var.save_frequency } : key => value if value != null }
@@ -93,7 +93,7 @@ locals {
       name        = "${var.project_name}-${id}"
       role        = local.role_names[id]
       path        = run.path
-      prefix      = "${local.root}runs/${id}/"
+      prefix      = "${local.root}${id == local.pipeline_id ? "pipelines" : "runs"}/${id}/"
       code_digest = sha256(local.code_sums[id])
       code_prefix = "${local.root}code/${sha256(local.code_sums[id])}/"
     }

@@ -1,18 +1,18 @@
 # What is trained stands in the run file; here stands where, for how long and for whom.
 
 variable "run_file" {
-  description = "Path of the run file (YAML), relative to the folder that Terraform runs in. Its run_id names the worker's resources. For several runs: run_files, or experiment_file."
+  description = "Path of the run file (YAML), relative to the folder that Terraform runs in. Its run_id names the worker's resources. For several runs: run_files, experiment_file, or pipeline_file."
   type        = string
   default     = null
 
   validation {
-    condition     = var.run_file != null || length(var.run_files) > 0 || var.experiment_file != null
-    error_message = "run_file: name a run file, for example ../examples/pendulum_sac.yaml, or several in run_files, or an experiment_file."
+    condition     = var.run_file != null || length(var.run_files) > 0 || var.experiment_file != null || var.pipeline_file != null
+    error_message = "run_file: name a run file, for example ../examples/pendulum_sac.yaml, or several in run_files, or an experiment_file, or a pipeline_file."
   }
 
   validation {
-    condition     = length(compact([var.run_file, length(var.run_files) == 0 ? null : "several", var.experiment_file])) < 2
-    error_message = "run_file: give one of run_file, run_files and experiment_file."
+    condition     = length(compact([var.run_file, length(var.run_files) == 0 ? null : "several", var.experiment_file, var.pipeline_file])) < 2
+    error_message = "run_file: give one of run_file, run_files, experiment_file and pipeline_file."
   }
 
   validation {
@@ -83,6 +83,23 @@ variable "experiment_file" {
     # AWS makes 500 groups in a region, and an account has 1000 roles (quotas that can be raised).
     condition     = try(length(jsondecode(file("${dirname(pathexpand(var.experiment_file))}/${yamldecode(file(pathexpand(var.experiment_file))).experiment}-runs/experiment.json")).runs), 0) <= 200
     error_message = "experiment_file: it has more runs than the 200 of a stack: leave levels or seeds out with train-cloud expand --set, or train it on few machines with train-cloud train --parallel."
+  }
+}
+
+variable "pipeline_file" {
+  description = "Path of a pipeline file (YAML), in the place of run_file: one group, whose machine trains session after session, and whose capacity goes to 0 after the last one or at a failure that ends it. `train-cloud expand PIPELINE_FILE` writes what the machine reads beside it, now and after each change."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.pipeline_file == null || can(file(pathexpand(var.pipeline_file)))
+    error_message = "pipeline_file: no readable file at this path; it is relative to the folder that Terraform runs in."
+  }
+
+  validation {
+    # Where local.pipeline_listing is read from, which a validation of this variable cannot refer to.
+    condition     = !can(file(pathexpand(var.pipeline_file))) || can(regex("^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$", jsondecode(file("${dirname(pathexpand(var.pipeline_file))}/${replace(basename(pathexpand(var.pipeline_file)), "/\\.[^.]*$/", "")}-sessions/pipeline.json")).id))
+    error_message = "pipeline_file: what is launched is not written yet: run train-cloud expand '${coalesce(var.pipeline_file, "-")}' and then this again."
   }
 }
 

@@ -31,6 +31,7 @@ locals {
     TRAIN_CLOUD_MAX_ATTEMPTS      = var.max_attempts
     TRAIN_CLOUD_LAUNCHED_AT       = local.launched[id]
     },
+    id == local.pipeline_id ? { TRAIN_CLOUD_FOLDER = "pipelines" } : {},
     local.notifies ? { TRAIN_CLOUD_TOPIC = aws_sns_topic.runs[0].arn } : {},
     local.logs ? { TRAIN_CLOUD_LOG_GROUP = local.log_groups[id] } : {},
   ) }
@@ -52,7 +53,7 @@ resource "terraform_data" "launched" {
   input    = timestamp()
 
   # Everything of a run depends on its launch.
-  depends_on = [terraform_data.experiment]
+  depends_on = [terraform_data.experiment, terraform_data.pipeline]
 
   lifecycle {
     ignore_changes = [input]

@@ -61,7 +61,7 @@ OUTSIDE = {
     "moto": {"rehearsal"},
     "optuna": {"experiments"},
     "ray": {"ray"},
-    "ruamel": {"config", "rehearsal"},
+    "ruamel": {"config", "operations", "rehearsal"},
     "typer": {"cli"},
     "torch": {"data", "sb3", "pytorch", "envs", "evaluate", "rehearsal", "runtime"},
     "stable_baselines3": {"sb3", "pytorch", "envs", "evaluate", "rehearsal"},

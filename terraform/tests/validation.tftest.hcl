@@ -550,3 +550,38 @@ run "bucket_of_another_region" {
     values = { region = "eu-west-1" }
   }
 }
+
+run "pipeline_file_and_run_file" {
+  command         = plan
+  expect_failures = [var.run_file]
+  variables {
+    pipeline_file = "tests/pipeline.yaml"
+  }
+}
+
+run "pipeline_file_missing" {
+  command         = plan
+  expect_failures = [var.pipeline_file]
+  variables {
+    run_file      = null
+    pipeline_file = "tests/none.yaml"
+  }
+}
+
+run "pipeline_file_not_expanded" {
+  command         = plan
+  expect_failures = [var.pipeline_file]
+  variables {
+    run_file      = null
+    pipeline_file = "tests/pipeline_not_expanded.yaml"
+  }
+}
+
+run "pipeline_file_changed_since" {
+  command         = plan
+  expect_failures = [terraform_data.pipeline]
+  variables {
+    run_file      = null
+    pipeline_file = "tests/pipeline_changed.yaml"
+  }
+}

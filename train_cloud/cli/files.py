@@ -37,12 +37,21 @@ def expand(
     Each is a run of its own. Of seeds it is named RUN_ID-sSEED, in one experiment; Terraform's run_files launches all.
     Of an experiment Terraform's experiment_file finds them in EXPERIMENT-runs: call this again after each change.
 
+    Of a pipeline file one file is written, with all its run files in it, for Terraform's pipeline_file.
+
     `train-cloud expand sweep.yaml --out seeds && train-cloud validate seeds/sweep-s1.yaml`
     """
     from train_cloud.config import is_experiment, load_experiment, load_run_file
+    from train_cloud.config.pipeline import is_pipeline
     from train_cloud.operations.expand import expand_experiment, refuse_search
+    from train_cloud.operations.expand_pipeline import expand_pipeline
     from train_cloud.operations.seeds import write_cell, write_each
 
+    if is_pipeline(run_file):
+        if out is not None:
+            raise InputError("--out", str(out), "what is made of a pipeline file goes beside it: leave it out")
+        echo(str(expand_pipeline(run_file, overrides or ())))
+        return
     if is_experiment(run_file):
         if out is None:
             written = expand_experiment(run_file, overrides or ())

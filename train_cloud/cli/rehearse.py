@@ -45,11 +45,14 @@ def rehearse(
 
     Of an experiment file up to eight runs are trained side by side, of which the first is interrupted.
 
+    Of a pipeline file a notice comes in each session, and from three sessions on also between the first two.
+
     `train-cloud rehearse examples/pendulum_sac.yaml`
     """
     extras.need("stable_baselines3", "rehearse")
     extras.need("moto", "rehearse")
     from train_cloud.config import is_experiment
+    from train_cloud.config.pipeline import is_pipeline
 
     if platform not in ("ec2", "sagemaker"):
         raise InputError("--platform", platform, "use ec2 or sagemaker")
@@ -65,6 +68,13 @@ def rehearse(
         from train_cloud.rehearsal.experiment import rehearse_experiment
 
         raise typer.Exit(rehearse_experiment(run_file, overrides=overrides or (), output=out))
+    if is_pipeline(run_file):
+        if machine:
+            fix = "not of a pipeline: rehearse one of its run files so, or leave it out"
+            raise InputError("--machine", str(run_file), fix)
+        from train_cloud.rehearsal.pipeline import rehearse_pipeline
+
+        raise typer.Exit(rehearse_pipeline(run_file, overrides=overrides or (), output=out))
     from train_cloud.rehearsal.rehearse import rehearse as rehearse_run
 
     raise typer.Exit(rehearse_run(run_file, overrides=overrides or (), output=out, machine=machine))

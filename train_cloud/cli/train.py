@@ -247,11 +247,15 @@ def train(
     """
     changes = options.with_schedule_total(overrides, schedule_total)
     from train_cloud.config import is_experiment
+    from train_cloud.config.pipeline import is_pipeline
 
     if is_experiment(run_file):
         from train_cloud.cli.experiment import train_experiment
 
         train_experiment(run_file, store, state_dir, changes, parallel=parallel, train_on=train_on, dry_run=dry_run)
+        return
+    if is_pipeline(run_file):
+        _train_pipeline(run_file, store, state_dir, changes)
         return
     for name, value in (("--parallel", parallel), ("--dry-run", dry_run)):
         if value:
@@ -260,3 +264,16 @@ def train(
     from train_cloud.operations.train import train as train_run
 
     raise typer.Exit(train_run(run_file, store=store, state_dir=state_dir, overrides=changes, train_on=train_on))
+
+
+def _train_pipeline(path: Path, store: str, state_dir: Path | None, overrides: list[str]) -> None:
+    """On a worker: one session after the other on this machine."""
+    from train_cloud.platforms.ec2.worker import Worker
+    from train_cloud.platforms.here import here
+
+    if not isinstance(here(), Worker):
+        raise InputError("run file", str(path), "it is a pipeline file: train-cloud pipeline run trains it")
+    extras.need(_TRAINER, "train")
+    from train_cloud.experiments.pipeline.worker import train_next
+
+    raise typer.Exit(train_next(path, store=store, state_dir=state_dir or Path(".train-cloud"), overrides=overrides))

@@ -93,11 +93,11 @@ def watch(
     from train_cloud.platforms.ec2.group import Group
     from train_cloud.platforms.ec2.metadata import Metadata
     from train_cloud.platforms.ec2.watch import watch as watch_machine
-    from train_cloud.run.layout import run_url
+    from train_cloud.platforms.unattended import launched_url
     from train_cloud.store import open_store
 
     watch_machine(
-        open_store(run_url(store, run_id)),
+        open_store(launched_url(store, run_id)),
         state_dir,
         Metadata(timeout_s=1.0),
         group=Group(group) if group else None,
@@ -144,11 +144,11 @@ def finish(
     from train_cloud.platforms.ec2.finish import finish as finish_run
     from train_cloud.platforms.ec2.group import Group
     from train_cloud.platforms.ec2.metadata import Metadata
-    from train_cloud.run.layout import run_url
+    from train_cloud.platforms.unattended import launched_url
     from train_cloud.store import open_store
 
     decision = finish_run(
-        open_store(run_url(store, run_id)),
+        open_store(launched_url(store, run_id)),
         state_dir,
         Metadata(),
         Group(group, retry_timeout_s=None),
@@ -163,16 +163,22 @@ def finish(
 def _channels(topic: str | None, run_file: Path | None, *, retry_timeout_s: float) -> list[Channel]:
     """Where news of the run go. A run file that cannot be read is the trainer's to report, and no reason to stay."""
     from train_cloud.config import load_run_file
+    from train_cloud.config.pipeline import is_pipeline, load_pipeline
     from train_cloud.platforms.ec2.notify import Topic, Webhook
     from train_cloud.platforms.ec2.parameters import read_secrets
 
     found: list[Channel] = [Topic(topic, retry_timeout_s=retry_timeout_s)] if topic else []
     if run_file is not None:
         try:
-            config = load_run_file(run_file)
+            configs = (
+                [load_run_file(run_file)]
+                if not is_pipeline(run_file)
+                else [session.config for session in load_pipeline(run_file).sessions]
+            )
         except InputError as error:
             logging.getLogger("train_cloud").warning("no webhook: %s", error)
         else:
+            config = next((one for one in configs if one.webhook is not None), configs[0])
             if config.webhook is not None:
                 secret = {config.webhook: config.secrets[config.webhook]}
                 read = functools.partial(read_secrets, secret, retry_timeout_s=retry_timeout_s)
@@ -186,7 +192,13 @@ def requirements(run_file: options.RunFile) -> None:
     `pip install $(train-cloud requirements run.yaml)`
     """
     from train_cloud.config import load_run_file
+    from train_cloud.config.pipeline import is_pipeline, load_pipeline
     from train_cloud.operations.requirements import pip_arguments
 
-    for argument in pip_arguments(load_run_file(run_file)):
+    if is_pipeline(run_file):
+        configs = [config for session in load_pipeline(run_file).sessions for config in session.attempts]
+    else:
+        configs = [load_run_file(run_file)]
+    each = dict.fromkeys(tuple(pip_arguments(config)) for config in configs)
+    for argument in dict.fromkeys(argument for arguments in each for argument in arguments):
         echo(argument)

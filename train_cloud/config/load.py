@@ -153,7 +153,7 @@ def describes_experiment(values: Mapping[Any, Any]) -> bool:
 
 def describes_pipeline(values: Mapping[Any, Any]) -> bool:
     """The same of a pipeline file (config/pipeline.py)."""
-    return "sessions" in values and "run_id" not in values
+    return "sessions" in values and ("run_id" not in values or values.get("launched") is True)
 
 
 def read_mapping(path: Path, what: str, first: str) -> dict[Any, Any]:

@@ -49,6 +49,9 @@ _MOST_OF_A_NAME, _DIGEST = 30, 6
 _MOST_SESSIONS, _MOST_RETRIES = 200, 20
 #: Checkpoints that may stay of one run by ``preservation.every``.
 _MOST_KEPT = 500
+#: In a pipeline file that was made for one machine, beside what the machine has to know of all its sessions.
+LAUNCHED = "launched"
+_OF_THE_LAUNCH = (LAUNCHED, "run_id", "code", "secrets", "initial_model", "pretraining")
 #: Keys that other pipeline files have and nobody here would act on, and what does it instead.
 _ELSEWHERE = {
     "monitoring": "curves go to TensorBoard and the run file's wandb, the report is always written: remove it",
@@ -386,6 +389,8 @@ class PipelineConfig:
     written: PipelineFile
     sessions: tuple[PipelineSession, ...]
     """In the file's order."""
+    sources: tuple[Path, ...] = ()
+    """Run files that it was made of."""
 
     @property
     def is_chain(self) -> bool:
@@ -472,6 +477,9 @@ class _Reading:
 
     def __init__(self, path: Path, values: dict[Any, Any], overrides: Sequence[str]) -> None:
         self._path, self._folder = path, path.absolute().parent
+        self._sources: dict[Path, None] = {}
+        if values.get(LAUNCHED) is True:
+            values = {key: value for key, value in values.items() if key not in _OF_THE_LAUNCH}
         self._raw: Any = values.pop("sessions")
         self._values = values
         self._findings: list[InputError] = []
@@ -526,7 +534,7 @@ class _Reading:
         if self._findings:
             found = list({str(each): each for each in self._findings}.values())
             raise found[0] if len(found) == 1 else Findings(found)
-        return PipelineConfig(self._path, pipeline_id, written, tuple(sessions))
+        return PipelineConfig(self._path, pipeline_id, written, tuple(sessions), tuple(self._sources))
 
     # -------------------------------------------------------------------------------------------------- the file itself
 
@@ -689,6 +697,7 @@ class _Reading:
                     fix = "name an existing run file, relative to the pipeline file"
                     raise InputError("config", str(entry.config), fix)
                 values = read_mapping(path, "config", "run_id")
+                self._sources[path.absolute()] = None
                 if describes_experiment(values) or describes_pipeline(values):
                     raise InputError("config", str(path), "it is no run file: name one")
             for key in ("run_id", "experiment"):

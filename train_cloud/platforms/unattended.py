@@ -21,6 +21,10 @@ from train_cloud.whole_file import write_local
 
 #: Set by the launch: which run this is, where its run file cannot be read.
 RUN_ID = "TRAIN_CLOUD_RUN_ID"
+#: Set by the launch of a pipeline: the folder below the store's root that what was launched lies in.
+LAUNCH_FOLDER = "TRAIN_CLOUD_FOLDER"
+#: A file of this name in the state folder: another session of the pipeline was trained on this machine before.
+LATER = "later"
 _STARTS = "starts.json"
 _MAX_STARTS = 20
 _MAX_ATTEMPTS = 5
@@ -70,10 +74,10 @@ class Unattended(Platform):
         (state_dir / _STARTS).unlink(missing_ok=True)
 
     def run_deadline(self, store: ObjectStore) -> datetime | None:
-        return read_deadline(store)
+        return read_deadline(launched(store))
 
     def experiment(self, store: ObjectStore) -> str | None:
-        return read_experiment_name(store)
+        return read_experiment_name(launched(store))
 
     def give_up(self, store: ObjectStore, because: str, session: int) -> None:
         conclude(store, "failed", because, session=session, owner=platform.node())
@@ -86,3 +90,18 @@ class Unattended(Platform):
         owner = platform.node()
         session = begin_session(store, state_dir, instance_id=owner, boot_id=self.boot_id, details={}, persist=True)
         conclude(store, "failed", because, session=session.number, owner=owner)
+
+
+def launched_url(store_root: str, run_id: str) -> str:
+    """URL of the folder that what was launched lies in: a run's, or a pipeline's, whose machine trains one run after
+    the other.
+    """
+    folder = os.environ.get(LAUNCH_FOLDER)
+    return layout.run_url(store_root, run_id) if not folder else f"{store_root.rstrip('/')}/{folder}/{run_id}"
+
+
+def launched(store: ObjectStore) -> ObjectStore:
+    """Where the launch of the run in this store stands: there, but for a session of a pipeline."""
+    if not os.environ.get(LAUNCH_FOLDER):
+        return store
+    return open_store(launched_url(layout.root_of(store.url), os.environ[RUN_ID]))

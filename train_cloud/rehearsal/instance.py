@@ -193,7 +193,7 @@ class Instance:
         bucket, _, prefix = variables["TRAIN_CLOUD_STORE"].removeprefix("s3://").partition("/")
         prefix = f"{prefix}/" if prefix else ""
         s3 = self._aws.client("s3")
-        run = f"{prefix}runs/{variables['TRAIN_CLOUD_RUN_ID']}/"
+        run = f"{prefix}{variables.get('TRAIN_CLOUD_FOLDER', 'runs')}/{variables['TRAIN_CLOUD_RUN_ID']}/"
         overrides = [entry["Key"] for entry in _objects(s3, bucket, run + "overrides-")]
         for key, path in (
             (run + "run.yaml", variables["TRAIN_CLOUD_RUN_FILE"]),

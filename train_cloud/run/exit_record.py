@@ -16,6 +16,8 @@ from train_cloud.safe_text import masked
 from train_cloud.whole_file import write_local
 
 _LEFT, _KILLED, _STOOD = "left.json", "killed.json", "stood.txt"
+#: Names of these, below the state folder.
+FILES = (_LEFT, _KILLED, _STOOD)
 _LONGEST = 4000
 """Characters: it goes into the head."""
 

@@ -36,7 +36,7 @@ from train_cloud.platforms.notifications import Channel, announce_end
 from train_cloud.run import layout
 from train_cloud.run.head import Head, conclude, read_head
 from train_cloud.run.session import Session, local_session
-from train_cloud.store import ObjectStore
+from train_cloud.store import ObjectStore, open_store
 
 ARTIFACTS_RETRY_TIMEOUT_S = 120.0
 """For so long the end of a run waits for what is not yet in the store."""
@@ -162,7 +162,8 @@ def finish(
     decision = decide(facts)
     _log.info("%s: %s", decision.verb, decision.why)
     if decision.verb in ("close", "fail") and session is not None and not boot:
-        send_artifacts(store, state_dir, session, export=decision.verb == "fail")
+        of = store if session.url in ("", store.url) else open_store(session.url)  # a session of a pipeline
+        send_artifacts(of, state_dir, session, export=decision.verb == "fail")
     decision = act(decision, facts, store=store, group=group, instance_id=metadata.instance_id)
     for channel in channels if decision.verb == "close" else ():
         try:

@@ -39,7 +39,7 @@ from train_cloud.platforms.ec2.notices import (
 from train_cloud.platforms.ec2.units import FINISH, TRAIN, boot_id, systemctl, unit_state
 from train_cloud.platforms.notifications import Channel, announce_loss, announce_notice
 from train_cloud.run.session import Session, local_session, record_notice
-from train_cloud.store import ObjectStore
+from train_cloud.store import ObjectStore, open_store
 from train_cloud.whole_file import write_local
 
 LONGEST_INTERVAL_S = 5.0
@@ -275,7 +275,7 @@ class Watch:
                 if session is None:
                     continue  # none begun, none cut short
                 for case in due:
-                    _log.info("recorded as %s", record_notice(self._store, session, record_form(case.notice)))
+                    _log.info("recorded as %s", record_notice(self._of(session), session, record_form(case.notice)))
                     case.recorded = True
                     self._remember()
                 self._tell(session, untold)
@@ -286,18 +286,22 @@ class Watch:
                 self._news.set()
                 wait_s = min(2 * wait_s, 30.0)
 
+    def _of(self, session: Session) -> ObjectStore:
+        """The run that a session is of: another than was launched where that is a pipeline."""
+        return self._store if session.url in ("", self._store.url) else open_store(session.url)
+
     def _tell(self, session: Session, untold: list[_Case]) -> None:
         number, instance = session.number, session.instance_id
         for case in untold:
             notice = case.notice
             said = f"{notice.kind} notice, {notice.action} at {notice.time.isoformat(timespec='seconds')}"
             for channel in self._channels:
-                announce_notice(self._store, channel, session=number, instance_id=instance, notice=said)
+                announce_notice(self._of(session), channel, session=number, instance_id=instance, notice=said)
             case.told = True
             self._remember()
         if not self._looked_back:
             for channel in self._channels:
-                announce_loss(self._store, channel, session=number, instance_id=instance)
+                announce_loss(self._of(session), channel, session=number, instance_id=instance)
             self._looked_back = True
 
     def _recall(self) -> _Memory:

@@ -18,7 +18,7 @@ from train_cloud.platforms.ec2 import units
 from train_cloud.platforms.ec2.metadata import Metadata
 from train_cloud.platforms.ec2.notices import local_notice
 from train_cloud.platforms.ec2.price import Price, Volume, read_price
-from train_cloud.platforms.unattended import Unattended
+from train_cloud.platforms.unattended import LATER, Unattended, launched
 from train_cloud.run import layout
 from train_cloud.run.run_deadline import read_volume
 from train_cloud.run.session import Session, begin_session, local_session
@@ -51,7 +51,9 @@ class Worker(Unattended):
         metadata = Metadata()
         instance_id = metadata.instance_id()
         new = local_session(state_dir, self.boot_id) is None
-        machine = describe_machine(store, metadata, instance_id) if new else {}
+        machine = {}
+        if new:
+            machine = describe_machine(store, metadata, instance_id, later=(state_dir / LATER).exists())
         return begin_session(
             store,
             state_dir,
@@ -67,17 +69,24 @@ class Worker(Unattended):
         return notice.time if notice is not None else None
 
 
-def describe_machine(store: ObjectStore, metadata: Metadata, instance_id: str) -> dict[str, Any]:
-    """What a session's start says of its machine, price included; for ``begin_session``."""
-    now = datetime.now(timezone.utc)
+def describe_machine(
+    store: ObjectStore, metadata: Metadata, instance_id: str, *, later: bool = False
+) -> dict[str, Any]:
+    """What a session's start says of its machine, price included; for ``begin_session``.
+
+    :param later: whether another run was trained on this machine before
+    """
+    now, launch = datetime.now(timezone.utc), launched(store)
     machine = {
         "instance_type": metadata.instance_type(),
         "availability_zone": metadata.availability_zone(),
-        "volume": read_volume(store),
+        "volume": read_volume(launch),
         "public_address": metadata.has_public_address(),
     }
-    boots = [info.modified for info in store.list(layout.BOOTS) if info.key.endswith(f"-{instance_id}")]
-    setup = (now - max(boots)).total_seconds() if boots else None
+    boots = [info.modified for info in launch.list(layout.BOOTS) if info.key.endswith(f"-{instance_id}")]
+    # Of a pipeline only its first session on a machine has waited for that.
+    first = launch is store or not later
+    setup = (now - max(boots)).total_seconds() if boots and first else None
     return {
         **machine,
         "price": _price(machine, now, life_cycle=metadata.life_cycle()).model_dump(),
