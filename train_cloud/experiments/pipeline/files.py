@@ -17,7 +17,7 @@ from train_cloud.experiments.standing import run_store
 from train_cloud.run import layout
 from train_cloud.run.session import SessionRecord, read_sessions
 from train_cloud.runtime.kept_models import FINAL_MODEL
-from train_cloud.store import open_store
+from train_cloud.store import ObjectStore, open_store
 from train_cloud.whole_file import write_whole
 
 log = logging.getLogger(__name__)
@@ -92,6 +92,12 @@ def pipeline_url(root: str, pipeline_id: str) -> str:
     return f"{root.rstrip('/')}/{layout.pipeline_folder(pipeline_id)}"
 
 
+def final_model(store: ObjectStore) -> str | None:
+    """URL of the model that a run ended with; None where it has left none."""
+    found = sorted(info.key for info in store.list(f"{layout.ARTIFACTS}{FINAL_MODEL}."))
+    return f"{store.url}/{found[-1]}" if found else None  # a zip before safetensors
+
+
 def _session(root: str, one: SessionStanding) -> dict[str, Any]:
     store = run_store(root, one.run_id)
     records = read_sessions(store) if one.run is not None and one.run.state != "new" else []
@@ -113,7 +119,7 @@ def _session(root: str, one: SessionStanding) -> dict[str, Any]:
         "started_at": records[0].start.get("started") if records else None,
         "completed_at": ended,
         "duration_seconds": _seconds(records),
-        "checkpoint": f"{store.url}/{layout.ARTIFACTS}{FINAL_MODEL}" if one.state == "completed" else None,
+        "checkpoint": final_model(store) if one.state == "completed" else None,
         "timesteps": one.run.timesteps if one.run is not None else 0,
         "total_timesteps": one.session.config.total_timesteps,
         "begins_with": None if model is None else {"source": model.source, "digest": model.digest},

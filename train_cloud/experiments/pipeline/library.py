@@ -16,12 +16,11 @@ from train_cloud.errors import InputError, TrainCloudError
 from train_cloud.evaluate.results import Evaluation
 from train_cloud.experiments.engine import Engine, read_signed
 from train_cloud.experiments.pipeline.criteria import judge
+from train_cloud.experiments.pipeline.files import final_model
 from train_cloud.experiments.pipeline.handover import pin
 from train_cloud.experiments.pipeline.progress import Derivation
 from train_cloud.experiments.standing import run_store
 from train_cloud.platforms.here import here
-from train_cloud.run import layout
-from train_cloud.runtime.kept_models import FINAL_MODEL
 
 _DIGEST = 8
 
@@ -37,8 +36,8 @@ class SessionResult:
     status: str
     """``completed``, ``stopped`` at a limit of its own, or ``cancelled``."""
     timesteps: int
-    checkpoint: str
-    """URL of its final model, a zip."""
+    checkpoint: str | None
+    """URL of its final model, a zip of Stable-Baselines3 or safetensors; None where it has left none."""
     evaluation: Evaluation | None
     """Of its final model; None where the run file asks for none."""
     meets_success_criteria: bool | None
@@ -153,7 +152,7 @@ class Pipeline:
             run_id=config.run_id,
             status=row.doing,
             timesteps=row.standing.timesteps,
-            checkpoint=f"{layout.run_url(self._root, config.run_id)}/{layout.ARTIFACTS}{FINAL_MODEL}",
+            checkpoint=final_model(run_store(self._root, config.run_id)),
             evaluation=judged.evaluation,
             meets_success_criteria=judged.met if row.doing == "completed" else False,
             reason=judged.reason if row.doing == "completed" else row.reason,
