@@ -27,6 +27,7 @@ from train_cloud.errors import EXIT_COMPLETED, InputError, Interrupted, Refused,
 from train_cloud.report.status import run_status
 from train_cloud.run import layout
 from train_cloud.run.head import read_head
+from train_cloud.runtime.exporting import is_pytorch
 from train_cloud.runtime.masking import hide_variables
 from train_cloud.runtime.proof_session import VARIABLE, Trial, graphs_beside
 from train_cloud.store import open_store
@@ -284,7 +285,7 @@ def _compared(
     kind: _Kind,
 ) -> Proof:
     from train_cloud.sb3.compare import differences
-    from train_cloud.sb3.digest import first_difference
+    from train_cloud.sb3.digest import first_difference, say_for_loops
 
     stores = [open_store(layout.run_url(each.root, config.run_id)) for each in (control, run)]
     manifests = []
@@ -324,6 +325,14 @@ def _compared(
     compared = ["parameters", "optimisers", *(["replay buffer"] if one.streams else []), "environments", "callbacks"]
     attributes, unaccounted = _accounted(run, facts.get("not_kept", ()))
     compared += ["generators", f"{len(tags)} scalars", f"observations, actions and rewards of {timesteps:,} steps"]
+    if is_pytorch(facts):
+        say_for_loops()
+        reached, missed = (
+            [f"{one.timesteps:,} iterations"],
+            [each for each in missed if each.startswith("a checkpoint")],
+        )
+        compared = ["tensors", "optimisers", *(["rows"] if one.streams else []), "variables", "objects"]
+        compared += [f"{len(tags)} scalars", f"generators and logged values of {timesteps:,} iterations"]
     return Proof(
         timesteps=one.timesteps,
         interruptions=stops,

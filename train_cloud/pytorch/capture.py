@@ -81,6 +81,7 @@ class Capture:
         self._tried: set[str] = set()
         self._lost: list[str] = []
         self._graphs: list[str] = []
+        self._described: tuple[tuple[str, ...], dict[str, Any]] | None = None
         self.begun_anew: list[str] = []
         elsewhere: dict[str, Any] = {**own}
         elsewhere |= self._stateful
@@ -252,6 +253,13 @@ class Capture:
             yield f"{name}|", tensor
 
     def _description(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        """For readers; the same as long as there are the same tensors."""
+        names = tuple(tensors)
+        if self._described is None or self._described[0] != names:
+            self._described = names, self._description_of(tensors)
+        return self._described[1]
+
+    def _description_of(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         modules = {}
         for name, module in self._modules.items():
             kind = type(getattr(module, "_orig_mod", module))

@@ -28,7 +28,7 @@ from train_cloud.pytorch.capture import Capture
 from train_cloud.pytorch.rows import check as check_rows
 from train_cloud.pytorch.variables import Place, is_own_file, places
 from train_cloud.sb3 import accounting
-from train_cloud.sb3.digest import LAYERS
+from train_cloud.sb3.digest import LAYERS, say_for_loops
 from train_cloud.snapshot import ENDED_EARLY, Snapshot
 from train_cloud.trainer import Host, TrainingStopped, current_host
 
@@ -151,6 +151,7 @@ class HostedSteps(Steps):
             fix = "a run has one loop: make a phase of your training a branch of it, or a run of its own"
             raise InputError("train_cloud.resumable", "a second one", fix)
         _looped.add(host)
+        say_for_loops()
         self._host, self._objects, self._rows = host, objects, rows
         self._frame, self._entered_at = frame, entered_at
         self._capture: Capture | None = None

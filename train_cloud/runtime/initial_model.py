@@ -109,6 +109,7 @@ def read_for_loop(wanted: InitialModel, run_url: str) -> tuple[Any, dict[str, An
 
     if wanted.run is not None:
         snapshot, digest = _checkpoint(wanted, layout.root_of(run_url))
+        _check_digest(wanted, digest)
         if not is_pytorch(snapshot.facts):
             raise InputError(_FIELD, wanted.source, "it is a run of Stable-Baselines3")
         return initial.from_snapshot(snapshot), {"source": wanted.source, "digest": digest}
@@ -120,8 +121,9 @@ def read_for_loop(wanted: InitialModel, run_url: str) -> tuple[Any, dict[str, An
             body = bytes(open_store(folder).get(name).body)
         except ObjectMissing as error:
             raise InputError(_FIELD, wanted.source, "there is no such object") from error
-    begun = {"source": wanted.source, "digest": hashlib.sha256(body).hexdigest()}
-    return initial.from_file(wanted.source, body), begun
+    digest = hashlib.sha256(body).hexdigest()
+    _check_digest(wanted, digest)
+    return initial.from_file(wanted.source, body), {"source": wanted.source, "digest": digest}
 
 
 def _checkpoint(wanted: InitialModel, root: str) -> tuple[Snapshot, str]:

@@ -52,6 +52,14 @@ _ENTRY = np.dtype([("timesteps", "<u8"), ("rolled", "<u8", (len(LAYERS),)), ("ch
 _HEADER = 32
 
 
+_in_words: dict[str, str] = {}
+
+
+def say_for_loops() -> None:
+    """From now on differences are of a loop of the user's own, whose rows have other things in these layers."""
+    _in_words.update({"observation": "the random generators", "action": "the logged values"})
+
+
 @dataclass(frozen=True)
 class Difference:
     """Where steps that were computed again first differ.
@@ -72,6 +80,12 @@ class Difference:
     def __str__(self) -> str:
         if self.layers == (UPDATE,):
             return f"since the update before step {self.timesteps:,}: the parameters differ from {self.other}"
+        if self.layers[0] in _in_words:
+            what = " and ".join(_in_words[layer] for layer in self.layers)
+            since = f"step {self.timesteps:,}"
+            if self.timesteps - self.after > self.per_row:
+                since = f"a step after {self.after:,} and up to {self.timesteps:,}"
+            return f"since {since}: {what} differ from {self.other}"
         if self.timesteps - self.after <= self.per_row:
             what = self.layers[0] if self.layers[0] == "action" else f"environment's {self.layers[0]}"
             return f"since step {self.timesteps:,}: the {what} differs from {self.other}"
