@@ -160,7 +160,7 @@ UPLOADED = {"test_rehearse"}
 
 
 #: Files that make stacks with Terraform: its provider runs already.
-STACKS = {"test_rehearse"}
+STACKS = {"test_examples", "test_experiments_aws", "test_machine", "test_plan", "test_rehearse", "test_terraform"}
 
 
 class _ByFile(LoadScopeScheduling):  # type: ignore[misc]

@@ -32,7 +32,7 @@ RUN: dict[str, Any] = {
     "total_timesteps": 900,
     "save_frequency": 100,
     "environment": {"id": "Pendulum-v1", "wrappers": ["interrupting:SlowBy2"]},
-    "hyperparameters": {"learning_starts": 50, "batch_size": 16, "policy_kwargs": {"net_arch": [8]}},
+    "hyperparameters": {"learning_starts": 50, "train_freq": 4, "batch_size": 16, "policy_kwargs": {"net_arch": [8]}},
     "callbacks": ["interrupting:InterruptAt"],
     "artifacts": {"sync_seconds": 0.3},
     "preservation": {"last": 2, "every": 400},

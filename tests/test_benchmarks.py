@@ -134,10 +134,16 @@ def test_the_server_keeps_to_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (got.method, got.sent) == ("GET", len(body)) and put.at < got.at < time.monotonic()
 
 
+#: What each part of the benchmarks measures: a checkpoint's cost, and what does without a training. The others start
+#: many processes, whose imports are what they cost here.
+FEW = "1,2,3,5,8"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_all_of_it_runs(tmp_path: Path) -> None:
-    arguments = [sys.executable, "-m", "benchmarks", "--quick", "--output", str(tmp_path)]
+@pytest.mark.parametrize("only", [FEW, pytest.param("1,2,3,4,5,6,7,8,9", marks=pytest.mark.full)])
+def test_all_of_it_runs(tmp_path: Path, only: str) -> None:
+    arguments = [sys.executable, "-m", "benchmarks", "--quick", "--only", only, "--output", str(tmp_path)]
     ran = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=800, check=False)
     assert ran.returncode == 0, ran.stderr[-3000:]
     results = json.loads((tmp_path / "benchmarks" / "results.json").read_text())
@@ -148,14 +154,15 @@ def test_all_of_it_runs(tmp_path: Path) -> None:
     for figure in result["figures"]:
         _check(figure)
         by_number.setdefault(figure["number"], []).append(figure["detail"])
-    assert set(by_number) == set(range(1, 10))
+    assert set(by_number) == set(map(int, only.split(",")))
     assert all(detail["stock, ms"] > 0 and detail["steps compared"] >= 3 for detail in by_number[1])
     (sent,) = by_number[3]
     assert sent["sent, MB"] > sent["tensors, MB"] > 0, "a checkpoint has at least its tensors"
-    for detail in by_number[4]:
+    for detail in by_number.get(4, ()):
         assert detail["sent, MB"] > 0.01, "what was committed at the notice is a checkpoint, not a lease"
         assert detail["notice to committed, ms"] >= 55, "two round trips of 30 ms"
     assert all(detail["objects"] >= 3 for detail in by_number[5])
-    (start,) = by_number[7]
-    assert set(start) == {"imports, s", "build, s", "take, s", "fetch, s", "first step, s"}
-    assert all(seconds >= 0 for seconds in start.values()) and start["imports, s"] > 0.1
+    for start in by_number.get(7, ()):
+        assert set(start) == {"imports, s", "build, s", "take, s", "fetch, s", "first step, s"}
+        assert all(seconds >= 0 for seconds in start.values()) and start["imports, s"] > 0.1
+    assert len(by_number.get(7, ())) == ("7" in only)

@@ -13,13 +13,15 @@ from train_cloud.sb3.compare import differences
 
 pytestmark = pytest.mark.slow
 
-#: Timesteps of a stop and of a kill. Those who learn at each step are dear: their runs are short.
-EARLY, LATE = (107, 191), (237, 431)
-SMALL = {"learning_starts": 70, "batch_size": 32, "policy_kwargs": {"net_arch": [16, 16]}, "buffer_size": 5000}
-PENDULUM = {"id": "Pendulum-v1"}
+#: Shares of a run at which it is stopped and killed: beside what it commits at. Those who learn at each step are dear:
+#: their runs are short.
+STOP, KILL = 0.345, 0.615
+SMALL = {"learning_starts": 45, "batch_size": 32, "policy_kwargs": {"net_arch": [16, 16]}, "buffer_size": 5000}
+#: Several episodes in each run.
+PENDULUM: dict[str, Any] = {"id": "Pendulum-v1", "kwargs": {"max_episode_steps": 80}}
 
 
-def sac(total: int = 310, save: int = 70, environment: dict[str, Any] | None = None, **hyperparameters: Any) -> Any:
+def sac(total: int = 200, save: int = 45, environment: dict[str, Any] | None = None, **hyperparameters: Any) -> Any:
     return {
         "algorithm": "sac",
         "seed": 3,
@@ -56,36 +58,33 @@ OPTIMISED: dict[str, Any] = {
 }
 CNN = {"net_arch": [16], "features_extractor_kwargs": {"features_dim": 16}}
 
-SHORT: dict[str, dict[str, Any]] = {
+RUNS: dict[str, dict[str, Any]] = {
     "plain": sac(),
-    "ring laps": sac(total=400, buffer_size=90),
-    "before learning starts": sac(learning_starts=270),
+    "ring laps": sac(total=260, buffer_size=60),
+    "before learning starts": sac(learning_starts=150),
     "schedule": sac(learning_rate="lin_1e-3"),
     "n-step": sac(n_steps=3),
     "action noise": sac(action_noise={"ornstein-uhlenbeck": 0.2}),
     "wrapper with a state": sac(environment={"wrappers": ["interrupting:Wind"]}),
-    "td3": other("td3", PENDULUM, 310, 70, **OFF, action_noise={"normal": 0.1}),
-    "ddpg": other("stable_baselines3:DDPG", PENDULUM, 310, 70, **OFF),
+    "td3": other("td3", PENDULUM, 200, 45, **OFF, action_noise={"normal": 0.1}),
+    "ddpg": other("stable_baselines3:DDPG", PENDULUM, 200, 45, **OFF),
     "dqn": other("dqn", {"id": "CartPole-v1"}, 310, 70, **OFF, target_update_interval=60),
     "hindsight": walk("goal", "sac", "MultiInputPolicy", 2, replay_buffer_class="stable_baselines3:HerReplayBuffer"),
     "dict observations of float16": walk("dict", "td3", "MultiInputPolicy"),
     "float64, memory optimised": walk("float64", **OPTIMISED),
     "images, memory optimised": walk("image", "dqn", "CnnPolicy", policy_kwargs=CNN, train_freq=4, **OPTIMISED),
     "processes": sac(environment={"n_envs": 2, "vectorization": "subproc"}),
-}
-#: Rollouts, several episodes and time take more steps.
-LONG: dict[str, dict[str, Any]] = {
-    "by seconds at risk": {**sac(700), "save_frequency": None, "max_seconds_at_risk": 0.5},
+    # Rollouts, several episodes and time take more steps.
+    "by seconds at risk": {**sac(460), "save_frequency": None, "max_seconds_at_risk": 0.5},
     "two environments, normalised, gSDE": sac(
         700, 150, {"n_envs": 2, "normalize": {}}, use_sde=True, sde_sample_freq=8, train_freq=16, gradient_steps=4
     ),
-    "episodes": sac(1000, 150, train_freq=[1, "episode"], gradient_steps=20),
+    "episodes": sac(420, 90, train_freq=[1, "episode"], gradient_steps=20),
     "replayed environment": sac(520, 150, {"id": "Unpicklable-v0", "module": "interrupting"}, train_freq=4),
     "ppo": other("ppo", {**PENDULUM, "n_envs": 2, "normalize": {}}, 768, 128, n_steps=64, batch_size=32),
     "a2c": other("a2c", {"id": "CartPole-v1"}, 700, 150),
     "ppo, gSDE": other("ppo", PENDULUM, 768, 128, n_steps=64, batch_size=32, use_sde=True),
 }
-RUNS = SHORT | LONG
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +107,8 @@ def test_interrupted_twice_it_ends_where_the_uninterrupted_run_ends(
 ) -> None:
     twin = twins(name)
     run = Rehearsed(warm, tmp_path, RUNS[name])
-    stop, kill = EARLY if name in SHORT else LATE
+    total = RUNS[name]["total_timesteps"]
+    stop, kill = int(STOP * total), int(KILL * total)
     assert run.session(f"SIGTERM@{stop}") == 75, run.log()
     assert run.session(f"SIGKILL@{kill}") == -9, run.log()
     assert run.session() == 0, run.log()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from small_package import with_small_package
 
 from train_cloud.config import RunFile, load_run_file
 from train_cloud.platforms.ec2.units import TRAIN
@@ -54,6 +55,9 @@ def _example(path: Path) -> Any:
 
 
 ALL = [_example(path) for path in sorted(EXAMPLES.glob("*.yaml"))]
+#: One of each kind that a worker has to do with: code of one's own, a script, several agents in an environment from
+#: PyPI. One agent in an environment from a package is launched by tests/test_rehearse.py and tests/test_machine.py.
+KINDS = ("own_environment", "own_script", "racetrack_multiagent")
 
 
 class Lived(NamedTuple):
@@ -107,22 +111,24 @@ def shortened(path: Path, code: Path | None, folder: Path) -> tuple[Path, RunFil
     return as_launched(path, config := load_run_file(path, changes), changes, folder), config
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param(True, id="with_one_code", marks=pytest.mark.slow),
-        pytest.param(False, id="each_with_its_own", marks=pytest.mark.full),
-    ],
-)
-def rehearsed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Rehearsed:
-    """All examples from one apply, two at a time, with a notice each; then one destroy.
+@pytest.fixture(scope="module")
+def one_of_each_kind(tmp_path_factory: pytest.TempPathFactory) -> Rehearsed:
+    return rehearse([EXAMPLES / f"{name}.yaml" for name in KINDS], tmp_path_factory.mktemp("examples"), one_code=True)
+
+
+@pytest.fixture(scope="module")
+def all_of_them(tmp_path_factory: pytest.TempPathFactory) -> Rehearsed:
+    paths = [path for path in sorted(EXAMPLES.glob("*.yaml")) if F1TENTH or not path.stem.startswith("f1tenth")]
+    return rehearse(paths, tmp_path_factory.mktemp("examples"), one_code=False)
+
+
+def rehearse(paths: list[Path], folder: Path, *, one_code: bool) -> Rehearsed:
+    """These examples from one apply, two at a time, with a notice each; then one destroy.
 
     Terraform takes a second for six files, and uploads the package with each code folder: where all have one, with
-    everybody's code in it, there is a fifth as much to wait for.
+    everybody's code in it, there is a fraction as much to wait for.
     """
-    folder = tmp_path_factory.mktemp("examples")
-    paths = [path for path in sorted(EXAMPLES.glob("*.yaml")) if F1TENTH or not path.stem.startswith("f1tenth")]
-    code = folder / "code" if request.param else None
+    code = folder / "code" if one_code else None
     if code is not None:
         for path in paths:
             if (own := load_run_file(path).code.folder) is not None:
@@ -130,6 +136,8 @@ def rehearsed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     runs = [shortened(path, code, folder / path.stem) for path in paths]
     with EmbeddedAws(log=folder / "aws.log") as aws, contextlib.ExitStack() as machines:
         terraform = Terraform(folder / "stack", aws)
+        if one_code:  # the workers' processes have this package loaded
+            with_small_package(folder / "stack", terraform)
         variables = {"run_files": [run_file for run_file, _ in runs], "delete_artifacts_on_destroy": True}
         outputs = terraform.apply(variables)
         lives = {}
@@ -159,11 +167,25 @@ def rehearsed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         return Rehearsed(lived, aws.resources_left())
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", KINDS)
+def test_launched_interrupted_resumed_and_finished(one_of_each_kind: Rehearsed, name: str) -> None:
+    finished(one_of_each_kind, name)
+    assert one_of_each_kind.left == []
+
+
+@pytest.mark.full
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("path", ALL)
-def test_launched_interrupted_resumed_and_finished(rehearsed: Rehearsed, path: Path) -> None:
-    total = TOTALS.get(path.stem, TOTAL)
-    lived = rehearsed.lived[path.stem.replace("_", "-")]
+def test_all_are_launched_each_with_its_own_code(all_of_them: Rehearsed, path: Path) -> None:
+    finished(all_of_them, path.stem)
+    assert all_of_them.left == []
+
+
+def finished(rehearsed: Rehearsed, name: str) -> None:
+    total = TOTALS.get(name, TOTAL)
+    lived = rehearsed.lived[name.replace("_", "-")]
     if lived.error is not None:
         raise lived.error
     assert lived.head is not None
@@ -177,19 +199,15 @@ def test_launched_interrupted_resumed_and_finished(rehearsed: Rehearsed, path: P
     assert lived.models
 
 
-@pytest.mark.timeout(1800)
-def test_nothing_is_left(rehearsed: Rehearsed) -> None:
-    assert rehearsed.left == []
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "run_id"), [("one_agent", "pendulum-sac"), ("several_agents", "carts")])
 def test_the_package_as_a_library(name: str, run_id: str, tmp_path: Path) -> None:
-    code = f"import sys; sys.path.insert(0, {str(EXAMPLES)!r}); import {name}; {name}.main(1000)"
+    script = tmp_path / "mine.py"
+    script.write_text(f"import sys; sys.path.insert(0, {str(EXAMPLES)!r})\nimport {name}\n{name}.main(600)\n")
 
     def start() -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-c", code],
+            [sys.executable, str(script)],
             cwd=tmp_path,
             env={**os.environ, "TRAIN_CLOUD_THREADS": "1"},
             stdout=subprocess.PIPE,

@@ -62,7 +62,8 @@ SAC: dict[str, Any] = {
     "total_timesteps": 400,
     "save_frequency": 100,
     "environment": {"id": "Pendulum-v1"},
-    "hyperparameters": {"learning_starts": 50, "batch_size": 16, "policy_kwargs": {"net_arch": [8]}},
+    # Learning at each step would take most of the time.
+    "hyperparameters": {"learning_starts": 50, "train_freq": 2, "batch_size": 16, "policy_kwargs": {"net_arch": [8]}},
     "callbacks": ["failing_code:Accidents"],
 }
 SLOW = {**SAC, "environment": {"id": "Pendulum-v1", "wrappers": ["failing_code:Slow"]}}

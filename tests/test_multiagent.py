@@ -70,25 +70,33 @@ def windy(**kwargs: Any) -> dict[str, Any]:
 
 
 RUNS = {
-    "MPE2, two agents": several(SPREAD),
-    "MPE2, four agents of two kinds": several(TAG, gradient_steps=2, train_freq=3),
-    "agents that end early, wrapped, rings lap": several(windy(count=3), buffer_size=100, train_freq=2),
-    "one learner for all": several(windy(), share_parameters=True, buffer_size=250, train_freq=2),
+    "MPE2, two agents": several(SPREAD, 270),
+    "MPE2, four agents of two kinds": several(TAG, 270, gradient_steps=2, train_freq=3),
+    "agents that end early, wrapped, rings lap": several(windy(count=3), 270, buffer_size=100, train_freq=2),
+    "one learner for all": several(windy(), 270, share_parameters=True, buffer_size=250, train_freq=2),
     "gSDE, noise, a schedule, n steps": several(
-        use_sde=True, sde_sample_freq=4, train_freq=8, action_noise={"normal": 0.1}, learning_rate="lin_1e-3", n_steps=3
+        total=270,
+        use_sde=True,
+        sde_sample_freq=4,
+        train_freq=8,
+        action_noise={"normal": 0.1},
+        learning_rate="lin_1e-3",
+        n_steps=3,
     ),
-    "images": several({**WALKERS, "kwargs": {"shown": "image"}}, policy="CnnPolicy", policy_kwargs=CNN, train_freq=16),
+    "images": several(
+        {**WALKERS, "kwargs": {"shown": "image"}}, 270, policy="CnnPolicy", policy_kwargs=CNN, train_freq=16
+    ),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_interrupted_twice_it_ends_where_the_uninterrupted_run_ends(warm: Any, tmp_path: Path, name: str) -> None:
-    given = {**RUNS[name], "callbacks": ["interrupting:InterruptAt"]}
+    given = {**RUNS[name], "save_frequency": 80, "callbacks": ["interrupting:InterruptAt"]}
     twin, run = (Rehearsed(warm, tmp_path / kind, given) for kind in ("twin", "run"))
     assert twin.session() == 0, twin.log()
-    assert run.session("SIGTERM@187") == 75, run.log()
-    assert run.session("SIGKILL@331") == -9, run.log()
+    assert run.session("SIGTERM@127") == 75, run.log()
+    assert run.session("SIGKILL@223") == -9, run.log()
     assert run.session() == 0, run.log()
     assert differences(run.final(), twin.final()) == []
     assert run.scalars() == twin.scalars()
