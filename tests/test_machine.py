@@ -671,6 +671,13 @@ def test_what_is_made_is_kept_under_a_digest_of_its_inputs(tmp_path: Path, monke
     assert len(folders) == 2 and first.name in folders, "nothing that is not whole"
 
 
+def test_a_version_that_is_not_enough_binds_nobody() -> None:
+    """As of the setuptools that a new virtual environment has."""
+    enough = images._installed(["setuptools>=1", "boto3"])
+    assert {"setuptools", "boto3", "botocore"} <= enough.keys()
+    assert "setuptools" not in images._installed(["setuptools>=9999", "setuptools>=1", "boto3"])
+
+
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(images.NEEDED, "no-such-program", "no-such-package")
     monkeypatch.setattr(os, "geteuid", lambda: 1000)

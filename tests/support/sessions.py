@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import multiprocessing
 import multiprocessing.forkserver
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -23,6 +26,7 @@ from train_cloud import hash_seed
 from train_cloud.artifacts import tensorboard
 from train_cloud.artifacts.tensorboard import read_scalars
 from train_cloud.checkpoint import read_manifest, restore
+from train_cloud.envs import TRIALS
 from train_cloud.run import layout
 from train_cloud.run.head import Head, read_head
 from train_cloud.runtime.heartbeat import read_timesteps
@@ -98,6 +102,15 @@ def _begin_with(modules: list[str]) -> None:
     server.set_forkserver_preload(modules)
 
 
+@functools.cache
+def _trials() -> str:
+    """Where sessions leave what trials of environments found: each environment is tried once by each of pytest's
+    processes, which takes as long as a short training."""
+    folder = tempfile.mkdtemp(prefix="train-cloud-trials-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def warm() -> Iterator[Any]:
     with forking() as context:
@@ -126,7 +139,7 @@ class Rehearsed:
         """
         arguments = ["train", str(self.run_file), "--store", self.root, *options]
         arguments += ["--state-dir", str(self.folder / state)]
-        environment = {"TRAIN_CLOUD_THREADS": "1", **(env or {})}
+        environment = {"TRAIN_CLOUD_THREADS": "1", TRIALS: _trials(), **(env or {})}
         multiprocessing.forkserver.ensure_running()
         server = multiprocessing.forkserver._forkserver._forkserver_address  # type: ignore[attr-defined]
         log = str(self.folder / "log.txt")

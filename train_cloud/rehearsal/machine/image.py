@@ -195,15 +195,23 @@ def _wanted() -> list[str]:
 
 
 def _installed(wanted: Sequence[str]) -> dict[str, str]:
-    """The versions here of these requirements and all that they require."""
+    """The versions here of these requirements and all that they require, but for those that do not meet them: a virtual
+    environment begins with an old setuptools, which nobody needs who installs wheels.
+    """
     found: dict[str, str] = {}
+    unfit: set[str] = set()
     seen: set[tuple[str, frozenset[str]]] = set()
     due = [Requirement(text) for text in wanted]
     while due:
         requirement = due.pop()
         name = canonicalize_name(requirement.name)
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            if not requirement.specifier.contains(importlib.metadata.version(name), prereleases=True):
+                unfit.add(name)
         asked = (name, frozenset(requirement.extras))
-        if asked in seen or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+        if asked in seen:
             continue
         seen.add(asked)
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # pip takes what it likes
@@ -213,7 +221,7 @@ def _installed(wanted: Sequence[str]) -> dict[str, str]:
                 if nested.marker and any(nested.marker.evaluate({"extra": extra}) for extra in requirement.extras):
                     nested.marker = None  # it has been asked
                     due.append(nested)
-    return found
+    return {name: version for name, version in found.items() if name not in unfit}
 
 
 def _kept(kind: str, inputs: object, make: Callable[[Path], None]) -> Path:
@@ -257,8 +265,10 @@ def _run(*command: str) -> None:
     except subprocess.TimeoutExpired as error:
         raise TrainCloudError(f"{command[0]} took longer than {_LIMIT:.0f} s") from error
     if done.returncode:
-        said = (done.stderr or done.stdout).strip()[-2000:]
-        raise TrainCloudError(f"{' '.join(command)[:200]} … ended with {done.returncode}: {said}")
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        # pip's and Debian's programs mark the lines that say why; before them stand pages.
+        said = " ".join([line for line in lines if line.startswith(("ERROR:", "E:"))] or lines[-5:])
+        raise TrainCloudError(f"{' '.join(command)[:200]} … ended with {done.returncode}: {said[-1000:]}")
 
 
 def _search_path() -> str:
