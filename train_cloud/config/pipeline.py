@@ -51,7 +51,7 @@ _MOST_SESSIONS, _MOST_RETRIES = 200, 20
 _MOST_KEPT = 500
 #: In a pipeline file that was made for one machine, beside what the machine has to know of all its sessions.
 LAUNCHED = "launched"
-_OF_THE_LAUNCH = (LAUNCHED, "run_id", "code", "secrets", "initial_model", "pretraining")
+_OF_THE_LAUNCH = (LAUNCHED, "run_id", "code", "secrets", "data", "initial_model", "pretraining")
 #: Keys that other pipeline files have and nobody here would act on, and what does it instead.
 _ELSEWHERE = {
     "monitoring": "curves go to TensorBoard and the run file's wandb, the report is always written: remove it",

@@ -83,6 +83,9 @@ def _content(pipeline: PipelineConfig, folder: Path) -> dict[str, Any]:
                 raise InputError(f"{session.name}: secrets.{name}", parameter, f"another session has {secrets[name]}")
     if secrets:
         top["secrets"] = secrets
+    data = dict.fromkeys(url for session in sessions for url in session.config.data)
+    if data:
+        top["data"] = list(data)
     for key in ("initial_model", "pretraining"):
         read = {source for session in sessions if (source := _read_elsewhere(session, key)) is not None}
         if len(read) > 1:
