@@ -249,7 +249,7 @@ def make():
 gymnasium.register("Planned-v0", make, disable_env_checker=True)
 """
 _FORAGING = _ONLY_AGENT.replace("(int(action),)", "(int(action), self.action_space.sample())").replace(
-    "terminated, truncated, info", "bool(terminated), bool(truncated), info"
+    "float(rewards[0]), terminated, truncated", "float(rewards[0]), bool(terminated), bool(truncated)"
 )
 _ZOO = """\
 import numpy as np
@@ -312,10 +312,8 @@ FOREIGN: tuple[Foreign, ...] = (
             steps=200),
     Foreign("shimmy", "sac", _of("dm_control/cartpole-swingup-v0", "shimmy",
                                  wrappers=["gymnasium.wrappers:FlattenObservation"]),
-            install=("shimmy[dm-control]", "dm-control"), steps=400),
+            install=("shimmy[dm-control]", "dm-control", "mujoco<4"), steps=400),
     Foreign("glucosim", "ppo", _of("glucosim/BasalControl-v0", "glucosim"), steps=400),
-    Foreign("bbrl-gymnasium", "ppo", _of("RocketLander-v0", "bbrl_gymnasium"), steps=400),
-    Foreign("bbrl-gymnasium", "dqn", _of("MazeMDP-v0", "bbrl_gymnasium"), steps=400),
     Foreign("pyrddlgym", "ppo", _of("Planned-v0", "mine"), _DICT, code=_RDDL, install=("pyRDDLGym", "rddlrepository"),
             steps=300),
     Foreign("lbforaging", "dqn", _of("Foraging-8x8-2p-1f-v3", "lbforaging", wrappers=["mine:OnlyAgent"]),

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from stable_baselines3 import SAC
+from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 
 from train_cloud.checkpoint.format import pack, unpack
 from train_cloud.envs.trial import Choice
@@ -182,3 +184,27 @@ def test_time_for_the_next_consistent_point(
     monkeypatch.setattr(host, "stop_deadline", lambda: 3.0 + 10.0 if host.timesteps >= 300 else None)
     train(host, 5000, train_freq=(1, "episode"))
     assert max(host.written) == reached
+
+
+class LooksForOutputs(BaseCallback):
+    """As rl_zoo3's ``RawStatisticsCallback`` does, and the recipe in SB3's documentation."""
+
+    def _init_callback(self) -> None:
+        self.early = list(self.logger.output_formats)
+
+    def _on_training_start(self) -> None:
+        self.found = list(self.logger.output_formats)
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def test_outputs_are_there_before_any_callback_looks_for_them() -> None:
+    output, looking = SimpleNamespace(write=lambda *_: None, close=lambda: None), LooksForOutputs()
+    host: Any = IdleHost(16)
+    host.outputs = lambda: [output]
+    model = PPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8, policy_kwargs={"net_arch": [2]}, device="cpu")
+    model.set_logger(Logger(None, []))
+    with callback.hosted_by(host):
+        callback.learn(model, host, [looking], Choice("pickle", True, ""))
+    assert looking.early == looking.found == model.logger.output_formats == [output]

@@ -4,6 +4,8 @@ of a simulator. It comes back as what it was, and refers to what it referred to.
 
 from __future__ import annotations
 
+import io
+import pickle
 import random
 import site
 import sysconfig
@@ -24,6 +26,7 @@ from train_cloud.errors import TrainCloudError
 from train_cloud.generators import get_unseeded, unseeded_follow
 from train_cloud.installed import is_installed
 from train_cloud.sb3.compare import AnyEnvironment, _compare
+from train_cloud.sb3.pickling import LearnerPickler
 
 Env = gymnasium.Env[Any, Any]
 BOX = gymnasium.spaces.Box(-1.0, 1.0, (3,), np.float32)
@@ -189,6 +192,45 @@ def test_a_dict_keyed_by_what_cannot_be_pickled_is_taken_apart() -> None:
     assert put(live, loads(dumps(taken))) == {types.FunctionType: "its own", "plain": [1], "made": len}
     with pytest.raises(TrainCloudError, match="another function is"):
         put({**live, "made": lambda: 1}, taken)
+
+
+def test_mujoco_is_compared_by_what_it_computes_with() -> None:
+    mujoco = pytest.importorskip("mujoco")
+    model = mujoco.MjModel.from_xml_string(
+        "<mujoco><worldbody><body><joint/><geom size='1'/></body></worldbody></mujoco>"
+    )
+    one, other = mujoco.MjData(model), mujoco.MjData(model)
+    for data in (one, other):
+        data.ctrl[:] = 1
+        mujoco.mj_step(model, data)
+    other.timer[0].duration += 1  # a clock
+    assert _compare("it", [one], [other]) == []
+    other.qpos[0] += 1
+    assert "1 of" in _compare("it", [one], [other])[0]
+
+
+class Proxy:
+    """Hands on all questions to another object, as simulators' global objects do."""
+
+    __slots__ = ("__dict__", "beside")
+
+    def __init__(self) -> None:
+        self.held, self.beside = {"a": [1]}, 2
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.held, name)
+
+
+@pytest.mark.parametrize("learner", [False, True])
+def test_what_hands_on_all_questions_comes_back(learner: bool) -> None:
+    proxy = Proxy()
+    if learner:
+        file = io.BytesIO()
+        LearnerPickler(file).dump([proxy, proxy.held])
+        again, held = pickle.loads(file.getvalue())
+    else:
+        again, held = loads(dumps([proxy, proxy.held]))
+    assert type(again) is Proxy and again.held is held and (held, again.beside) == ({"a": [1]}, 2)
 
 
 class Whose:

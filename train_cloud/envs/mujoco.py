@@ -36,6 +36,16 @@ def is_data(obj: Any) -> bool:
     return mujoco is not None and isinstance(obj, getattr(mujoco, "MjData", ()))
 
 
+def compared(obj: Any) -> tuple[Any, ...] | None:
+    """What tells an ``MjData`` or an ``MjModel`` from another one; None of anything else. As a pickle has them they
+    hold readings of clocks, and memory that nobody has written to.
+    """
+    mujoco = sys.modules.get("mujoco")
+    if mujoco is not None and isinstance(obj, getattr(mujoco, "MjModel", ())):
+        return get_model(obj)
+    return (obj.model, *get_data(obj)) if is_data(obj) else None
+
+
 def get_data(data: Any) -> tuple[Any, dict[str, Any]]:
     """``mjSTATE_INTEGRATION``, and what the last step derived."""
     mujoco, model = sys.modules["mujoco"], data.model

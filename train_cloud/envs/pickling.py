@@ -152,6 +152,15 @@ def _set_nested(env: Any, content: dict[str, Any]) -> None:
     put_content(env, put_each(dict(vars(env)), content), MADE_WITH)
 
 
+def _set_plainly(obj: Any, state: Any) -> None:
+    """As ``pickle`` does where there is no ``__setstate__``, without looking for one."""
+    attributes, slots = state if isinstance(state, tuple) else (state, None)
+    if attributes:
+        object.__getattribute__(obj, "__dict__").update(attributes)
+    for name, value in (slots or {}).items():
+        object.__setattr__(obj, name, value)
+
+
 def _generator(name: str) -> Any:
     """A generator of which a process has one: what it is at, is saved elsewhere."""
     return next(found for known, found in global_generators() if known == name)
@@ -165,6 +174,21 @@ def global_generators() -> Iterator[tuple[str, Any]]:
     torch = sys.modules.get("torch")  # not imported here: where it is not, nothing refers to its generator
     if torch is not None:
         yield "torch", torch.default_generator
+
+
+_asking: dict[Any, bool] = {}
+
+
+def _asks_others(kind: Any) -> bool:
+    """Whether objects of a class, when they are made anew, would be asked for a ``__setstate__`` before they have
+    anything: what hands on all questions to another object, which it does not have yet, asks itself for ever.
+    """
+    if kind in _asking:
+        return _asking[kind]
+    plainly = kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__
+    asks = hasattr(kind, "__getattr__") and not hasattr(kind, "__setstate__")
+    _asking[kind] = plainly and asks and not issubclass(kind, type)
+    return _asking[kind]
 
 
 class Pickler(pickle.Pickler):
@@ -227,6 +251,9 @@ class Pickler(pickle.Pickler):
                 obj.__reduce_ex__(5)
             except (TypeError, pickle.PickleError):
                 return type(None), ()
+        if _asks_others(type(obj)):
+            make, arguments, state, *items = obj.__reduce_ex__(5)
+            return make, arguments, state, *(*items, None, None)[:2], _set_plainly
         return NotImplemented
 
     def reduce_view(self, array: Any) -> Any:

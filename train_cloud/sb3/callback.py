@@ -186,7 +186,7 @@ class Checkpoints(BaseCallback):
             self.model._total_timesteps = self._host.schedule_timesteps
         else:
             self._schedule_timesteps = total
-        self._add_outputs()
+        self.add_outputs(self.model)
         held = {} if self._pretraining is None else {"held": self._pretraining.held}
         self._capture = Capture(self.model, self.locals["callback"], self, self._provider_of, **held)
         self._capacity = self._capture.capacity
@@ -368,8 +368,9 @@ class Checkpoints(BaseCallback):
         """Let ``learn`` enter no loop, and end at so many timesteps of the model's."""
         self._stood_at, self.model.num_timesteps = model_timesteps, self.model._total_timesteps
 
-    def _add_outputs(self) -> None:
-        formats = self.model.logger.output_formats
+    def add_outputs(self, model: BaseAlgorithm) -> None:
+        """Where scalars go, among those that the model's logger has: once, however often this is called."""
+        formats = model.logger.output_formats
         formats[:] = [output for output in formats if not self._phases.writes(output)]  # a logger of the script's own
         if self._phases.outputs is None:
             self._phases.outputs = list(self._host.outputs())
@@ -653,11 +654,11 @@ def _leaves(root: BaseCallback) -> Iterator[BaseCallback]:
 
 @contextlib.contextmanager
 def hosted_by(host: Host) -> Iterator[None]:
-    """While this lasts, :func:`checkpoints` belongs to ``host``, and environments are prepared before a training resets
-    them.
+    """While this lasts, :func:`checkpoints` belongs to ``host``. What a training is given is made ready first:
+    environments before they are reset for it, outputs for scalars before any callback looks for one.
     """
     algorithm: Any = BaseAlgorithm
-    begin = algorithm._setup_learn
+    begin, initialize = algorithm._setup_learn, algorithm._init_callback
 
     def prepared(model: Any, *arguments: Any, **named: Any) -> Any:
         for env in (model.get_env(), *_environments_of(named.get("callback", arguments[1:2]))):
@@ -665,12 +666,28 @@ def hosted_by(host: Host) -> Iterator[None]:
                 prepare(env)
         return begin(model, *arguments, **named)
 
-    algorithm._setup_learn = prepared
+    def initialized(model: Any, callback: Any, *arguments: Any, **named: Any) -> Any:
+        for own in _own_among(callback):
+            own.add_outputs(model)
+        return initialize(model, callback, *arguments, **named)
+
+    algorithm._setup_learn, algorithm._init_callback = prepared, initialized
     try:
         with hosting(host):
             yield
     finally:
-        algorithm._setup_learn = begin
+        algorithm._setup_learn, algorithm._init_callback = begin, initialize
+
+
+def _own_among(callbacks: Any) -> Iterator[Checkpoints]:
+    """Ours, in what ``learn`` was given."""
+    if isinstance(callbacks, list | tuple):
+        for callback in callbacks:
+            yield from _own_among(callback)
+    elif isinstance(callbacks, CallbackList):
+        yield from _own_among(callbacks.callbacks)
+    elif isinstance(callbacks, Checkpoints):
+        yield callbacks
 
 
 def _environments_of(callbacks: Any) -> Iterator[VecEnv]:

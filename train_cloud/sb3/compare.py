@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from train_cloud.child_process import code_on_path
+from train_cloud.envs import mujoco
 from train_cloud.envs.make import FAILURES
 from train_cloud.envs.pickling import Sections
 from train_cloud.envs.state import dumps, loads
@@ -161,6 +162,9 @@ def _is_temporary(left: object, right: object) -> bool:
 
 def _in_parts(left: Any, right: Any) -> tuple[Any, Any] | None:
     """What is pickled of two objects that say how."""
+    ours = mujoco.compared(left)
+    if ours is not None:
+        return ours, mujoco.compared(right)
     kind: Any = type(left)
     ways = ("__reduce_ex__", "__reduce__", "__getstate__")
     own = [getattr(kind, name, None) for name in ways if getattr(kind, name, None) is not getattr(object, name, None)]

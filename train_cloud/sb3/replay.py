@@ -60,8 +60,11 @@ class Ring:
         """Rows that are alive at most: the newest ones."""
         self._columns = _columns(buffer)
         for name, column in self._columns.items():
-            if column.dtype.hasobject:
+            if column.dtype.hasobject and type(buffer) in _KNOWN:
                 raise InputError("environment.id", name, "its spaces hold Python objects: only numbers can be saved")
+            if column.dtype.hasobject:
+                fix = f"its {name} are Python objects: only arrays of numbers can be saved; leave it out"
+                raise InputError("hyperparameters.replay_buffer_class", type(buffer).__name__, fix)
         after, before = reversed(_LARGE)
         self._successors = {name: before + name[len(after) :] for name in self._columns if name.split("/")[0] == after}
         self.sent_bytes: int = sum(c[:1].nbytes for name, c in self._columns.items() if name not in self._successors)
