@@ -110,5 +110,16 @@ def test_the_documented_fields_are_these() -> None:
     assert with_fields(DOCS.read_text()) == DOCS.read_text()
 
 
+def test_the_real_comparison_can_be_made_again(tmp_path: Path) -> None:
+    """Of its two files, as they stand on the page."""
+    blocks = DOCS.read_text().partition("## A real one")[2].split("```yaml\n")[1:]
+    run_file, experiment = (block.partition("```")[0] for block in blocks)
+    (tmp_path / "cartpole.yaml").write_text(run_file)
+    (tmp_path / "rates.yaml").write_text(experiment)
+    found = load_experiment(tmp_path / "rates.yaml")
+    assert len(found.cells) == 18 and found.compare is not None and found.compare.metric == "mean_return"
+    assert {cell.config.total_timesteps for cell in found.cells} == {10_240}
+
+
 if __name__ == "__main__":
     DOCS.write_text(with_fields(DOCS.read_text()))
