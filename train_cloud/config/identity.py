@@ -16,6 +16,8 @@ PARTS: Mapping[str, Literal["identity", "budget"]] = {
     "algorithm": "identity",
     "policy": "identity",
     "architecture": "identity",
+    "precision": "identity",
+    "deterministic": "identity",
     "hardware": "identity",
     "data_parallel": "identity",
     "seed": "identity",
@@ -68,4 +70,4 @@ def identity_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tup
 
 
 def _empty(value: object) -> bool:
-    return value is None or value == [] or value == {}
+    return value is None or value is False or value == [] or value == {}

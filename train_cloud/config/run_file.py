@@ -96,6 +96,12 @@ def _environment_value(value: object) -> object:
     return value
 
 
+def _precision(value: object) -> object:
+    if value in ("fp16", "float16", "half"):
+        raise ValueError("its range is too small for the gradients of SB3's losses, which nobody scales: use bf16")
+    return value
+
+
 def _split(value: object) -> object:
     if not isinstance(value, str):
         return value
@@ -223,6 +229,14 @@ class RunFile(Section):
         "auto",
         description="`auto` takes a GPU where there is one, and fails where torch cannot use NVIDIA's that is there; "
         "`cpu`; `cuda` or `cuda:N` fail where there is none.",
+    )
+    precision: Annotated[Literal["fp32", "tf32", "bf16"] | None, BeforeValidator(_precision)] = Field(
+        None,
+        description="Arithmetic of the updates: `fp32`, which null stands for; `tf32`, on NVIDIA's GPUs since Ampere; "
+        "`bf16`, with parameters in fp32. See [data-parallel.md](data-parallel.md#precision).",
+    )
+    deterministic: Annotated[bool, Strict()] = Field(
+        False, description="On a GPU: only operations that come to the same each time; torch names one that cannot."
     )
     hardware: Literal["auto"] | None = Field(
         None,
@@ -469,6 +483,7 @@ class RunFile(Section):
                 "callbacks",
             ),
             "pretraining",
+            "precision",
         ):
             value = getattr(self, field)
             if field in self.model_fields_set and value not in (None, (), {}):

@@ -99,7 +99,15 @@ class Model(Program):
                 ranks = None
                 if self.ranks is not None:
                     ranks = stack.enter_context(self.ranks.joined(self._inputs, built.trial, built.model.device))
-                learn(built.model, host, self._callbacks, built.choice, self._pretraining, ranks)
+                learn(
+                    built.model,
+                    host,
+                    self._callbacks,
+                    built.choice,
+                    self._pretraining,
+                    ranks,
+                    self._inputs.config,
+                )
         except SystemExit as error:
             if deadline.pending:
                 raise TrainingStopped from error
@@ -182,13 +190,14 @@ def build(inputs: Inputs, code: CodeFolder, facts: Mapping[str, Any], graphs: Pa
     trial = facts.get(TRIAL) or (shared(asked(config)) if config.environment is not None else None)
     # Its processes play while this one loads torch.
     begun = StateTrial(config, trial) if config.environment is not None else None
-    from train_cloud.sb3 import accounting
+    from train_cloud.sb3 import accounting, precision
     from train_cloud.sb3.build import build_callbacks, build_model
     from train_cloud.sb3.hardware import completed
     from train_cloud.sb3.resources import check_device
     from train_cloud.sb3.script import prepare
 
     accounting.record_to(graphs)
+    precision.begin(config)
     config = completed(config, facts.get(HARDWARE) or _chosen(inputs))
     if config.evaluation is not None:
         from train_cloud.evaluate.play import check
@@ -196,10 +205,10 @@ def build(inputs: Inputs, code: CodeFolder, facts: Mapping[str, Any], graphs: Pa
         check(config)
     if config.entry_point is not None:
         check_device(config.device)
-        begun, initial = facts.get(BEGUN_WITH), None
+        begun_with, initial = facts.get(BEGUN_WITH), None
         if config.initial_model is not None and not facts:
-            initial, begun = read_for_loop(config.initial_model, inputs.store.url)
-        return Script(code, config, prepare(config), begun, initial)
+            initial, begun_with = read_for_loop(config.initial_model, inputs.store.url)
+        return Script(code, config, prepare(config), begun_with, initial)
     size = ranks_of(config, facts)
     with contextlib.ExitStack() as on_failure:
         ranks = RankProcesses(size, inputs.state_dir) if size > 1 else None  # they import while this one builds

@@ -24,6 +24,7 @@ from train_cloud.checkpoint import read_manifest, restore
 from train_cloud.child_process import code_on_path
 from train_cloud.config.current import training
 from train_cloud.runtime.ranks import SEED_STEP, Order, Share, prefix_of, rows_in_memory, sum_of_shared
+from train_cloud.sb3 import precision
 from train_cloud.sb3.build import build_callbacks, build_model
 from train_cloud.sb3.callback import IdleHost, learn
 from train_cloud.sb3.ranks import Ranks, is_shared
@@ -145,6 +146,7 @@ def _train(order: Order, connection: Connection, waiting: mmap.mmap) -> None:
         waiting[order.rank] = now
 
     with code_on_path(config.code.folder), training(config, folder):
+        precision.begin(config)
         callbacks = build_callbacks(config)
         built = build_model(config, order.trial)
         if config.initial_model is not None and order.manifest is None:
@@ -158,7 +160,7 @@ def _train(order: Order, connection: Connection, waiting: mmap.mmap) -> None:
         ranks.keep = host.keep
         with ranks.joined(order.rendezvous, built.model.device):
             with contextlib.suppress(TrainingStopped):
-                learn(built.model, host, callbacks, built.choice, ranks=ranks)
+                learn(built.model, host, callbacks, built.choice, ranks=ranks, run_file=config)
             threading.Event().wait()  # rank 0's end ends this process
 
 

@@ -482,6 +482,7 @@ def _train(config: RunFile, order: Mapping[str, Any], folder: Path) -> None:
     manifest = read_manifest(store, Reference.model_validate(order["manifest"]))
     with child_process.code_on_path(config.code.folder), training(config, folder / "artifacts"):
         from train_cloud.runtime.pretraining import pretraining_of
+        from train_cloud.sb3 import precision
         from train_cloud.sb3.build import build_callbacks, build_model
         from train_cloud.sb3.callback import hosted_by, learn
         from train_cloud.sb3.digest import Digests
@@ -490,6 +491,7 @@ def _train(config: RunFile, order: Mapping[str, Any], folder: Path) -> None:
         from train_cloud.trainer import TrainingStopped
 
         reproducibility.pin_threads(manifest.facts["machine"])
+        precision.begin(config)
         digests = Digests(folder / _DIGESTS, keep_all=True)
         host = _host(config, restore(store, manifest), order["until"], digests)
         if config.entry_point is not None:
@@ -502,7 +504,14 @@ def _train(config: RunFile, order: Mapping[str, Any], folder: Path) -> None:
         built = build_model(config, manifest.facts.get("environment_trial"))
         try:
             with contextlib.suppress(TrainingStopped):
-                learn(built.model, host, callbacks, built.choice, pretraining_of(config, built.model, manifest.facts))
+                learn(
+                    built.model,
+                    host,
+                    callbacks,
+                    built.choice,
+                    pretraining_of(config, built.model, manifest.facts),
+                    run_file=config,
+                )
         finally:
             built.close()
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.logger import KVWriter
@@ -26,13 +27,14 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
+from train_cloud.config import RunFile
 from train_cloud.config.current import current
 from train_cloud.envs.make import Env
 from train_cloud.envs.state import StatefulEnv
 from train_cloud.envs.trial import Choice, choose_for
 from train_cloud.envs.trial import stateful as with_state
 from train_cloud.errors import InputError
-from train_cloud.sb3 import accounting
+from train_cloud.sb3 import accounting, precision
 from train_cloud.sb3.capture import Capture, learners_of, restore_parameters
 from train_cloud.sb3.curriculum import StageChanges
 from train_cloud.sb3.digest import Digests, Reader
@@ -121,6 +123,7 @@ class Checkpoints(BaseCallback):
         None where the script has told it
     :param pretraining: the run's first phase, if it has one
     :param ranks: the other processes of a data-parallel run
+    :param run_file: what it says of the updates' arithmetic; None in a script, which sees to that itself
     """
 
     def __init__(
@@ -130,8 +133,10 @@ class Checkpoints(BaseCallback):
         log_interval: int | None = None,
         pretraining: Pretraining | None = None,
         ranks: Ranks | None = None,
+        run_file: RunFile | None = None,
     ) -> None:
         super().__init__()
+        self._run_file = run_file
         self._host = host
         self._choice = choice
         self._log_interval = log_interval
@@ -360,7 +365,7 @@ class Checkpoints(BaseCallback):
         """As it was made, for the next ``learn`` call; what ``BaseCallback.init_callback`` has set stays."""
         model, parent, logs = self.model, self.parent, self.locals
         self.__init__(  # type: ignore[misc]
-            self._host, self._choice, self._log_interval, self._pretraining, self._ranks
+            self._host, self._choice, self._log_interval, self._pretraining, self._ranks, self._run_file
         )
         self.model, self.parent, self.locals = model, parent, logs
 
@@ -569,7 +574,11 @@ class Checkpoints(BaseCallback):
                     if own._log_interval is None or iteration % own._log_interval == 0:
                         super().dump_logs(iteration)
 
-            if own._ranks is not None or (own._pretraining is not None and own._pretraining.keeps):
+            if (
+                own._ranks is not None
+                or (own._pretraining is not None and own._pretraining.keeps)
+                or (own._run_file is not None and own._run_file.precision == "bf16")
+            ):
 
                 def train(self, *arguments: Any, **named: Any) -> None:
                     with contextlib.ExitStack() as stack:
@@ -577,6 +586,8 @@ class Checkpoints(BaseCallback):
                             stack.enter_context(own._pretraining.keeping())
                         if own._ranks is not None:
                             stack.enter_context(own._ranks.updating(self))
+                        if own._run_file is not None:
+                            stack.enter_context(precision.updating(own._run_file, self.device))
                         super().train(*arguments, **named)
 
         Steered.__module__, Steered.__name__, Steered.__qualname__ = kind.__module__, kind.__name__, kind.__qualname__
@@ -599,6 +610,8 @@ class Checkpoints(BaseCallback):
             return False, "the run had ended between two logs: the script logs at other steps from there on"
         told = [self._choice.because] if self._choice is not None and not self._choice.exact else []
         told += self._capture_of().not_exact
+        repeats = torch.are_deterministic_algorithms_enabled()
+        told += [precision.NOT_REPEATED] if self.model.device.type == "cuda" and not repeats else []
         left_out = self._not_kept()
         if left_out:
             told.append(f"not kept: {'; '.join(left_out)}")
@@ -623,17 +636,19 @@ def learn(
     choice: Choice,
     pretraining: Pretraining | None = None,
     ranks: Ranks | None = None,
+    run_file: RunFile | None = None,
 ) -> None:
     """``model.learn`` with checkpoints, after the other callbacks, and after the pretraining if there is one.
 
     :param ranks: the other processes that train with this one
+    :param run_file: for the updates' arithmetic
 
     On-policy it is told to log at each iteration, and the model leaves out what is too often, so that each is a
     consistent point (see :meth:`Checkpoints._at_log_interval`).
     """
     interval = inspect.signature(model.learn).parameters["log_interval"].default
     each = isinstance(model, OnPolicyAlgorithm) and interval is not None
-    own = Checkpoints(host, choice, interval if each else None, pretraining, ranks)
+    own = Checkpoints(host, choice, interval if each else None, pretraining, ranks, run_file)
     if ranks is not None:
         together = [CallbacksOfAllRanks(ranks, list(callbacks))] if callbacks else []
         callbacks = [EveryStep(ranks), *together]
