@@ -85,12 +85,15 @@ def rehearse_sagemaker(
             changes = [f"{key}={json.dumps(value)}" for key, value in places.items()]
             config = load_run_file(launched, changes)
             start = _starter(aws, role, folder, config, image, timeline)
-            with _Scenario(aws, launched, changes, config, root, role, folder, timeline, start) as scenario:
+            with (
+                aws.permissions_enforced(),  # a job may do what its role says, and nothing else
+                _Scenario(aws, launched, changes, config, root, role, folder, timeline, start) as scenario,
+            ):
                 scenario.live()
                 timeline.title("Comparing with the control run")
                 control.wait()
                 report = scenario.report(control.root)
-        report["resources_left_after_destroy"] = aws.resources_left()
+        report["resources_left_after_destroy"] = [*aws.resources_left(), *_left(aws)]
     (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     return _judge(report, timeline, folder)
 
@@ -109,6 +112,21 @@ def _stack(aws: EmbeddedAws, folder: Path, timeline: Timeline) -> Iterator[tuple
     yield outputs["store"], outputs["role_arn"]
     timeline.title("Cleaning up")
     terraform.destroy()
+    s3 = aws.client("s3")
+    for page in s3.get_paginator("list_objects_v2").paginate(Bucket=_BUCKET):
+        for found in page.get("Contents", ()):
+            s3.delete_object(Bucket=_BUCKET, Key=found["Key"])
+    s3.delete_bucket(Bucket=_BUCKET)
+
+
+def _left(aws: EmbeddedAws) -> list[str]:
+    """Of what only this module makes."""
+    repositories = aws.client("ecr").describe_repositories()["repositories"]
+    rules = aws.client("events").list_rules()["Rules"]
+    return [
+        *(f"repository {found['repositoryName']}" for found in repositories),
+        *(f"event rule {found['Name']}" for found in rules),
+    ]
 
 
 def _starter(aws: EmbeddedAws, role: str, folder: Path, config: RunFile, image: bool, timeline: Timeline) -> Start:
