@@ -203,7 +203,7 @@ def test_an_order_that_is_no_chain(tmp_path: Path) -> None:
          {"checkpoint_choice": "best"}, "set evaluation.every for a, or take final"),
         ([session("a")], {"aws": {"use_s3": True}}, "aws.s3_bucket: None: use_s3 needs it"),
         ([session("a")], {"aws": {"sagemaker": {"use_spot_instances": True, "warm_pool": {"enabled": True}}}},
-         "AWS keeps no warm pool with spot instances"),
+         'a warm pool "cannot be used with spot instances"'),
         ([session("a")], {"aws": {"sagemaker": {"instance_count": 2}}}, "aws.sagemaker.instance_count: 2: use 1"),
         ([session("a")], {"monitoring": {"save_report": True}}, "nobody would act on it"),
         ([session("a")], {"max_paralel": 2}, "unknown key: did you mean max_parallel?"),

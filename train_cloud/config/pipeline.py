@@ -177,7 +177,12 @@ class SageMaker(Section):
     @model_validator(mode="after")
     def _check(self) -> SageMaker:
         if self.enabled and self.use_spot_instances and self.warm_pool is not None and self.warm_pool.enabled:
-            fix = "AWS keeps no warm pool with spot instances: switch one of the two off"
+            kept = self.warm_pool.retention_period_seconds
+            fix = (
+                'AWS: a warm pool "cannot be used with spot instances". A pool is paid at the price on demand while it '
+                f"trains and for up to {kept} s after it; spot costs a part of that, and nothing while it waits. One "
+                "job trains all sessions on one machine, without a pool: switch one of the two off"
+            )
             raise InputError("aws.sagemaker.use_spot_instances", True, fix)
         return self
 
