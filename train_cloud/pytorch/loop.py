@@ -215,7 +215,7 @@ class HostedSteps(Steps):
             initial.begin(self._objects)
         self._plan(time.monotonic())
         self._host.exactness(*self._exactness())
-        self._host.phase("steps")
+        self._phase_of_steps()
 
     # ------------------------------------------------------------------------------------------------ every iteration
 
@@ -254,7 +254,7 @@ class HostedSteps(Steps):
         if best:
             self._best = self._score
         evaluated = self._run.step >= self._next_evaluation
-        if evaluated or (best and self._keeps_best):
+        if evaluated:
             self._settle()  # this very checkpoint, whatever the store is busy with
         due = self._due(now) or evaluated or (best and self._keeps_best) or host.save_requested()
         busy = host.busy()
@@ -268,6 +268,7 @@ class HostedSteps(Steps):
 
     def look(self) -> None:
         """In the middle of an iteration: whether the one that is under way can still be waited for."""
+        self._host.phase("update")  # a sign of life
         deadline = self._host.stop_deadline()
         if deadline is None or self._held is None:
             return
@@ -335,7 +336,12 @@ class HostedSteps(Steps):
     def _settle(self) -> None:
         self._host.phase("store")
         self._host.settle()
+        self._phase_of_steps()
+
+    def _phase_of_steps(self) -> None:
+        """An iteration may take as long as an update: it may be an epoch."""
         self._host.phase("steps")
+        self._host.phase("update")
 
     def left(self) -> None:
         """The ``with`` block was left without an error, perhaps before the total."""

@@ -18,6 +18,7 @@ import itertools
 import marshal
 import pickle
 import struct
+import sys
 import threading
 import types
 import weakref
@@ -175,6 +176,28 @@ def _rlock() -> Any:
     return threading.RLock()
 
 
+def _of_main(name: str) -> Any:
+    """A class or function of the script that runs; where another program reads, a class that stands for it."""
+    found: Any = sys.modules["__main__"]
+    try:
+        for part in name.split("."):
+            found = getattr(found, part)
+    except AttributeError:
+        if not isinstance(_live.get(), Nowhere):
+            raise
+        return _standing_class(f"__main__.{name}", name.rpartition(".")[2])
+    return found
+
+
+def _is_of_main(obj: Any) -> bool:
+    if not isinstance(obj, type | types.FunctionType) or obj.__module__ != "__main__":
+        return False
+    found: Any = sys.modules["__main__"]
+    for part in obj.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found is obj
+
+
 def _reference(target: Any) -> Any:
     return weakref.ref(_Gone() if target is None else target)
 
@@ -231,6 +254,8 @@ class LearnerPickler(Pickler):
         kind = type(obj)
         if kind is np.ndarray:
             return self.reduce_view(obj)
+        if _is_of_main(obj):
+            return _of_main, (obj.__qualname__,)
         if kind in self._kept_out and not self._whole:
             self.left.append(obj)
             return _left, ()
