@@ -430,7 +430,7 @@ def made_like(obj: Any, kind: str) -> Any:
     if kind == "class":
         return "class", obj.__name__
     if kind in ("object", "items", "optimizer") or (kind == "module" and isinstance(obj, torch.nn.Module)):
-        return type(obj) if "<" not in type(obj).__qualname__ else None
+        return type(obj) if is_importable(type(obj)) else None
     return None
 
 
