@@ -24,6 +24,7 @@ from train_cloud.experiments.place import Place, Plan
 from train_cloud.operations.seeds import write_cell
 from train_cloud.platforms.here import here
 from train_cloud.platforms.local import KEEP_CANCELLED, Local
+from train_cloud.platforms.sagemaker.job import Job
 from train_cloud.run.session import last_session
 from train_cloud.runtime.heartbeat import read_delay, read_timesteps
 from train_cloud.runtime.limits import EXPERIMENT_LIMIT
@@ -71,7 +72,7 @@ class Processes(Place):
 
     def check(self, experiment: Plan) -> None:
         platform = here()
-        if not isinstance(platform, Local):
+        if not isinstance(platform, Local | Job):  # a job is told by its launch to train all of them
             fix = "several runs: write a run file for each with train-cloud expand, and name them in run_files"
             raise InputError(self._kind, experiment.experiment, fix)
         if experiment.limits.dollars is not None:

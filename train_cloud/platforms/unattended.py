@@ -19,7 +19,7 @@ from train_cloud.run.session import begin_session
 from train_cloud.store import ObjectStore, open_store
 from train_cloud.whole_file import write_local
 
-#: Set by the launch: which run this is, where its run file cannot be read.
+#: Set by the launch where there is one run only: which it is, where its run file cannot be read.
 RUN_ID = "TRAIN_CLOUD_RUN_ID"
 #: Set by the launch of a pipeline: the folder below the store's root that what was launched lies in.
 LAUNCH_FOLDER = "TRAIN_CLOUD_FOLDER"
@@ -83,9 +83,10 @@ class Unattended(Platform):
         conclude(store, "failed", because, session=session, owner=platform.node())
 
     def unreadable(self, store_root: str, state_dir: Path | None, because: str) -> None:
-        if state_dir is None:
+        run_id = os.environ.get(RUN_ID)
+        if state_dir is None or run_id is None:
             return
-        store = open_store(layout.run_url(store_root, os.environ[RUN_ID]))
+        store = open_store(layout.run_url(store_root, run_id))
         state_dir.mkdir(parents=True, exist_ok=True)
         owner = platform.node()
         session = begin_session(store, state_dir, instance_id=owner, boot_id=self.boot_id, details={}, persist=True)

@@ -141,7 +141,9 @@ class Container:
             path.write_text(text)
         overrides = self._work / "overrides.json"
         overrides.write_text(json.dumps(dict(launched.overrides)))
-        found = {"TRAIN_CLOUD_OVERRIDES": str(overrides), RUN_ID: launched.run_ids[0]}
+        found = {"TRAIN_CLOUD_OVERRIDES": str(overrides)}
+        if not launched.several:
+            found[RUN_ID] = launched.run_ids[0]
         if launched.code is not None:
             fetch_code(root, launched.code, self._work / "code")
             found["TRAIN_CLOUD_CODE"] = str(self._work / "code")
