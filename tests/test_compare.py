@@ -26,6 +26,7 @@ from train_cloud.errors import InputError
 from train_cloud.experiments.comparison.analysis import compare
 from train_cloud.experiments.comparison.compare import compare_experiment, write_comparison
 from train_cloud.experiments.comparison.decision import Samples, decide
+from train_cloud.experiments.comparison.page import headline
 from train_cloud.experiments.comparison.records import Planned, Run, grouped, planned, read
 from train_cloud.experiments.comparison.result import Comparison, Level
 from train_cloud.operations.cancel import cancel
@@ -426,6 +427,8 @@ def test_what_is_exactly_equal_or_has_failed_has_no_winner(tmp_path: Path) -> No
     assert equal.verdict.winner is None and equal.pairs[0].improvement.value == 0.5 and equal.pairs[0].p == 1.0
     assert equal.matrix is not None and not any(total.separable for total in equal.matrix.totals)
     assert failed.verdict.winner is None and failed.verdict.leading is None
+    assert headline(equal) == "No winner; 2 levels have the same interquartile mean"
+    assert headline(failed) == "No winner"
     for found, name in ((equal, "equal"), (failed, "failed")):
         write_comparison(found, tmp_path / "page" / name, "")
         rows = list(csv.DictReader((tmp_path / "page" / name / "runs.csv").open()))

@@ -175,7 +175,14 @@ class _Comparer:
         found = statistics.verdict(
             self.scores, intervals, confidence=self.settings.confidence, larger=self.direction == "larger"
         )
-        levels.sort(key=lambda level: -self.sign * level.metric["iqm"].value if level.metric else float("inf"))
+        worst = (float("inf"), float("inf"))
+        levels.sort(
+            key=lambda level: (
+                (-self.sign * level.metric["iqm"].value, -self.sign * level.metric["mean"].value)
+                if level.metric
+                else worst
+            )
+        )
         matrix = self._matrix(levels)
         self._tell_of_runs()
         self._tell_of_differences()

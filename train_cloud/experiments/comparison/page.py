@@ -59,8 +59,14 @@ def headline(found: Comparison) -> str:
     if verdict.winner is not None:
         words = f"{verdict.winner} wins"
     else:
-        words = "No winner" + (f"; {verdict.leading} leads" if verdict.leading and len(found.levels) > 1 else "")
+        words = "No winner" + (f"; {_who_leads(found)}" if verdict.leading and len(found.levels) > 1 else "")
     return f"So far: {words}" if verdict.provisional else words
+
+
+def _who_leads(found: Comparison) -> str:
+    values = [level.metric["iqm"].value for level in found.levels if level.metric]
+    equal = values.count(values[0])
+    return f"{found.verdict.leading} leads" if equal == 1 else f"{equal} levels have the same interquartile mean"
 
 
 def reason(found: Comparison) -> str:

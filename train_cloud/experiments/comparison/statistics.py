@@ -250,7 +250,8 @@ def verdict(
     known = {name: scores for name, scores in groups.items() if scores.shape[0] > 0}
     if not known:
         return Verdict(None, None, (), level, {}, "no run has been evaluated")
-    leading = max(known, key=lambda name: sign * float(iqm(known[name])))
+    # Of equal ones that with the better mean: of few successes all interquartile means are 0.
+    leading = max(known, key=lambda name: (sign * float(iqm(known[name])), sign * float(mean(known[name]))))
     others = [name for name in groups if name != leading]
     probabilities, overlapping, unsure = {}, [], []
     for name in others:
