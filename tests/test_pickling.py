@@ -209,6 +209,18 @@ def test_mujoco_is_compared_by_what_it_computes_with() -> None:
     assert "1 of" in _compare("it", [one], [other])[0]
 
 
+class Player:
+    def __init__(self) -> None:
+        self.level = 1
+
+
+def test_dicts_keyed_by_objects_are_compared_in_their_order() -> None:
+    one, other = ({Player(): [1], Player(): [2]} for _ in range(2))
+    assert _compare("it", one, other) == []
+    next(iter(other)).level = 2
+    assert _compare("it", one, other) == ["it[0][0].level: 1 and 2"]
+
+
 class Proxy:
     """Hands on all questions to another object, as simulators' global objects do."""
 

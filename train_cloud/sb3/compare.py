@@ -160,6 +160,11 @@ def _is_temporary(left: object, right: object) -> bool:
     return all(isinstance(name, str) and name.startswith(folder) for name in (left, right))
 
 
+def _is_by_identity(key: Any) -> bool:
+    """Whether a key equals no other object, so that two dicts can only be compared in their order."""
+    return type(key) in _BY_IDENTITY or type(key).__eq__ is object.__eq__
+
+
 def _in_parts(left: Any, right: Any) -> tuple[Any, Any] | None:
     """What is pickled of two objects that say how."""
     ours = mujoco.compared(left)
@@ -210,7 +215,7 @@ def _walk(where: str, left: Any, right: Any, seen: dict[tuple[int, int], Any]) -
             yield f"{where}: {left!r} and {right!r}"
     elif isinstance(left, np.random.Generator | np.random.RandomState):
         yield from _walk(where, _generator_state(left), _generator_state(right), seen)
-    elif isinstance(left, Mapping) and any(type(key) in _BY_IDENTITY for key in left):
+    elif isinstance(left, Mapping) and any(map(_is_by_identity, left)):
         yield from _walk(where, list(left.items()), list(right.items()), seen)
     elif isinstance(left, Mapping):
         for key in sorted({*left, *right}, key=repr):
