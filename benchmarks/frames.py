@@ -1,4 +1,4 @@
-"""Frames from S3 on loopback: ``python -m benchmarks.frames [--frames N] [--latency MS] [--rounds N]``.
+"""Frames from S3 on loopback: ``python -m benchmarks.frames [--frames N] [--latency MS] [--rate MB/S] [--rounds N]``.
 
 Prints the table of docs/data.md. What is compared is measured in turns, so that what else the machine does meets both
 alike; each figure is the median of the rounds.
@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--frames", type=int, default=4000)
     parser.add_argument("--latency", type=float, default=0.0, help="ms from a request to its answer")
+    parser.add_argument("--rate", type=float, default=0.0, help="MB/s of the line; 0: as fast as it goes")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="train-cloud-frames-") as folder:
@@ -55,9 +56,9 @@ def main() -> None:
         _write(data / "frames", options.frames)
         pack(str(data / "frames"), str(data / "packed"), shard_bytes=_SHARD_BYTES)
         os.environ.update(AWS_ACCESS_KEY_ID="x", AWS_SECRET_ACCESS_KEY="x", AWS_EC2_METADATA_DISABLED="true")
-        with Objects(data, latency=options.latency / 1e3) as server:
+        with Objects(data, latency=options.latency / 1e3, rate=options.rate * 1e6) as server:
             os.environ["AWS_ENDPOINT_URL_S3"] = os.environ["AWS_ENDPOINT_URL"] = server.url
-            _Benchmark(data, Path(folder, "cache"), options.frames, options.rounds).run(options.latency)
+            _Benchmark(data, Path(folder, "cache"), options.frames, options.rounds).run(options.latency, options.rate)
 
 
 class _Benchmark:
@@ -66,7 +67,7 @@ class _Benchmark:
         self._keys = sorted(path.relative_to(data).as_posix() for path in (data / "frames").rglob("*.png"))
         random.Random(0).shuffle(self._keys)
 
-    def run(self, latency: float) -> None:
+    def run(self, latency: float, rate: float) -> None:
         load = os.getloadavg()[0]
         print(
             f"{self._count} frames, {latency:g} ms, load {load:.1f} on {os.cpu_count()} cores; frames/s, CPU ms a frame"
@@ -87,10 +88,11 @@ class _Benchmark:
             ("webdataset", "webdataset, tar shards", self._webdataset),
             ("streaming", "mosaicml-streaming, local shards", self._streaming),
         ):
-            if find_spec(module) is None:
-                print(f"- {name}: not installed")
-            else:
+            try:
+                import_module(module)
                 ways[name] = way
+            except ImportError as error:
+                print(f"- {name}: left out: {error}")
         found: dict[str, list[Figure]] = {name: [] for name in ways}
         for _ in range(self._rounds):
             for name, way in ways.items():
@@ -174,9 +176,7 @@ class _Benchmark:
 
     def _connector(self) -> Figure:
         from s3torchconnector import S3MapDataset
-        from s3torchconnector.s3reader import S3ReaderConstructor
 
-        del S3ReaderConstructor
         data = S3MapDataset.from_prefix(
             "s3://bucket/frames/", region="us-east-1", endpoint=os.environ["AWS_ENDPOINT_URL_S3"]
         )

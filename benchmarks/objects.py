@@ -1,7 +1,7 @@
 """An S3 server for reading many small objects: one process, one thread, so that it costs the client's machine little.
 
-LIST, GET with ``Range`` and ``If-Match``, HEAD; e-tags are MD5. ``python -m benchmarks.objects FOLDER [--latency MS]``
-serves a folder as ``s3://bucket/``, prints its port, and ends with its standard input.
+LIST, GET with ``Range`` and ``If-Match``, HEAD; e-tags are MD5. ``python -m benchmarks.objects FOLDER [--latency MS]
+[--rate MB/S]`` serves a folder as ``s3://bucket/``, prints its port, and ends with its standard input.
 """
 
 from __future__ import annotations
@@ -22,8 +22,11 @@ _PAGE = 1000
 
 
 class _Connection(asyncio.Protocol):
-    def __init__(self, objects: dict[str, tuple[bytes, str]], keys: list[str], latency: float) -> None:
+    def __init__(
+        self, objects: dict[str, tuple[bytes, str]], keys: list[str], latency: float, rate: float, line: list[float]
+    ) -> None:
         self._objects, self._keys, self._latency = objects, keys, latency
+        self._rate, self._line = rate, line
         self._buffer = b""
         self._transport: asyncio.Transport
 
@@ -35,10 +38,18 @@ class _Connection(asyncio.Protocol):
         while (end := self._buffer.find(b"\r\n\r\n")) >= 0:
             head, self._buffer = self._buffer[:end].decode("latin-1"), self._buffer[end + 4 :]
             answer = self._answer(head)
-            if self._latency:
-                asyncio.get_running_loop().call_later(self._latency, self._write, answer)
+            if wait := self._latency + self._on_the_line(len(answer[1])):
+                asyncio.get_running_loop().call_later(wait, self._write, answer)
             else:
                 self._write(answer)
+
+    def _on_the_line(self, size: int) -> float:
+        """Seconds until the line, which all connections share, has carried so many bytes more."""
+        if not self._rate:
+            return 0.0
+        now = asyncio.get_running_loop().time()
+        self._line[0] = max(self._line[0], now) + size / self._rate
+        return self._line[0] - now
 
     def _write(self, answer: tuple[bytes, bytes]) -> None:
         self._transport.writelines([piece for piece in answer if piece])
@@ -93,11 +104,19 @@ class Objects:
     """The server in a process of its own, as a context manager.
 
     :param latency: seconds from a request to its answer
+    :param rate: bytes a second over all connections; 0: as fast as it goes
     """
 
-    def __init__(self, folder: Path, *, latency: float = 0.0) -> None:
+    def __init__(self, folder: Path, *, latency: float = 0.0, rate: float = 0.0) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.objects", str(folder), f"--latency={latency * 1e3}"],
+            [
+                sys.executable,
+                "-m",
+                "benchmarks.objects",
+                str(folder),
+                f"--latency={latency * 1e3}",
+                f"--rate={rate / 1e6}",
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -113,7 +132,7 @@ class Objects:
         self._process.wait(30)
 
 
-async def _serve(folder: Path, latency: float) -> None:
+async def _serve(folder: Path, latency: float, rate: float) -> None:
     objects = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and ".train-cloud" not in path.parts):
         body = path.read_bytes()
@@ -121,7 +140,10 @@ async def _serve(folder: Path, latency: float) -> None:
         objects[path.relative_to(folder).as_posix()] = (body, f'"{etag}"')
     keys = sorted(objects)
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: _Connection(objects, keys, latency), "127.0.0.1", 0, backlog=256)
+    line = [0.0]
+    server = await loop.create_server(
+        lambda: _Connection(objects, keys, latency, rate, line), "127.0.0.1", 0, backlog=256
+    )
     print(server.sockets[0].getsockname()[1], flush=True)
     threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
     await server.serve_forever()
@@ -131,5 +153,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--latency", type=float, default=0.0, help="ms")
+    parser.add_argument("--rate", type=float, default=0.0, help="MB/s; 0: as fast as it goes")
     options = parser.parse_args()
-    asyncio.run(_serve(options.folder, options.latency / 1e3))
+    asyncio.run(_serve(options.folder, options.latency / 1e3, options.rate * 1e6))

@@ -28,6 +28,7 @@ from train_cloud.data.source import Source, folder_of
 from train_cloud.data.wire import Start
 from train_cloud.data.workers import can_start, pickled
 from train_cloud.errors import DataChanged, InputError, StoreError
+from train_cloud.trainer import current_host
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ _DEFAULT_CACHE = 20 * 10**9
 """Bytes; half of the free disk where that is less."""
 _AHEAD_SAMPLES, _AHEAD_BYTES = 512, 256 << 20
 _MOST_WORKERS = 8
+_WAITING_S = 5.0
 _SKIPPED_NAMED = 1000
 
 
@@ -143,16 +145,16 @@ class Frames(Iterator[Any]):
 
     def __next__(self) -> Any:
         pipeline = self._running()
-        while True:
-            plan, made = pipeline.next(self.while_waiting)
-            assert (plan.epoch, plan.number) == (self._epoch, self._batch)
-            self._advance()
-            for damaged in made.damaged:
-                if damaged.key not in self.skipped:
-                    log.warning("left out: %s: %s", damaged.key, damaged.why)
-                self.skipped[damaged.key] = damaged.why
-            self._last = plan, made.kept
-            return _tensors(made.content) if self._as_tensors else made.content
+        with _Waiting(self.while_waiting) as waiting:
+            plan, made = pipeline.next(waiting)
+        assert (plan.epoch, plan.number) == (self._epoch, self._batch)
+        self._advance()
+        for damaged in made.damaged:
+            if damaged.key not in self.skipped:
+                log.warning("left out: %s: %s", damaged.key, damaged.why)
+            self.skipped[damaged.key] = damaged.why
+        self._last = plan, made.kept
+        return _tensors(made.content) if self._as_tensors else made.content
 
     def rest_of_epoch(self) -> Iterator[Any]:
         """Batches until the epoch ends; all of it where none has been taken yet. For validation, and for epochs."""
@@ -323,6 +325,28 @@ class Frames(Iterator[Any]):
     def _plans(self, epoch: int, batch: int) -> Iterator[Plan]:
         ours = weakref.proxy(self)  # a pipeline must not keep alive what it ends with
         return _plans(ours, epoch, batch)
+
+
+class _Waiting:
+    """What happens while a batch is waited for: the watchdog hears that it is the store that does not answer."""
+
+    def __init__(self, besides: Callable[[float], None]) -> None:
+        self._besides = besides
+        self._host = current_host()
+        self._said = False
+
+    def __enter__(self) -> _Waiting:
+        return self
+
+    def __call__(self, seconds: float) -> None:
+        if self._host is not None and not self._said and seconds > _WAITING_S:
+            self._host.phase("store")
+            self._said = True
+        self._besides(seconds)
+
+    def __exit__(self, *exception: object) -> None:
+        if self._host is not None and self._said:
+            self._host.phase("steps")
 
 
 def _plans(ours: Frames, epoch: int, first: int) -> Iterator[Plan]:
