@@ -375,7 +375,8 @@ class Objects:
 
     def states(self) -> dict[str, Any]:
         """What :meth:`restore` is given back: references and copies, to be pickled with :meth:`dump`."""
-        found, lists = [], {}
+        found: list[tuple[str, str, Any]] = []
+        lists = {}
         for known in self._known.values():
             if isinstance(known.before, _Large):
                 if self._is_constant(known.obj, known.before):
