@@ -78,7 +78,7 @@ if [[ ${1:-all} == demo ]]; then
 	touch "$venv/.demo"
 else
 	say 'installing train-cloud, the tests and their tools'
-	pip_install -e '.[sb3,rehearsal,examples,contrib,demonstrations,graphs,wandb,search,dev]'
+	pip_install -e '.[sb3,rehearsal,examples,contrib,demonstrations,graphs,wandb,search,ray,dev]'
 	pip_install -e '.[environments]' 2>/dev/null || say 'going on without MuJoCo, Box2D or Atari: their tests say what is missing'
 	install_terraform
 	touch "$venv/.demo" "$venv/.installed"
