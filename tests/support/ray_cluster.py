@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ import pytest
 
 #: What Ray is started with: it waits for a busy machine, tells nobody, and writes nothing into the user's home folder.
 VARIABLES = {
-    "RAY_raylet_start_wait_time_s": "300",
+    "RAY_raylet_start_wait_time_s": "60",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "500",
@@ -37,6 +37,9 @@ VARIABLES = {
     "RAY_enable_metrics_collection": "0",
     "RAY_memory_monitor_refresh_ms": "0",
 }
+#: A raylet ends itself where its agent is not there within 15 seconds, which no variable changes: on a busy machine it
+#: is begun again.
+_ATTEMPTS = 4
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 0x1
 
 
@@ -176,6 +179,17 @@ def _raise_loopback() -> None:
         fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sh", name, flags | _IFF_UP))
 
 
+def _begun(begin: Callable[[], Any]) -> Any:
+    for attempt in range(_ATTEMPTS):
+        try:
+            return begin()
+        except Exception as error:
+            if attempt + 1 == _ATTEMPTS:
+                raise
+            print(f"once more: {error}", file=sys.stderr, flush=True)
+    return None
+
+
 def _serve(folder: str, head: dict[str, float]) -> None:
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
     from ray.cluster_utils import Cluster
@@ -191,7 +205,10 @@ def _serve(folder: str, head: dict[str, float]) -> None:
             "temp_dir": folder,
         }
 
-    cluster = Cluster(initialize_head=True, shutdown_at_exit=False, head_node_args=arguments(head))
+    def made() -> Any:
+        return Cluster(initialize_head=True, shutdown_at_exit=False, head_node_args=arguments(head))
+
+    cluster = _begun(made)
     nodes = {}
     print(json.dumps({"address": cluster.address}), flush=True)
     for line in sys.stdin:
@@ -201,7 +218,7 @@ def _serve(folder: str, head: dict[str, float]) -> None:
             before = dict(os.environ)
             os.environ.update(order["variables"])
             own = {name: value for name, value in arguments(order["add"]).items() if name != "temp_dir"}
-            node = cluster.add_node(wait=True, **own)
+            node = _begun(lambda own=own: cluster.add_node(wait=True, **own))
             os.environ.clear()
             os.environ.update(before)
             nodes[node.node_id] = node
