@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import functools
 import json
 import os
 import shutil
@@ -218,7 +219,7 @@ def _serve(folder: str, head: dict[str, float]) -> None:
             before = dict(os.environ)
             os.environ.update(order["variables"])
             own = {name: value for name, value in arguments(order["add"]).items() if name != "temp_dir"}
-            node = _begun(lambda own=own: cluster.add_node(wait=True, **own))
+            node = _begun(functools.partial(cluster.add_node, wait=True, **own))
             os.environ.clear()
             os.environ.update(before)
             nodes[node.node_id] = node
@@ -241,7 +242,7 @@ def _serve(folder: str, head: dict[str, float]) -> None:
             agreed, why = GcsClient(address=cluster.address).drain_node(order["drain"], 2, "a test", when)
             assert agreed, why
         print(json.dumps(answer), flush=True)
-    cluster.shutdown()  # type: ignore[no-untyped-call]
+    cluster.shutdown()
 
 
 if __name__ == "__main__":
