@@ -20,6 +20,7 @@ from pictures import digests, key, picture, write_pictures
 from until import until
 
 from train_cloud import open_store
+from train_cloud.config import load_run_file
 from train_cloud.data.frames import Frames, frames
 from train_cloud.data.index import build, difference, load
 from train_cloud.data.order import epoch_order, members, scattered
@@ -496,3 +497,16 @@ def test_objects_whose_tags_are_no_md5_are_taken_as_they_are(
     for number in range(COUNT):
         client.put_object(Bucket=bucket, Key=f"kms/{key(number)}", Body=picture(number), ServerSideEncryption="aws:kms")
     assert digests(make(f"s3://{bucket}/kms"), 9) == digests(make(folder), 9)
+
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "vqvae" / "run.yaml"
+
+
+def test_a_run_file_names_the_folders_that_its_worker_reads() -> None:
+    assert load_run_file(EXAMPLE, ["data=[s3://bucket/frames]"]).data == ("s3://bucket/frames",)
+    for value in ("frames", "https://bucket/frames", "s3://B/x"):
+        with pytest.raises(InputError, match=r"data.0: .*: give s3://bucket/prefix"):
+            load_run_file(EXAMPLE, [f"data=[{value}]"])
+    pendulum = EXAMPLE.parents[1] / "pendulum_sac.yaml"
+    with pytest.raises(InputError, match="data: .*: only a script of your own reads it"):
+        load_run_file(pendulum, ["data=[s3://bucket/frames]"])
