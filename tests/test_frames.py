@@ -508,5 +508,5 @@ def test_a_run_file_names_the_folders_that_its_worker_reads() -> None:
         with pytest.raises(InputError, match=r"data.0: .*: give s3://bucket/prefix"):
             load_run_file(EXAMPLE, [f"data=[{value}]"])
     pendulum = EXAMPLE.parents[1] / "pendulum_sac.yaml"
-    with pytest.raises(InputError, match="data: .*: only a script of your own reads it"):
+    with pytest.raises(InputError, match=r"data: .*: only a script of your own reads it"):
         load_run_file(pendulum, ["data=[s3://bucket/frames]"])

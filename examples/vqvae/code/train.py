@@ -46,17 +46,16 @@ def validate(model, frames, device):
 
 
 def main():
-    run_file = train_cloud.run_file()
-    settings = run_file.parameters
-    random.seed(run_file.seed)
-    np.random.seed(run_file.seed)
-    torch.manual_seed(run_file.seed)
+    settings, seed = train_cloud.run_file().parameters, train_cloud.run_file().seed
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     url = settings["frames"] or make_frames(Path(tempfile.gettempdir(), "train-cloud-vqvae-frames"))
 
     def frames(split, **more):
         return train_cloud.frames(
-            str(url), settings["batch_size"], run_file.seed, include="*.png", split=split, split_by="folder",
+            str(url), settings["batch_size"], seed, include="*.png", split=split, split_by="folder",
             cache_bytes=settings["cache_bytes"], local=settings["local_frames"], **more,
         )  # fmt: skip
 
