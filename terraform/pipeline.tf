@@ -19,7 +19,7 @@ locals {
       for path, digest in try(local.pipeline_listing.sources, {}) : path
       if try(filesha256("${local.pipeline_folder}/${path}"), "gone") != digest
     ],
-    [for path in local.pipeline_paths : basename(path) if filesha256(path) != local.pipeline_listing.sha256],
+    [for path in local.pipeline_paths : basename(path) if filesha256(path) != try(local.pipeline_listing.sha256, "")],
   )
 }
 
