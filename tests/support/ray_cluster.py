@@ -166,6 +166,10 @@ def ray_cluster(folder: Path, **head: float) -> Iterator[RayCluster]:
         for each in tree:
             with contextlib.suppress(psutil.NoSuchProcess):
                 each.kill()
+        for each in psutil.process_iter():  # of a start that had failed: each names the session's folder
+            with contextlib.suppress(psutil.Error):
+                if any(str(short) in word for word in each.cmdline()):
+                    each.kill()
         shutil.rmtree(short, ignore_errors=True)
 
 
