@@ -273,7 +273,7 @@ def _files(store: FolderStore, wanted: Callable[[str], bool]) -> Iterator[Record
     with ThreadPoolExecutor(_HASHED_AT_ONCE) as threads:
         digests = threads.map(lambda info: _md5((store.root / info.key).read_bytes()), infos)
         for info, digest in zip(infos, digests, strict=True):
-            yield Record(info.key, info.size, digest, info.modified.timestamp())
+            yield Record(info.key, info.size, digest, 0.0)  # a copy's times are another machine's: no part of the state
 
 
 def _md5(body: Body) -> str:
