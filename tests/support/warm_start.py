@@ -384,10 +384,10 @@ def _keep_service_models() -> None:
 
     read, known = JSONFileLoader.load_file, {}
 
-    def load_file(self: JSONFileLoader, path: str) -> Any:
-        if path not in known:
-            known[path] = read(self, path)
-        return known[path]
+    def load_file(self: JSONFileLoader, file_path: str) -> Any:
+        if file_path not in known:
+            known[file_path] = read(self, file_path)
+        return known[file_path]
 
     JSONFileLoader.load_file = load_file  # type: ignore[method-assign]
 

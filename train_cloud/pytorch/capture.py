@@ -172,6 +172,7 @@ class Capture:
         dtypes = {name: _dtype(one) for name, one in tensors.items() if as_numpy(one) is not one}
         beside = {f"/{name}": one for name, one in tensors.items() if "|state|" in name}
         with undisturbed() as generators:
+            states = self.objects.states()
             state = {
                 "rest": rests,
                 "dtypes": dtypes,
@@ -180,12 +181,15 @@ class Capture:
                 "others": self._environments(),
                 "stateful": {name: one.state_dict() for name, one in self._stateful.items()},
                 "variables": {
-                    path: place.variables()
+                    path: {
+                        name: LEFT if self.objects.is_constant(value) else value
+                        for name, value in place.variables().items()
+                    }
                     for path, place in zip(self._paths(), self._places, strict=True)
                     if not place.is_module
                 },
                 "logger": [],
-                **self.objects.states(),
+                **states,
             }
             try:
                 blob, own = self.objects.dump(state, [*self._environments_here()], self._contents, beside)

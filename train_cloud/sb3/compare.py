@@ -162,7 +162,8 @@ def _is_temporary(left: object, right: object) -> bool:
 
 def _is_by_identity(key: Any) -> bool:
     """Whether a key equals no other object, so that two dicts can only be compared in their order."""
-    return type(key) in _BY_IDENTITY or type(key).__eq__ is object.__eq__
+    compares: object = type(key).__eq__
+    return type(key) in _BY_IDENTITY or compares is object.__eq__
 
 
 def _in_parts(left: Any, right: Any) -> tuple[Any, Any] | None:

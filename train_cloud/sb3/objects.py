@@ -205,6 +205,7 @@ class Objects:
         self._missing: list[str] = []
         self._always = True
         self._gradients, self._constants = gradients, constants
+        self._constant_now: set[int] = set()
         self._looked_at = 0
         for path, obj in elsewhere.items():
             self._note(path, obj, "elsewhere")
@@ -377,12 +378,14 @@ class Objects:
         """What :meth:`restore` is given back: references and copies, to be pickled with :meth:`dump`."""
         found: list[tuple[str, str, Any]] = []
         lists = {}
+        self._constant_now = set()
         for known in self._known.values():
             if isinstance(known.before, _Large):
                 if self._is_constant(known.obj, known.before):
                     found.append((known.path, "constant", known.before.checksum))
-                elif known.kind == "large":
-                    found.append((known.path, "large", items_of(known.obj)))
+                    self._constant_now.add(id(known.obj))
+                elif type(known.obj) in LISTS:  # pickles make copies of them: see relink
+                    lists[known.path] = known.obj
                 else:
                     found.append((known.path, known.kind, self._content(known)))
             elif known.kind in WITH_STATE:
@@ -445,6 +448,10 @@ class Objects:
         except (OSError, ValueError) as error:
             self.not_kept[known.path] = f"how far it was read cannot be told: {error}"
             return None
+
+    def is_constant(self, value: Any) -> bool:
+        """Whether the last :meth:`states` has found it large and as it was, so that a fresh process makes it again."""
+        return id(value) in self._constant_now
 
     def dump(
         self, state: dict[str, Any], envs: Sequence[Any], contents: Contents, beside: Mapping[str, torch.Tensor]
@@ -639,9 +646,6 @@ class Objects:
             if kind == "constant":
                 self._compare_constant(path, content)
                 continue
-            if kind == "large" and path in self._paths and type(self._paths[path].obj) in LISTS:
-                set_items(self._paths[path].obj, content)
-                continue
             if content is LEFT or (kept and path.startswith(kept)):
                 continue
             if kind == "buffer":
@@ -729,7 +733,6 @@ _TRIES = 50
 #: What is larger, or has more items, may be only compared.
 _LARGE_BYTES, _MANY = 1 << 20, 10_000
 _LARGE_KINDS = ("tensor", "array", "large")
-_SAMPLED = 64
 
 
 def _is_large(value: Any) -> bool:
@@ -743,8 +746,6 @@ def _sign_of(value: Any) -> Any:
     """What changes with a large value; None where nothing shows it."""
     if isinstance(value, torch.Tensor):
         return value._version, value.data_ptr(), tuple(value.shape)
-    if isinstance(value, list | tuple):
-        return len(value), [id(item) for item in (*value[:_SAMPLED], *value[-_SAMPLED:])]
     return None
 
 
