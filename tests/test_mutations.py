@@ -66,10 +66,10 @@ MUTATIONS = {
     ),
     "the head is swapped before the manifest is written": Mutation(
         COMMIT,
-        'reference = writes.put(references.folder + "manifest.json", memoryview(manifest.model_dump_json().encode()))\n'
+        'reference = writes.put(references.folder + "manifest.json", memoryview(encoded(manifest, self._encoded)))\n'
         "        self._before_head()\n"
         "        self._lease.commit(reference, snapshot.timesteps, outcome=outcome, reason=reason)\n",
-        "late = memoryview(manifest.model_dump_json().encode())\n"
+        "late = memoryview(encoded(manifest, self._encoded))\n"
         '        key = references.folder + "manifest.json"\n'
         "        reference = Reference(key=key, size=len(late), crc64nvme=crc64nvme(late))\n"
         "        self._before_head()\n"
@@ -97,8 +97,8 @@ MUTATIONS = {
     ),
     "another try asks anew what is held": Mutation(
         COMMIT,
-        "episode_return, others, held)",
-        "episode_return, others, self._hold())",
+        "episode_return, others, held, lowest",
+        "episode_return, others, self._hold(), lowest",
         f"{CHECKPOINT} -k tried_again",
     ),
     "kept checkpoints' objects are collected": Mutation(
