@@ -135,7 +135,7 @@ def test_a_resume_needs_as_many_ranks(ranked: Any, uninterrupted: Rehearsed) -> 
 @pytest.mark.parametrize(
     ("changes", "field", "why"),
     [
-        ({"algorithm": "trpo", "environment": {"id": "CartPole-v1"}}, "data_parallel", "it searches along a line"),
+        ({"algorithm": "trpo", "environment": {"id": "CartPole-v1"}}, "data_parallel", "update searches along a line"),
         ({"algorithm": "crossq"}, "data_parallel", "batch normalisation"),
         ({"hyperparameters": {"train_freq": [1, "episode"]}}, "hyperparameters.train_freq", "give train_freq in steps"),
         ({"data_parallel": 0}, "data_parallel", ""),
