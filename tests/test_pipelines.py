@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import psutil
 import pytest
 from ruamel.yaml import YAML
 from test_config import default_as_yaml
+from until import until
 
 import train_cloud
 from train_cloud.checkpoint import read_manifest, restore
@@ -201,6 +203,13 @@ def test_an_order_that_is_no_chain(tmp_path: Path) -> None:
          "its run file has an initial_model: keep one of the two"),
         ([session("a", overrides={"evaluation": {"every": None}}), session("b", use_previous_checkpoint=True)],
          {"checkpoint_choice": "best"}, "set evaluation.every for a, or take final"),
+        ([session("a", config=BASE | {"evaluation": {"episodes": 1}}), session("b", use_previous_checkpoint=True)],
+         {"checkpoint_choice": "best"}, "set evaluation.every for a, or take final"),
+        ([session("a", overrides={"preservation.every": 384}), session("b", use_previous_checkpoint=True)], {},
+         "sessions.a: preservation.every: 384: b begins with the best"),
+        ([session("a", success_criteria={"min_reward": 1, "retries": 1}), session("a-retry1")], {},
+         "a retry of a has the run id steps-a-retry1: call it otherwise"),
+        ([session("é")], {}, "use letters and digits, for example stand_up"),
         ([session("a")], {"aws": {"use_s3": True}}, "aws.s3_bucket: None: use_s3 needs it"),
         ([session("a")], {"aws": {"sagemaker": {"use_spot_instances": True, "warm_pool": {"enabled": True}}}},
          'a warm pool "cannot be used with spot instances"'),
@@ -330,6 +339,10 @@ def boots(path: Path, run_id: str) -> int:
     return len(read_sessions(open_store(layout.run_url(str(path.parent / "store"), run_id))))
 
 
+def begun_or_over(path: Path, process: subprocess.Popen[str]) -> bool:
+    return head(path, IDS[0]) is not None or process.poll() is not None
+
+
 def parameters(path: Path, run_id: str) -> tuple[int, str]:
     store = open_store(layout.run_url(str(path.parent / "store"), run_id))
     read = read_head(store)
@@ -427,6 +440,7 @@ def test_killed_at_any_instant_it_ends_the_same(uninterrupted: Path, tmp_path: P
         completed = {one: boots(path, one) for one, outcome in zip(IDS, outcomes(path), strict=True) if outcome}
         process = subprocess.Popen(command(path), stderr=subprocess.PIPE, text=True)
         if kills < KILLS:
+            until(partial(begun_or_over, path, process), "the first session's beginning")
             time.sleep(draw.choice((0.5, 2.0, 6.0, 6.0)) * draw.random() + 0.2)
         if kills < KILLS and process.poll() is None:
             kills += 1
@@ -477,7 +491,8 @@ def test_a_session_has_to_meet_its_criteria(tmp_path: Path) -> None:
     assert state["status"] == "failed" and state["sessions_completed"] == []
     # What does not begin with it is trained all the same, where the file says so.
     sessions[1]["after"], sessions[1]["use_previous_checkpoint"] = ["a"], False
-    assert run(write(tmp_path, *sessions, continue_on_error=True)).returncode == 1
+    done = run(write(tmp_path, *sessions, continue_on_error=True))
+    assert done.returncode == 1 and "follows" not in done.stderr
     assert outcomes(path, ids) == ["completed"] * 4 and boots(path, "steps-a") == 1
     # A criterion that is met now: judged again, trained no more; and what it lets begin is there.
     sessions[0]["success_criteria"] = {"condition": "mean_return >= 1"}
@@ -501,7 +516,24 @@ def test_a_session_that_was_cancelled_ends_it_until_somebody_resumes_and_rerun_t
     done = run(path, "--set", "sessions.a.seed=5", "--rerun")
     assert done.returncode == 0, done.stderr
     assert "steps-a is deleted" in done.stderr and "steps-b is deleted" in done.stderr
+    assert "steps-a: trains from 0 of 128" in done.stderr, "not from where the deleted run was"
     assert parameters(path, "steps-b") != before and [boots(path, one) for one in ids] == [1, 1]
+
+
+@pytest.mark.slow
+def test_what_cannot_be_trained_is_told_before_the_first_session_begins(tmp_path: Path) -> None:
+    sessions = [session("a"), session("b", overrides={"hyperparameters": {"learning_rat": 1}})]
+    path = write(tmp_path, *sessions)
+    done = run(path)
+    assert done.returncode == 64 and "steps-b: hyperparameters.learning_rat: 1: PPO has no such arg" in done.stderr
+    assert outcomes(path, ("steps-a", "steps-b")) == [None, None]
+    # Also what only a retry would come to.
+    another = {"hyperparameters": {"policy_kwargs": {"net_arch": [16]}}}
+    sessions[0]["success_criteria"] = {"min_reward": 1, "retries": 1, "retry_overrides": [another]}
+    sessions[1] = session("b", use_previous_checkpoint=True)
+    done = run(write(tmp_path, *sessions))
+    assert done.returncode == 64 and "steps-b: initial_model: 'run:steps-a-retry1': it does not fit" in done.stderr
+    assert not (tmp_path / "store").exists()
 
 
 @pytest.mark.slow
@@ -545,7 +577,7 @@ def test_validate_builds_each_and_tries_what_is_handed_over(tmp_path: Path, capf
     assert "b: begins with a: it fits" in out and "all 2 sessions can be trained" in out
     sessions[1]["overrides"] = {"hyperparameters": {"policy_kwargs": {"net_arch": [16]}}}
     assert main(["pipeline", "validate", str(write(tmp_path, *sessions, base={"evaluation": None}))]) == 64
-    assert "b: initial_model: 'run:steps-a': it does not fit this run" in capfd.readouterr().err
+    assert "steps-b: initial_model: 'run:steps-a': it does not fit this run" in capfd.readouterr().err
 
 
 def test_it_can_be_looked_at_before_it_has_begun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -488,6 +488,8 @@ class _Reading:
         self._raw: Any = values.pop("sessions")
         self._values = values
         self._findings: list[InputError] = []
+        self._keep_all_of: set[str] = set()
+        """Sessions of which each checkpoint's model stays."""
         self._each: dict[str, object] = {}
         self._of: dict[str, dict[str, object]] = {}
         for key, value in parse_overrides(overrides).items():
@@ -514,13 +516,14 @@ class _Reading:
         contents = {entry.name: self._content(written, entry) for entry in entries}
         choices = {entry.name: entry.checkpoint_choice or written.checkpoint_choice for entry in entries}
         chosen = self._choices(sources, choices, contents)
-        for name in {sources[one] for one, choice in chosen.items() if choice == "best"} - {None}:
-            _keep_evaluated(contents[str(name)] or {})
+        for one, choice in chosen.items():
+            if choice == "best":
+                self._keep_evaluated(one, str(sources[one]), contents[str(sources[one])] or {})
         sessions = []
         for entry in entries:
             content, source = contents[entry.name], sources[entry.name]
             run_id = f"{pipeline_id}-{_slug(entry.name)}"
-            if content is None:
+            if content is None or not _slug(entry.name):
                 continue
             if source is not None and source in order:
                 content = {**content, "initial_model": {"source": f"run:{pipeline_id}-{_slug(source)}"}}
@@ -535,6 +538,7 @@ class _Reading:
                     )
                 )  # fmt: skip
         self._check_learners(sessions)
+        self._check_retries(sessions)
         self._unknown_sets(names)
         if self._findings:
             found = list({str(each): each for each in self._findings}.values())
@@ -724,8 +728,8 @@ class _Reading:
             self._found(f"{where}.{error.field}", error.value, error.fix)
             return None
         self._add_checkpoint(entry, values)
-        if written.save_all_checkpoints:
-            _keep_all(values)
+        if written.save_all_checkpoints and _keep_all(values):
+            self._keep_all_of.add(entry.name)
         self._add_sagemaker(written, entry, values)
         return values
 
@@ -779,8 +783,22 @@ class _Reading:
             if choices[name] == "best" and not along:
                 fix = f"it is chosen by evaluations along the way: set evaluation.every for {source}, or take final"
                 self._found(f"sessions.{name}.checkpoint_choice", "best", fix)
-            found[name] = choices[name] or ("best" if along else "final")
+            found[name] = "best" if along and choices[name] != "final" else "final"
         return found
+
+    def _keep_evaluated(self, name: str, source: str, values: dict[str, Any]) -> None:
+        """Let the model of each evaluated checkpoint stay, one of which is handed over."""
+        every = values["evaluation"]["every"]
+        _keep_every(values, every)
+        kept = values["preservation"]["every"] if isinstance(values["preservation"], dict) else every
+        # The first checkpoint at or after each multiple stays, and so is evaluated: of every multiple of a divisor.
+        given = source not in self._keep_all_of and isinstance(kept, int) and isinstance(every, int)
+        if given and kept > 0 and every % kept:
+            fix = (
+                f"{name} begins with the best of the models evaluated every {every} timesteps, which have to stay: "
+                f"leave it out, set it to {every}, or give {name} checkpoint_choice: final"
+            )
+            self._found(f"sessions.{source}: preservation.every", kept, fix)
 
     def _attempts(
         self, entry: SessionEntry, content: dict[str, Any]
@@ -847,6 +865,13 @@ class _Reading:
                 fix = f"{source.name} trains several agents, of which none can be handed over: remove it"
                 self._found(f"sessions.{session.name}.use_previous_checkpoint", True, fix)
 
+    def _check_retries(self, sessions: Sequence[PipelineSession]) -> None:
+        retries = {run_id: session.name for session in sessions for run_id in session.run_ids[1:]}
+        for session in sessions:
+            if session.run_id in retries:
+                fix = f"a retry of {retries[session.run_id]} has the run id {session.run_id}: call it otherwise"
+                self._found(f"sessions.{session.name}.name", session.name, fix)
+
     def _unknown_sets(self, names: Sequence[str]) -> None:
         for name, given in self._of.items():
             if name not in names:
@@ -876,18 +901,17 @@ def _leaves(changes: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, 
             yield f"{above}{key}", value
 
 
-def _keep_evaluated(values: dict[str, Any]) -> None:
-    """Let the model of each evaluated checkpoint stay, one of which is handed over."""
-    _keep_every(values, values["evaluation"]["every"])
-
-
-def _keep_all(values: dict[str, Any]) -> None:
+def _keep_all(values: dict[str, Any]) -> bool:
+    """:return: whether it is this that decides"""
     total, every = values.get("total_timesteps"), values.get("save_frequency")
-    if isinstance(total, int | float):
-        _keep_every(values, max(every if isinstance(every, int | float) else 1, -(-int(total) // _MOST_KEPT)))
+    if not isinstance(total, int | float):
+        return False
+    return _keep_every(values, max(every if isinstance(every, int | float) else 1, -(-int(total) // _MOST_KEPT)))
 
 
-def _keep_every(values: dict[str, Any], timesteps: Any) -> None:
+def _keep_every(values: dict[str, Any], timesteps: Any) -> bool:
     there = values.get("preservation")
     if there is None or (isinstance(there, dict) and there.get("every") is None):
         values["preservation"] = {**(there or {}), "every": timesteps}
+        return True
+    return False

@@ -26,7 +26,7 @@ from train_cloud.platforms.here import here
 from train_cloud.platforms.local import KEEP_CANCELLED, Local
 from train_cloud.platforms.sagemaker.job import Job
 from train_cloud.run.session import last_session
-from train_cloud.runtime.heartbeat import read_delay, read_timesteps
+from train_cloud.runtime.heartbeat import forget_timesteps, read_delay, read_timesteps
 from train_cloud.runtime.limits import EXPERIMENT_LIMIT
 from train_cloud.runtime.reproducibility import pin_instructions
 from train_cloud.warm_process import Child, WarmProcess
@@ -88,7 +88,8 @@ class Processes(Place):
             with FileLock(self._files / LOCK, timeout=0):
                 yield
         except Timeout:
-            fix = "another train-cloud trains it here: stop it, or give another --state-dir"
+            option = {"pipeline": "--output-dir", "session": "output_dir"}.get(self._kind, "--state-dir")
+            fix = f"another train-cloud trains it here: stop it, or give another {option}"
             raise InputError(self._kind, experiment, fix) from None
 
     def is_taken(self, row: Row) -> bool:
@@ -100,6 +101,8 @@ class Processes(Place):
         row.state_dir.mkdir(parents=True, exist_ok=True)
         mark_as_cache(row.state_dir)  # it may lie in the code folder
         row.limit_file.unlink(missing_ok=True)
+        if row.standing.state == "new":  # what lies here is of a run that was deleted
+            forget_timesteps(row.state_dir)
         command = child_process.command("train_cloud", *self._arguments(row), user_code=True)
         with (row.state_dir / OUTPUT).open("ab") as said:
             return warm_process.start(

@@ -58,6 +58,11 @@ def read_timesteps(state_dir: Path) -> int:
     return int.from_bytes(body[: _COUNT.size], "little")
 
 
+def forget_timesteps(state_dir: Path) -> None:
+    """Of a run that was deleted."""
+    (state_dir / _STEPS_FILE).unlink(missing_ok=True)
+
+
 def read_delay(state_dir: Path) -> str | None:
     """Why the training process waits for the store; None where it does not."""
     try:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from train_cloud import child_process, hash_seed
-from train_cloud.config import Cell, load_run_file
+from train_cloud.config import Cell, RunFile, load_run_file
 from train_cloud.config.pipeline import PipelineConfig, PipelineSession
 from train_cloud.errors import InputError, Refused
 from train_cloud.experiments.check import check as build_each
@@ -44,17 +44,27 @@ def check(
     build_each(cells, pipeline.path.name, options, usable_cores(), told)
     for session in pipeline.in_order():
         if session.begins_with is not None:
-            _fits(pipeline, pipeline.session(session.begins_with), session)
+            for source in _distinct(pipeline.session(session.begins_with)):
+                for config in _distinct(session):
+                    _fits(pipeline, source, config)
             each(session.name, f"begins with {session.begins_with}: it fits")
 
 
-def _fits(pipeline: PipelineConfig, source: PipelineSession, session: PipelineSession) -> None:
+def _distinct(session: PipelineSession) -> list[RunFile]:
+    """Its attempts, without those that differ by nothing but their seed."""
+    found = dict[str, RunFile]()
+    for config in session.attempts:
+        found.setdefault(config.model_dump_json(exclude={"run_id", "seed", "initial_model"}), config)
+    return list(found.values())
+
+
+def _fits(pipeline: PipelineConfig, source: RunFile, target: RunFile) -> None:
     """In a process of its own, as their code may have modules of the same names."""
     with tempfile.TemporaryDirectory(prefix="train-cloud-") as folder:
         paths = []
-        for one in (source, session):
-            config = one.config.model_copy(update={"initial_model": None})
-            cell = Cell(one.run_id, {"session": one.name}, config.seed, config)
+        for one in (source, target):
+            config = one.model_copy(update={"initial_model": None})
+            cell = Cell(one.run_id, {"session": one.run_id}, config.seed, config)
             paths.append(str(write_cell(cell, Path(folder), pipeline.path.name)))
         environment = child_process.environment(OMP_NUM_THREADS="1", **{hash_seed.VARIABLE: hash_seed.SEED})
         environment.pop("TRAIN_CLOUD_OVERRIDES", None)
@@ -65,7 +75,7 @@ def _fits(pipeline: PipelineConfig, source: PipelineSession, session: PipelineSe
                 env=environment, stdout=said, stderr=said, stdin=subprocess.DEVNULL, check=False,
             ).returncode  # fmt: skip
         if code:
-            raise Refused(f"{session.name}: {last_words(output) or f'exit code {code}'}")
+            raise Refused(f"{target.run_id}: {last_words(output) or f'exit code {code}'}")
 
 
 def main(arguments: Sequence[str]) -> int:

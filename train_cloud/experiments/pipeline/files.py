@@ -121,7 +121,7 @@ def _session(root: str, one: SessionStanding) -> dict[str, Any]:
         "duration_seconds": _seconds(records),
         "checkpoint": final_model(store) if one.state == "completed" else None,
         "timesteps": one.run.timesteps if one.run is not None else 0,
-        "total_timesteps": one.session.config.total_timesteps,
+        "total_timesteps": (one.config or one.session.config).total_timesteps,
         "begins_with": None if model is None else {"source": model.source, "digest": model.digest},
         "boots": len(records),
         "attempts": one.attempts + (one.state == "completed"),

@@ -12,8 +12,10 @@ from train_cloud.config.experiment import TotalLimits
 from train_cloud.config.pipeline import PipelineConfig
 from train_cloud.errors import CorruptCheckpoint, InputError, StoreError, TrainCloudError
 from train_cloud.experiments.engine import read_signed
+from train_cloud.experiments.pipeline.check import check
 from train_cloud.experiments.pipeline.files import write
 from train_cloud.experiments.pipeline.progress import BAD, Changed, Derivation, SessionStanding, State
+from train_cloud.experiments.standing import run_store
 from train_cloud.operations.delete import delete
 from train_cloud.platforms.here import here
 
@@ -114,6 +116,10 @@ class Sessions:
         self._given = {cell.run_id for cell in more}
 
     def begin(self, folder: Path) -> None:
+        """:raises Refused: nothing has begun yet, and a session cannot be trained"""
+        if all(one.run is None or one.run.state == "new" for one in self.found):
+            log.info("each session's model is built once, before the first is trained")
+            check(self._pipeline, ())
         write(self._root, self._pipeline, self.found, self._beside)
 
     def leave(self) -> None:
@@ -195,15 +201,13 @@ class Sessions:
 
     def _tell(self) -> None:
         for one in self._mine():
-            if one.attempts and one.state in ("open", "unmet") and one.run_id not in self._given:
+            if one.attempts and one.state == "open" and one.run_id not in self._given:
                 log.info("session %s does not meet its criteria: attempt %d of %d follows", one.name, one.attempts + 1,
                          len(one.session.attempts))  # fmt: skip
 
 
 def has_begun(root: str, run_id: str) -> bool:
     """Whether anything is stored of a run."""
-    from train_cloud.experiments.standing import run_store
-
     return next(iter(run_store(root, run_id).list()), None) is not None
 
 
