@@ -236,7 +236,7 @@ def categories(*names: str) -> dict[str, Any]:
         ({"vary": {"s": {"ok": {}, "bad": {"n_step": 3}}}}, "sizes-bad-s1: n_step: 3: unknown key"),
         ({"vary": {"s": {"bad": {"save_frequency": 65}}}}, "sizes-bad-s1: save_frequency: 65: give at most"),
         ({"vary": {"s": {"bad": {"algorithm.x": 1}}}}, "sizes-bad-s1: algorithm.x: 1: algorithm is 'ppo', not a map"),
-        ({"vary": {"s": {"bad": {"data": "s3://b"}}}}, "sizes-bad-s1: data: 's3://b': not in this version"),
+        ({"vary": {"s": {"bad": {"data": "s3://b"}}}}, "sizes-bad-s1: data: 's3://b': give a list"),
         (
             {"vary": {"s": {"with": categories("near", "far"), "without": categories("near")}}},
             "sizes-without-s1: evaluation.categories: ['near']: it lacks far, and sizes-with-s2 is evaluated on that",
