@@ -146,8 +146,8 @@ def _export_left(root: str, run_id: str, folder: Path) -> None:
     from train_cloud.run.layout import run_url
     from train_cloud.store import open_store
 
-    left = run_status(root, run_id).not_exported
-    read = read_head(open_store(run_url(root, run_id))) if left is not None else None
+    read = read_head(open_store(run_url(root, run_id)))
+    left = run_status(root, run_id).not_exported if read is not None else None
     if left is None or read is None:
         return
     if extras.is_here(_TRAINER):
