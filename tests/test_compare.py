@@ -23,6 +23,7 @@ from test_html_report import _Loads, chromium
 from train_cloud.cli import main
 from train_cloud.config import load_experiment
 from train_cloud.errors import InputError
+from train_cloud.evaluate.results import Evaluation
 from train_cloud.experiments.comparison.analysis import compare
 from train_cloud.experiments.comparison.compare import compare_experiment, write_comparison
 from train_cloud.experiments.comparison.decision import Samples, decide
@@ -349,7 +350,9 @@ def test_a_return_that_is_not_finite_is_no_result(tmp_path: Path) -> None:
     for cell in load_experiment(path).cells:
         fabricate(tmp_path / "store", cell.run_id, {10: {"easy": [1.0]}})
     runs = read(planned(load_experiment(path), str(tmp_path)), str(tmp_path / "store"))
-    lost = runs[0].evaluations[-1].model_copy(deep=True)
+    last = runs[0].evaluations[-1]
+    assert isinstance(last, Evaluation)
+    lost = last.model_copy(deep=True)
     summary = lost.categories["easy"]
     summary = summary.model_copy(update={"returns": summary.returns.model_copy(update={"mean": float("nan")})})
     runs[0] = replace(runs[0], evaluations=(lost.model_copy(update={"categories": {"easy": summary}}),))
@@ -614,3 +617,30 @@ def test_a_browser_shows_it_without_scrolling_sideways(
     assert found["inner"] == width and found["width"] <= width and not found["wide"], found
     assert len(found["pictures"]) >= 7 and all(natural == 864 and drawn > 300 for natural, drawn in found["pictures"])
     assert min(found["small"]) >= 13
+
+
+@pytest.mark.parametrize("direction", ["min", "max"])
+def test_loops_are_compared_by_their_score(direction: str, tmp_path: Path) -> None:
+    for level, begin in (("low", 1.0), ("high", 5.0)):
+        for seed in range(1, 6):
+            told = {at: begin + 0.01 * seed + 1 / at for at in range(1, 1001)}
+            fabricate(
+                tmp_path,
+                f"loops-{level}-s{seed}",
+                {},
+                logged={"val/loss": told},
+                run_file={"experiment": "loops", "score": {"name": "val/loss", "direction": direction}},
+            )
+    found = compare_experiment(str(tmp_path), "loops", latency=False)
+    assert (found.metric, found.categories) == ("score", ("val/loss",))
+    assert found.direction == ("smaller" if direction == "min" else "larger")
+    best = found.levels[0]
+    assert best.name == ("loops-low" if direction == "min" else "loops-high") == found.verdict.winner
+    assert all(level.counted == 5 and level.inference_ms is None for level in found.levels)
+    assert best.over_timesteps is not None and best.over_timesteps.at[-1] == 1000
+    assert best.metric["mean"].value == pytest.approx({"loops-low": 1.031, "loops-high": 5.031}[best.name])
+    (row,) = (run for run in found.runs if run.run_id == "loops-low-s1")
+    assert len(row.evaluations["val/loss"]) == 200 and row.metrics == {"score": pytest.approx(1.011)}
+    with pytest.raises(InputError, match="metric"):
+        compare_experiment(str(tmp_path), "loops", metric="mean_return", latency=False)
+    write_comparison(found, tmp_path / "out", "here")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 import subprocess
 from pathlib import Path
@@ -13,7 +14,10 @@ from pytorch_kills import EXAMPLES, SMALL, check
 
 import train_cloud
 import train_cloud.pytorch.loop  # what each forked process would import
+from train_cloud.config import load_run_file
+from train_cloud.config.current import training
 from train_cloud.errors import InputError
+from train_cloud.sb3.pickling import LearnerPickler, Nowhere, read
 
 MODEL = """
 def main():
@@ -208,6 +212,20 @@ def main():
             bad += 1
             if bad >= 16: break
 """,
+    "a run file, which lies in another folder in each session": MODEL
+    + f"""
+    import os, pathlib, tempfile
+    with tempfile.TemporaryDirectory(suffix=str(os.getpid())) as folder:
+        path = pathlib.Path(folder, "run.yaml")
+        path.write_text("run_id: a\\nentry_point: t.py\\ntotal_steps: 9\\nsave_frequency: 3\\ncode: {{folder: .}}\\n"
+                        "parameters: {{lr: 1.0}}\\n")
+        pathlib.Path(folder, "t.py").touch()
+        config = train_cloud.load_run_file(path)
+    held, settings = {{"config": config, "code": config.code}}, config.parameters
+    {RUN}
+            settings["lr"] *= 0.9
+            run.log(loss=update({LOSS} * held["config"].parameters["lr"]), n=len(held["code"].folder.anchor))
+""",
     "a large table that stays, and one that changes": MODEL
     + f"""
     table, other = torch.randn(400_000), np.zeros(400_000)
@@ -359,3 +377,22 @@ def test_pairs_of_loops_can_differ(tmp_path: Path) -> None:
     body = MODEL + f"    import os{RUN}            run.log(pid=os.getpid()); update({LOSS} * (os.getpid() % 97))\n"
     pair: Pair = interrupted(tmp_path, body, total=6, at=(3,))
     assert pair.differences
+
+
+def test_what_a_script_holds_of_its_session_is_the_next_sessions(tmp_path: Path) -> None:
+    """A run file and a path to artifacts that a loop has put somewhere after it began."""
+    sessions = []
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.py").touch()
+        (tmp_path / name / "run.yaml").write_text(
+            "run_id: a\nentry_point: train.py\ntotal_steps: 9\nsave_frequency: 3\ncode: {folder: .}\n"
+        )
+        sessions.append((load_run_file(tmp_path / name / "run.yaml"), tmp_path / name / "artifacts"))
+    (config, folder), (next_config, next_folder) = sessions
+    file = io.BytesIO()
+    with training(config, folder):
+        LearnerPickler(file).dump((config, [folder / "pictures" / "a.png"], tmp_path))
+    with training(next_config, next_folder):
+        found = read(file.getvalue(), (), Nowhere({}))
+    assert found[0] is next_config and found[1:] == ([next_folder / "pictures" / "a.png"], tmp_path)

@@ -76,15 +76,21 @@ def fabricate(
     solved: float | None = 0.5,
     hours: float = 1.0,
     folder: Path | None = None,
+    logged: Mapping[str, Mapping[int, float]] | None = None,
 ) -> None:
     """A run of one session whose last evaluation is at its end.
 
     :param evaluations: timesteps → category → returns of episodes
     :param outcome: None for a run that is being trained
     :param folder: for files of sessions, where the root is no folder
+    :param logged: for ``progress.csv``: one name → timesteps → value
     """
     store = open_store(layout.run_url(str(root), run_id))
-    end = max(evaluations, default=0)
+    end = max([*evaluations, *(at for points in (logged or {}).values() for at in points)], default=0)
+    if logged is not None:
+        ((name, points),) = logged.items()
+        text = "\n".join([f"timesteps,{name}", *(f"{at},{value}" for at, value in points.items()), ""])
+        store.put(f"{layout.ARTIFACTS}progress.csv", text.encode())
     details: dict[str, Any] = {"run_file": {"total_timesteps": max(1000, end), **(run_file or {})}}
     if priced:
         details |= {"instance_type": "g5.xlarge", "setup_seconds": 3600.0 * hours, "price": PRICE}

@@ -31,6 +31,9 @@ COSTS: Mapping[str, Direction] = {
 }
 CRITERIA: Mapping[str, Direction] = {**METRICS, **COSTS}
 
+#: What loops of the user's own are compared by: what their run files name under ``score``, as it was logged.
+SCORE = "score"
+
 COMMON = "common"
 _MOST_LEVELS = 1000
 
@@ -65,8 +68,9 @@ class Compare(Section):
 
     metric: Text | None = Field(
         None,
-        description=f"What decides: {', '.join(f'`{name}`' for name in METRICS)}, of each run's last evaluation; null "
-        "for `success_rate` where every run's evaluation tells it, else `mean_return`.",
+        description=f"What decides: {', '.join(f'`{name}`' for name in METRICS)}, of each run's last evaluation; "
+        "or `score`, what a PyTorch loop has logged last under the name of the run file's `score`. Null for `score` "
+        "where only such loops ran, `success_rate` where every run's evaluation tells it, else `mean_return`.",
     )
     direction: Direction | None = Field(
         None, description="Which of two values of `metric` is better; null for what is known of it."
@@ -108,9 +112,8 @@ class Compare(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Compare:
-        if self.metric is not None and self.metric not in METRICS:
-            fix = suggestion(self.metric, tuple(METRICS)) or f"use one of {', '.join(METRICS)}"
-            raise InputError("compare.metric", self.metric, fix)
+        if self.metric is not None:
+            check_metric("compare.metric", self.metric)
         if self.direction is not None and self.metric is None:
             raise InputError("compare.direction", self.direction, "name the metric that it is for")
         for name, criterion in self.criteria.items():
@@ -123,6 +126,13 @@ class Compare(Section):
         return self
 
 
+def check_metric(field: str, metric: str) -> None:
+    """:raises InputError: nothing is compared by it"""
+    known = (*METRICS, SCORE)
+    if metric not in known:
+        raise InputError(field, metric, suggestion(metric, known) or f"use one of {', '.join(known)}")
+
+
 def better(name: str, given: Direction | None = None) -> Direction:
     """Which of two values of a metric or criterion is the better one."""
     return given if given is not None else CRITERIA[name]
@@ -130,7 +140,7 @@ def better(name: str, given: Direction | None = None) -> Direction:
 
 def _check_criterion(name: str, criterion: Criterion) -> None:
     field = f"compare.criteria.{name}"
-    if name in CRITERIA:
+    if name in CRITERIA or name == SCORE:
         return
     if "/" not in name:
         fix = suggestion(name, tuple(CRITERIA)) or f"use one of {', '.join(CRITERIA)}, or a TensorBoard tag as a/b"

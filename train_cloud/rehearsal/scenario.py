@@ -66,6 +66,11 @@ class Scenario:
                 item["InstanceId"] for item in self._group()["Instances"] if item["InstanceId"] not in self.reached
             ]
             instance_id = found[0] if found else ""
+            if not found and self.reached and self.desired_capacity() == 0:
+                raise TrainCloudError(
+                    "the training was over before it could be interrupted: rehearse it with more timesteps, "
+                    f"for example --set total_timesteps={100 * self.config.total_timesteps}"
+                )
             return bool(found)
 
         self.until(None, "an instance", launched)

@@ -46,6 +46,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from train_cloud.config.current import artifact_folders
 from train_cloud.envs.pickling import global_generators
 from train_cloud.installed import is_installed
 from train_cloud.sb3.pickling import for_each_class
@@ -69,6 +70,7 @@ OF_THE_PROCESS: dict[str, str] = {
     ),
     "_contextvars.": "a variable of this process's threads",
     "train_cloud.sb3.callback.Checkpoints": "train-cloud's own callback",
+    "train_cloud.config.shapes.Section": "of the run file, which each session reads for itself",
 }  # fmt: skip
 
 _DISTRIBUTIONS = ("stable_baselines3.common.distributions.Distribution", "sb3_contrib.common.maskable.distributions."
@@ -430,7 +432,7 @@ def _atom(obj: Any) -> str | None:
     if isinstance(obj, np.generic):
         return f"{kind.__name__} {obj.item()!r}" if not isinstance(obj, np.void) else f"void {obj.tobytes().hex()}"
     if isinstance(obj, PurePath):
-        return f"path {obj}"
+        return f"path {_from_the_session(obj)}"
     if isinstance(obj, _ATOMS) and (kind in _ATOMS or kind.__module__ in ("builtins", "datetime", "torch", "numpy")):
         return _short(repr(obj)) if not isinstance(obj, types.CodeType) else f"code {obj.co_name}"
     if isinstance(obj, np.dtype):
@@ -451,6 +453,12 @@ def _atom(obj: Any) -> str | None:
     if isinstance(obj, types.FunctionType) and _is_plain_function(obj):
         return f"function {obj.__module__}.{obj.__qualname__}"
     return None
+
+
+def _from_the_session(path: PurePath) -> PurePath:
+    """Where it lies in the session's folder of artifacts, which is another one in each."""
+    within = (path.relative_to(folder) for folder in artifact_folders() if path.is_relative_to(folder))
+    return next(within, path)
 
 
 def _is_plain_function(function: types.FunctionType) -> bool:

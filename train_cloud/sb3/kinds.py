@@ -28,6 +28,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
+from train_cloud.config.shapes import Section
 from train_cloud.installed import is_installed
 from train_cloud.sb3.pickling import ATOMIC, LEFT, Value, children, for_each_class, is_output, slots_of
 
@@ -179,6 +180,8 @@ def _kind_of_class(kind: Any) -> str | None:
             return name
     if issubclass(kind, io.BytesIO | io.StringIO):
         return "value"
+    if issubclass(kind, Section):
+        return "configuration"
     if is_output(kind) or issubclass(kind, HANDLES) or kind.__module__ in _DERIVED:
         return "handle"
     if kind in _ITEMS or (issubclass(kind, _ITEMS) and is_own(kind)):
@@ -315,6 +318,9 @@ def is_data(name: str, value: Any) -> bool:
 def within(obj: Any, kind: str) -> Iterator[tuple[str, Any]]:
     """What is looked at next, in an object of a kind."""
     if kind in ("array", "handle", "file", "generator", "environment", "set"):
+        return
+    if kind == "configuration":  # frozen, but for what the user's own code finds in it and may change
+        yield from ((f".{name}", value) for name, value in vars(obj).items() if isinstance(value, dict | Section))
         return
     if kind == "class":
         for name, value in list(vars(obj).items()):

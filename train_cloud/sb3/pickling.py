@@ -25,13 +25,15 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Protocol, TypeVar
 
 import gymnasium
 import numpy as np
 import torch
 
+from train_cloud.config.current import artifact_folder, artifact_folders, current
+from train_cloud.config.shapes import Section
 from train_cloud.envs.pickling import Pickler, Sections, Stream, loads
 from train_cloud.snapshot import OF_THE_BLOB, Array
 
@@ -166,6 +168,14 @@ def _cell() -> Any:
 def _set_cell(cell: Any, content: Sequence[Any]) -> None:
     if content and content[0] is not LEFT:
         cell.cell_contents = content[0]
+
+
+def _run_file() -> Any:
+    return current() or LEFT
+
+
+def _artifact_path(within: str) -> Any:
+    return Path(artifact_folder(), within)
 
 
 def _lock() -> Any:
@@ -374,6 +384,19 @@ def _reduce_function(pickler: LearnerPickler, function: types.FunctionType) -> A
     return _function, arguments, state, None, None, _set_function
 
 
+def _reduce_configuration(pickler: LearnerPickler, found: Section) -> Any:
+    """The run file that is trained is the session's own: it tells folders of this machine."""
+    return (_run_file, ()) if found is current() else NotImplemented
+
+
+def _reduce_path(pickler: LearnerPickler, path: PurePath) -> Any:
+    """A path into the session's folder of artifacts leads into the next session's."""
+    for folder in artifact_folders():
+        if path.is_relative_to(folder):
+            return _artifact_path, (str(path.relative_to(folder)),)
+    return NotImplemented
+
+
 def _reduce_cell(pickler: LearnerPickler, cell: types.CellType) -> Any:
     try:
         content = [cell.cell_contents]
@@ -413,6 +436,8 @@ _LOCK, _RLOCK = type(threading.Lock()), type(threading.RLock())
 _RULES: tuple[tuple[Any, _Rule], ...] = (
     (Whole, _reduce_whole),
     (Value, _reduce_value),
+    (Section, _reduce_configuration),
+    (Path, _reduce_path),
     (torch.Tensor, _reduce_tensor),
     (torch.optim.Optimizer, _reduce_optimizer),
     (types.FunctionType, _reduce_function),

@@ -15,6 +15,8 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from stable_baselines3.common.utils import set_random_seed
+
 from train_cloud.config import RunFile
 from train_cloud.envs.make import load_object
 from train_cloud.errors import InputError, TrainCloudError
@@ -32,6 +34,7 @@ def prepare(run_file: RunFile) -> Callable[[], object]:
     :raises InputError: it is not there, cannot be read, or ends the process when it is imported
     """
     assert run_file.entry_point is not None
+    set_random_seed(run_file.seed)
     with _own_arguments(run_file):
         try:
             run = _file(run_file) if run_file.script is not None else _function(run_file.entry_point)
@@ -39,6 +42,7 @@ def prepare(run_file: RunFile) -> Callable[[], object]:
             raise InputError("entry_point", run_file.entry_point, f"importing it {_in_words(error)}") from error
 
     def started() -> object:
+        set_random_seed(run_file.seed)  # a script that seeds no generator of its own is the same each time, too
         with _own_arguments(run_file):
             return run()
 

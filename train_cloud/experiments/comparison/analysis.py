@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from train_cloud.config.comparison import COMMON, METRICS, Compare, better
+from train_cloud.config.comparison import COMMON, METRICS, SCORE, Compare, Direction, better
 from train_cloud.errors import InputError
 from train_cloud.evaluate.results import Evaluation, Summary
 from train_cloud.experiments.comparison import statistics
 from train_cloud.experiments.comparison.decision import Matrix, Samples, decide
-from train_cloud.experiments.comparison.records import STAGE, UNKNOWN, Plan, Run
+from train_cloud.experiments.comparison.records import STAGE, UNKNOWN, Logged, Plan, Run
 from train_cloud.experiments.comparison.result import (
     Comparison,
     Curve,
@@ -93,7 +93,7 @@ class _Comparer:
         for name, run in zip(self.names, self.runs, strict=True):
             self.groups.setdefault(name, []).append(run)
         self.metric = self._metric()
-        self.direction = better(self.metric, self.settings.direction)
+        self.direction = self._direction()
         self.sign = 1.0 if self.direction == "larger" else -1.0
         self.categories = self._categories(self.metric)
         self.counted = {
@@ -113,10 +113,25 @@ class _Comparer:
         if self.settings.metric is not None:
             return self.settings.metric
         last = [run.evaluations[-1] for run in self.runs if run.evaluations]
+        if last and all(isinstance(each, Logged) for each in last):
+            return SCORE
         told = last and all(
             any(_value(each, name, "success_rate") is not None for name in each.categories) for each in last
         )
         return "success_rate" if told else "mean_return"
+
+    def _direction(self) -> Direction:
+        if self.metric != SCORE or self.settings.direction is not None:
+            return better(self.metric, self.settings.direction)
+        told = {(run.run_file.get("score") or {}).get("direction") for run in self.runs} - {None}
+        if len(told) > 1:
+            fix = "the runs' own (score.direction) differ: say which of two values is better, larger or smaller"
+            raise InputError("compare.direction", None, fix)
+        return "smaller" if told == {"min"} else "larger"
+
+    def _better(self, criterion: str) -> Direction:
+        given = self.settings.criteria[criterion].direction
+        return self.direction if criterion == SCORE and given is None else better(criterion, given)
 
     def _categories(self, metric: str) -> tuple[str, ...]:
         """Those that every run has a value in, of the finished ones that have any."""
@@ -150,7 +165,7 @@ class _Comparer:
             raise InputError("compare.normalise", sorted(self.settings.normalise), f"name {rest[0]} as well, or none")
         return shared
 
-    def _score(self, evaluation: Evaluation, category: str) -> float:
+    def _score(self, evaluation: Evaluation | Logged, category: str) -> float:
         value = _value(evaluation, category, self.metric)
         if value is None:
             return float("nan")
@@ -241,7 +256,7 @@ class _Comparer:
         measured = [found for run in group if (found := self.latencies.get(run.planned.run_id)) is not None]
         latency = next((each for each in measured if isinstance(each, Latency)), None)
         self.notes += [f"No latency of {name}: {each}" for each in measured if isinstance(each, str)]
-        inference = [run.evaluations[-1].overall.inference_ms for run in runs]
+        inference = _inference(runs)
         return Level(
             name=name,
             levels=dict(group[0].planned.levels),
@@ -450,7 +465,7 @@ class _Comparer:
         return decide(
             samples,
             weights={name: criteria[name].weight for name in samples},
-            directions={name: better(name, criteria[name].direction) for name in samples},
+            directions={name: self._better(name) for name in samples},
             confidence=self.settings.confidence,
         )
 
@@ -484,9 +499,10 @@ class _Comparer:
             return Samples(level.latency.p50, interval=level.latency.p50_between)
         if criterion == "inference_p99_ms" or any(isinstance(each, Latency) for each in self.latencies.values()):
             return None
+        if not (measured := _inference(runs)):
+            return None
         self.notes.append("inference_ms is what the evaluations measured, beside what else the machines did.")
-        values = np.array([run.evaluations[-1].overall.inference_ms for run in runs], float)[:, None]
-        return self._bootstrapped(values, statistics.mean)
+        return self._bootstrapped(np.array(measured, float)[:, None], statistics.mean)
 
     def _bootstrapped(self, scores: Scores, statistic: statistics.Statistic) -> Samples:
         repetitions = min(_MATRIX_REPETITIONS, self.settings.repetitions)
@@ -585,6 +601,8 @@ class _Comparer:
     def _played(self, run: Run) -> Any:
         """What the run's last evaluation was made of."""
         last = run.evaluations[-1]
+        if isinstance(last, Logged):
+            return None
         played = ((one.category, one.seed, one.level) for one in last.episodes if one.category in self.categories)
         return last.deterministic, frozenset(played)
 
@@ -611,15 +629,25 @@ def _until(run: Run, at: int) -> Run:
     )
 
 
-def _value(evaluation: Evaluation, category: str, metric: str) -> float | None:
-    summary = evaluation.categories.get(category)
-    value = None if summary is None else _METRIC[metric](summary)
+def _value(evaluation: Evaluation | Logged, category: str, metric: str) -> float | None:
+    if isinstance(evaluation, Logged):
+        value = evaluation.categories.get(category) if metric == SCORE else None
+    else:
+        summary = evaluation.categories.get(category)
+        value = None if summary is None or metric == SCORE else _METRIC[metric](summary)
     return None if value is None or not np.isfinite(value) else value
 
 
-def _all_metrics(evaluation: Evaluation) -> dict[str, float]:
+def _inference(runs: Sequence[Run]) -> list[float]:
+    """Milliseconds for an action, of each run; empty where not all were evaluated by playing."""
+    last = [run.evaluations[-1] for run in runs]
+    found = [each.overall.inference_ms for each in last if isinstance(each, Evaluation)]
+    return found if len(found) == len(last) else []
+
+
+def _all_metrics(evaluation: Evaluation | Logged) -> dict[str, float]:
     found = {}
-    for metric in METRICS:
+    for metric in (*METRICS, SCORE):
         values = [_value(evaluation, name, metric) for name in evaluation.categories]
         told = [value for value in values if value is not None]
         if told and len(told) == len(values):

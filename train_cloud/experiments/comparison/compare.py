@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from train_cloud.checkpoint import signing
-from train_cloud.config.comparison import CRITERIA, METRICS
+from train_cloud.config.comparison import CRITERIA, check_metric
 from train_cloud.config.experiment import load_experiment
-from train_cloud.errors import InputError, suggestion
 from train_cloud.experiments.comparison import models
 from train_cloud.experiments.comparison.analysis import compare
 from train_cloud.experiments.comparison.page import page, tables
@@ -68,8 +67,7 @@ def write_comparison(found: Comparison, out: Path, source: str) -> Path:
 def _with_metric(plan: Plan, metric: str | None) -> Plan:
     if metric is None:
         return plan
-    if metric not in METRICS:
-        raise InputError("--metric", metric, suggestion(metric, tuple(METRICS)) or f"use one of {', '.join(METRICS)}")
+    check_metric("--metric", metric)
     if metric == plan.settings.metric:
         return plan
     # What the file says of its own metric's values is not for another one's.

@@ -40,6 +40,8 @@ def _exported(root: str, run_id: str, folder: Path) -> dict[str, Any]:
         raise TrainCloudError("it has no checkpoint")
     if "learners" in manifest.facts:
         raise TrainCloudError("it has several learners, each with a model of its own")
+    if manifest.facts["algorithm"]["class"] == "pytorch":
+        raise TrainCloudError("it is a loop of your own, whose models train-cloud cannot call")
     export(root, run_id, out=folder)
     return {
         "name": run_id,

@@ -50,6 +50,9 @@ def parameters(root: str, run_ids: Sequence[str]) -> dict[str, int]:
             parts = restore(open_store(layout.run_url(root, run_id)), manifest, parts=names).parts
         except (CorruptCheckpoint, InputError):  # the latter where it is signed, and the key is not here
             return None
+        if "modules" in manifest.facts:  # a loop of the user's own
+            names = {name for one in manifest.facts["modules"].values() for name in one["tensors"].values()}
+            return sum(array.size for part in parts.values() for name, array in part.arrays.items() if name in names)
         return sum(_learned(part.arrays) for part in parts.values())
 
     with ThreadPoolExecutor(_PARALLEL) as threads:

@@ -6,7 +6,7 @@ import base64
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from train_cloud.config.comparison import METRICS
+from train_cloud.config.comparison import METRICS, SCORE
 from train_cloud.experiments.comparison.decision import Change, Matrix
 from train_cloud.experiments.comparison.pages import csv_text, template
 from train_cloud.experiments.comparison.pictures import Picture, number, with_interval
@@ -290,7 +290,7 @@ def _run_rows(found: Comparison) -> list[dict[str, Any]]:
     for run in found.runs:
         told_of = run.model_dump(exclude={"scores", "evaluations", "metrics"})
         scores = {f"{found.metric} in {name}": run.scores.get(name) for name in found.categories}
-        factors = _apart(levels[run.level], (*told_of, *METRICS))
+        factors = _apart(levels[run.level], (*told_of, *METRICS, SCORE))
         rows.append({**told_of, **factors, **run.metrics, **scores})
     return rows
 

@@ -32,6 +32,7 @@ STAGE = "curriculum/stage"
 UNKNOWN = "run"
 """The factor of runs whose levels nobody has named."""
 _PARALLEL = 16
+_MOST_SCORES = 200
 _SEEDED = re.compile(r"(?P<level>.+)-s(?P<seed>\d+)")
 
 
@@ -57,6 +58,15 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Logged:
+    """What a loop of the user's own had logged under the name of its score; it has that in place of an evaluation."""
+
+    timesteps: int
+    categories: Mapping[str, float]
+    """The score's name → the value."""
+
+
+@dataclass(frozen=True)
 class Run:
     """A run as far as it has come."""
 
@@ -64,7 +74,7 @@ class Run:
     state: str
     """As ``status`` has it; ``missing`` where there is none, ``cancelled`` where a person has ended it."""
     reason: str | None = None
-    evaluations: tuple[Evaluation, ...] = ()
+    evaluations: tuple[Evaluation | Logged, ...] = ()
     """By ascending timesteps; what a rollback has taken back is not among them."""
     timesteps: int = 0
     total_timesteps: int | None = None
@@ -162,11 +172,17 @@ def _read(store: ObjectStore, run: Planned, status: RunStatus, tags: Sequence[st
     head = read_head(store)
     if state == "stopped" and head is not None and is_cancelled(head[0]):
         state = "cancelled"
+    score = str((run_file.get("score") or {}).get("name") or "")
+    wanted += [score] if score and score not in wanted else []
+    logged = _logged(store, wanted, status.committed_timesteps) if wanted else {}
+    evaluations: tuple[Evaluation | Logged, ...] = tuple(
+        each for each in recorded(store) if each.timesteps <= status.committed_timesteps
+    )
     return Run(
         run,
         state,
         status.reason,
-        tuple(each for each in recorded(store) if each.timesteps <= status.committed_timesteps),
+        evaluations or _scores(score, logged.get(score, ())),
         timesteps=status.timesteps,
         total_timesteps=status.total_timesteps,
         hours=status.cost.hours,
@@ -175,8 +191,16 @@ def _read(store: ObjectStore, run: Planned, status: RunStatus, tags: Sequence[st
         steps_per_second=_speed(records),
         run_file=run_file,
         code=_code(store, head[0]) if head is not None else None,
-        logged=_logged(store, wanted, status.committed_timesteps) if wanted else {},
+        logged=logged,
     )
+
+
+def _scores(name: str, points: Sequence[tuple[int, float]]) -> tuple[Logged, ...]:
+    """Of a score that each step logs, some that are spread over the run, and the last one."""
+    count = len(points)
+    most = min(count, _MOST_SCORES)
+    chosen = sorted({(place + 1) * count // most - 1 for place in range(most)})
+    return tuple(Logged(points[place][0], {name: points[place][1]}) for place in chosen)
 
 
 def _code(store: ObjectStore, head: Head) -> str | None:
