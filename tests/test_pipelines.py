@@ -489,6 +489,10 @@ def test_a_session_has_to_meet_its_criteria(tmp_path: Path) -> None:
     assert (start["seed"], start["hyperparameters"]["gamma"]) == (1, 0.9)
     state = file(path, "pipeline_state.json")
     assert state["status"] == "failed" and state["sessions_completed"] == []
+    first = read_sessions(open_store(layout.run_url(str(path.parent / "store"), "steps-a")))[0]
+    told = file(path, "pipeline_report.json")["sessions"][0]
+    assert told["started_at"] == first.start["started"], "all attempts are counted"
+    assert first.end is not None and told["duration_seconds"] > first.end["seconds"]
     # What does not begin with it is trained all the same, where the file says so.
     sessions[1]["after"], sessions[1]["use_previous_checkpoint"] = ["a"], False
     done = run(write(tmp_path, *sessions, continue_on_error=True))

@@ -101,6 +101,9 @@ def final_model(store: ObjectStore) -> str | None:
 def _session(root: str, one: SessionStanding) -> dict[str, Any]:
     store = run_store(root, one.run_id)
     records = read_sessions(store) if one.run is not None and one.run.state != "new" else []
+    ids = one.session.run_ids
+    before = [read_sessions(run_store(root, run_id)) for run_id in ids[: ids.index(one.run_id)]]
+    whole = [record for attempt in before for record in attempt] + records
     evaluation = None
     if one.run is not None and one.run.outcome is not None:
         evaluation = one.judged.evaluation if one.judged is not None else last_evaluation(store, one.run.timesteps)
@@ -116,9 +119,9 @@ def _session(root: str, one: SessionStanding) -> dict[str, Any]:
         "session": one.name,
         "run_id": one.run_id,
         "status": status,
-        "started_at": records[0].start.get("started") if records else None,
+        "started_at": whole[0].start.get("started") if whole else None,
         "completed_at": ended,
-        "duration_seconds": _seconds(records),
+        "duration_seconds": _seconds(whole),
         "checkpoint": final_model(store) if one.state == "completed" else None,
         "timesteps": one.run.timesteps if one.run is not None else 0,
         "total_timesteps": (one.config or one.session.config).total_timesteps,
@@ -140,6 +143,6 @@ def _ended(record: SessionRecord) -> str | None:
 
 
 def _seconds(records: Sequence[SessionRecord]) -> float | None:
-    """Of all boots together, without what lay between them."""
+    """Of all attempts and boots together, without what lay between them."""
     known = [(record.end or record.progress or {}).get("seconds") for record in records]
     return round(sum(float(seconds) for seconds in known if isinstance(seconds, int | float)), 3) if records else None
