@@ -173,13 +173,15 @@ class Frames(Iterator[Any]):
     def state_dict(self) -> dict[str, Any]:
         """Where the next batch begins, and in what: small, and the same however far anything was read ahead."""
         index = self._opened()
+        assert self._source is not None
         return {
             "form": _FORM,
             "epoch": self._epoch,
             "batch": self._batch,
             "identity": index.identity,
             "count": index.count,
-            "newest": index.newest,
+            # An index that an earlier version has left in the cache knows a local folder's times.
+            "newest": 0.0 if self._source.local else index.newest,
             "order": self._order_digest(self._epoch),
             "skipped": sorted(self.skipped)[:_SKIPPED_NAMED],
             **self._what_decides(),
