@@ -29,6 +29,7 @@ from filelock import FileLock
 from train_cloud.errors import (
     BucketMissing,
     ConditionFailed,
+    CredentialsExpired,
     InputError,
     ObjectMissing,
     StoreError,
@@ -404,8 +405,8 @@ def test_a_missing_bucket_is_named(aws_endpoint: str, verb: str) -> None:
     ("reply", "error", "text"),
     [
         (refusal(403, "AccessDenied"), StoreForbidden, "s3:ListBucket"),
-        (refusal(403, "InvalidAccessKeyId"), StoreForbidden, "renew"),
-        (refusal(400, "ExpiredToken"), StoreForbidden, "renew"),
+        (refusal(403, "InvalidAccessKeyId"), CredentialsExpired, "renew"),
+        (refusal(400, "ExpiredToken"), CredentialsExpired, "renew"),
         (refusal(403, "RequestTimeTooSkewed"), StoreForbidden, "clock"),
         (refusal(301, "PermanentRedirect"), BucketMissing, "AWS_REGION"),
         (refusal(400, "AuthorizationHeaderMalformed"), BucketMissing, "AWS_REGION"),

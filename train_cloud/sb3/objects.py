@@ -798,7 +798,7 @@ class _Relinked:
         elif isinstance(value, collections.deque):
             for position, item in enumerate(list(value)):
                 value[position] = self.within(item)
-        elif kind_of(value) in ("object", "value") and hasattr(value, "__dict__"):
+        elif kind_of(value) in ("object", "value") and isinstance(getattr(value, "__dict__", None), dict):  # no class
             for name, item in list(vars(value).items()):
                 vars(value)[name] = self.within(item)
         return self._done[id(value)]
