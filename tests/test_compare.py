@@ -423,7 +423,7 @@ def test_what_is_exactly_equal_or_has_failed_has_no_winner(tmp_path: Path) -> No
     """Factors that are called as columns are, and a reason that a spreadsheet would compute."""
     vary = {"state": {"one": {}, "two": {"hyperparameters.gamma": 0.9}}}
     # Not by hours too: those of a session made just now have fractions of real seconds in them.
-    path = experiment_file(tmp_path, vary, [1, 2, 3], compare={"criteria": {"mean_return": 1}})
+    path = experiment_file(tmp_path, vary, [1, 2, 3], compare={"criteria": {"mean_return": 1, "success_rate": 1}})
     for cell in load_experiment(path).cells:
         fabricate(tmp_path / "equal", cell.run_id, {10: {"easy": [1.0]}})
         fabricate(tmp_path / "failed", cell.run_id, {}, outcome="failed", reason="=1+1")
