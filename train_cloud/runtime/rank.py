@@ -73,13 +73,15 @@ class RankHost(IdleHost):
         return True  # it begins no commit
 
     def keep(self, snapshot: Snapshot) -> None:
-        """Rank 0 may ask for it until there is another."""
+        """Rank 0 may ask for it until there is another; for one that it commits for certain until it has it."""
         with self._known:
-            self._kept = {snapshot.timesteps: snapshot}
+            wanted = {at: kept for at, kept in self._kept.items() if at == self._wanted}
+            self._kept = {**wanted, snapshot.timesteps: snapshot}
             self._known.notify_all()
 
     def submit(self, snapshot: Snapshot) -> None:
-        self._wanted = snapshot.timesteps
+        with self._known:
+            self._wanted = snapshot.timesteps
         self.keep(snapshot)
 
     def settle(self) -> None:
