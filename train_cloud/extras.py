@@ -6,6 +6,7 @@ The package alone is enough to look at runs, to take them home and to check a ru
 from __future__ import annotations
 
 import traceback
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -50,6 +51,18 @@ def need(module: str, what: str) -> None:
     """
     if not is_here(module):
         raise NotInstalled(module, BROUGHT_BY[module], what)
+
+
+def need_all(named: Iterable[str], what: str) -> None:
+    """The same for every module that these extras bring.
+
+    :param named: extras
+    :raises NotInstalled: one of them cannot be imported
+    """
+    wanted = set(named)
+    for module, extra in BROUGHT_BY.items():
+        if extra in wanted:
+            need(module, what)
 
 
 def explained(error: ModuleNotFoundError, what: str = "this command") -> NotInstalled | None:

@@ -86,10 +86,7 @@ def train_experiment(
 
     experiment = load_experiment(path, overrides)
     if dry_run:
-        if experiment.search is None:
-            show_plan(experiment, store, None)
-        else:
-            show_search(experiment, store)
+        show_runs(experiment, store)
         return
     extras.need(_TRAINER, "train")
     trials = None
@@ -99,9 +96,7 @@ def train_experiment(
 
         trials = Trials(experiment, store, train_on=train_on)
     for cell in experiment.cells:
-        for module, extra in extras.BROUGHT_BY.items():
-            if extra in cell.config.extras:
-                extras.need(module, cell.run_id)
+        extras.need_all(cell.config.extras, cell.run_id)
     from train_cloud.experiments.engine import Engine
     from train_cloud.experiments.processes import usable_cores
 
@@ -176,6 +171,14 @@ def _build(
     options += ["--store", store] if store is not None else []
     options += ["--prove"] if prove_too else []
     check(cells, source, options, usable_cores(), lambda cell, said: echo(_exactness(cell.run_id, said)))
+
+
+def show_runs(experiment: Experiment, store: str) -> None:
+    """What would be trained: the runs of its levels and seeds, or the trials of its search."""
+    if experiment.search is None:
+        show_plan(experiment, store, None)
+    else:
+        show_search(experiment, store)
 
 
 def show_search(experiment: Experiment, store: str | None) -> list[Cell]:

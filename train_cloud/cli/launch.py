@@ -107,16 +107,7 @@ def launch(
     platform: _Platform,
     store: options.Store,
     overrides: options.Overrides = None,
-    parallel: Annotated[
-        int | None,
-        typer.Option(
-            "--parallel",
-            metavar="N",
-            min=1,
-            help="Of an experiment: runs that are trained at once.",
-            show_default="its max_parallel",
-        ),
-    ] = None,
+    parallel: options.Parallel = None,
     train_on: Annotated[
         bool,
         typer.Option("--continue", help="Train on what a callback has ended early, or what was cancelled or failed."),

@@ -77,6 +77,16 @@ ScheduleTotal = Annotated[
         show_default="total_timesteps",
     ),
 ]
+Parallel = Annotated[
+    int | None,
+    typer.Option(
+        "--parallel",
+        metavar="N",
+        min=1,
+        help="Of an experiment: runs that are trained at once.",
+        show_default="its max_parallel",
+    ),
+]
 InstanceTypes = Annotated[
     list[str] | None,
     typer.Option(

@@ -116,9 +116,7 @@ def run(
         raise InputError("--role-arn", role_arn, "only --platform sagemaker takes it: leave it out")
     extras.need(_TRAINER, "pipeline run")
     for session in config.sessions:
-        for module, extra in extras.BROUGHT_BY.items():
-            if extra in session.config.extras:
-                extras.need(module, session.run_id)
+        extras.need_all(session.config.extras, session.run_id)
     from train_cloud.cli.experiment_view import showing, summary
     from train_cloud.experiments.engine import Engine
     from train_cloud.experiments.pipeline.sessions import Sessions

@@ -42,19 +42,14 @@ def launch_on_ray(
         raise InputError("FILE", str(path), fix)
     experiment = load_experiment(path, overrides)
     if dry_run:
-        from train_cloud.cli.experiment import show_plan, show_search
+        from train_cloud.cli.experiment import show_runs
 
-        if experiment.search is None:
-            show_plan(experiment, store, None)
-        else:
-            show_search(experiment, store)
+        show_runs(experiment, store)
         return
     for module in ("ray", "stable_baselines3"):
         extras.need(module, "launch --platform ray")
     for cell in experiment.cells:
-        for module, extra in extras.BROUGHT_BY.items():
-            if extra in cell.config.extras:
-                extras.need(module, cell.run_id)
+        extras.need_all(cell.config.extras, cell.run_id)
     trials = None
     if experiment.search is not None:
         extras.need("optuna", "a search")

@@ -227,16 +227,7 @@ def train(
             "failed for good.",
         ),
     ] = False,
-    parallel: Annotated[
-        int | None,
-        typer.Option(
-            "--parallel",
-            metavar="N",
-            min=1,
-            help="Of an experiment: runs that are trained at once.",
-            show_default="its max_parallel",
-        ),
-    ] = None,
+    parallel: options.Parallel = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Of an experiment: print its runs, and create nothing.")
     ] = False,

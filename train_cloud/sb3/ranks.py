@@ -18,6 +18,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,6 @@ class Ranks:
         self.rank, self.size = rank, size
         self.keep: Callable[[Snapshot], None] = lambda snapshot: None
         self._lost, self._waiting = lost, waiting
-        self._parameters: list[torch.Tensor] = []
         self._ready: dict[int, torch.Tensor] = {}
         self._normalizer: VecNormalize | None = None
         self._base: list[tuple[Array, Array, float]] = []
@@ -112,8 +112,7 @@ class Ranks:
         # An optimiser may have what no module has: SAC's entropy coefficient.
         learned = {id(p): p for name in names for p in _optimized(model, name)}
         learned.update({id(p): p for p in found.values() if p.requires_grad and p.is_leaf})
-        self._parameters = list(learned.values())
-        for index, parameter in enumerate(self._parameters):
+        for index, parameter in enumerate(learned.values()):
             parameter.register_post_accumulate_grad_hook(self._note(index))  # type: ignore[no-untyped-call]
 
     def _note(self, index: int) -> Callable[[torch.Tensor], None]:
@@ -283,7 +282,7 @@ class _TargetKL(float):
 
 def _modules(model: BaseAlgorithm, names: Sequence[str]) -> Iterator[torch.Tensor]:
     for name in names:
-        module = _attribute(model, name)
+        module = attrgetter(name)(model)
         if isinstance(module, torch.nn.Module):
             yield from module.parameters()
             yield from module.buffers()
@@ -291,23 +290,16 @@ def _modules(model: BaseAlgorithm, names: Sequence[str]) -> Iterator[torch.Tenso
 
 def _variables(model: BaseAlgorithm, names: Sequence[str]) -> Iterator[torch.Tensor]:
     for name in names:
-        value = _attribute(model, name)
+        value = attrgetter(name)(model)
         if isinstance(value, torch.Tensor):
             yield value
 
 
 def _optimized(model: BaseAlgorithm, name: str) -> Iterator[torch.Tensor]:
-    optimizer = _attribute(model, name)
+    optimizer = attrgetter(name)(model)
     if isinstance(optimizer, torch.optim.Optimizer):
         for group in optimizer.param_groups:
             yield from group["params"]
-
-
-def _attribute(model: BaseAlgorithm, path: str) -> Any:
-    value: Any = model
-    for name in path.split("."):
-        value = getattr(value, name)
-    return value
 
 
 def _statistics(normalizer: VecNormalize | None) -> list[RunningMeanStd]:
