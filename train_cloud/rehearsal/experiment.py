@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,6 +28,7 @@ from train_cloud.rehearsal.rehearse import (
     Tally,
     ended_as_by_ctrl_c,
     environment,
+    fresh_folder,
     head_of,
     interval,
     shown_path,
@@ -62,9 +62,7 @@ def rehearse_experiment(path: Path, *, overrides: Sequence[str] = (), output: Pa
     first = experiment.cells[0]
     save = interval(first.config)
     notice = int(NOTICE_AT * first.config.total_timesteps) // save * save + int(BEYOND * save)
-    folder = (output / experiment.experiment).absolute()
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder = fresh_folder(output, experiment.experiment)
     timeline = Timeline()
     timeline.title(f"Rehearsal of {experiment.experiment}: {len(experiment.cells)} runs, one interruption, no AWS")
     launched = _as_launched(path, experiment, overrides, folder)

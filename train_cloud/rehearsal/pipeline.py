@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-import shutil
 import subprocess
 from collections.abc import Sequence
 from datetime import datetime
@@ -31,6 +30,7 @@ from train_cloud.rehearsal.rehearse import (
     Tally,
     ended_as_by_ctrl_c,
     environment,
+    fresh_folder,
     head_of,
     interval,
     shown_path,
@@ -57,9 +57,7 @@ def rehearse_pipeline(path: Path, *, overrides: Sequence[str] = (), output: Path
     pipeline = load_pipeline(path, overrides)
     for session in pipeline.sessions:
         interval(session.config)
-    folder = (output / pipeline.id).absolute()
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder = fresh_folder(output, pipeline.id)
     timeline = Timeline()
     timeline.title(f"Rehearsal of {pipeline.id}: {len(pipeline.sessions)} sessions, a notice in each, no AWS")
     # With what was set, and elsewhere, so that nothing is written beside the user's own.

@@ -63,9 +63,7 @@ def rehearse(
     interval(config)
     timeline = Timeline()
     driver = _machines(config, timeline) if machine else Instance
-    folder = (output / config.run_id).absolute()
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder = fresh_folder(output, config.run_id)
     timeline.title(f"Rehearsal of {config.run_id}: {config.total_timesteps:,} timesteps, two interruptions, no AWS")
     launched = as_launched(run_file, config, overrides, folder)
     with (
@@ -344,6 +342,14 @@ class _Report:
             progress = record.progress or {}
             during = max(during, (progress.get("steps_per_second") or 0.0) * progress.get("commit_seconds", 0.0))
         return interval(self._config) + math.ceil(during)
+
+
+def fresh_folder(output: Path, name: str) -> Path:
+    """The folder of a rehearsal, without what an earlier one has left there."""
+    folder = (output / name).absolute()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
 
 
 def interval(config: RunFile) -> int:

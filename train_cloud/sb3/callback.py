@@ -658,13 +658,15 @@ def learn(
     model.learn(host.total_timesteps, callback=callback, log_interval=1 if each else interval)
 
 
-def _leaves(root: BaseCallback) -> Iterator[BaseCallback]:
-    """In the order in which SB3 calls them at a rollout's start."""
-    if isinstance(root, CallbackList):
-        for callback in root.callbacks:
+def _leaves(callbacks: Any) -> Iterator[BaseCallback]:
+    """Of what ``learn`` was given, in the order in which SB3 calls them at a rollout's start."""
+    if isinstance(callbacks, list | tuple):
+        for callback in callbacks:
             yield from _leaves(callback)
-    else:
-        yield root
+    elif isinstance(callbacks, CallbackList):
+        yield from _leaves(callbacks.callbacks)
+    elif isinstance(callbacks, BaseCallback):
+        yield callbacks
 
 
 @contextlib.contextmanager
@@ -682,8 +684,9 @@ def hosted_by(host: Host) -> Iterator[None]:
         return begin(model, *arguments, **named)
 
     def initialized(model: Any, callback: Any, *arguments: Any, **named: Any) -> Any:
-        for own in _own_among(callback):
-            own.add_outputs(model)
+        for each in _leaves(callback):
+            if isinstance(each, Checkpoints):
+                each.add_outputs(model)
         return initialize(model, callback, *arguments, **named)
 
     algorithm._setup_learn, algorithm._init_callback = prepared, initialized
@@ -694,27 +697,11 @@ def hosted_by(host: Host) -> Iterator[None]:
         algorithm._setup_learn, algorithm._init_callback = begin, initialize
 
 
-def _own_among(callbacks: Any) -> Iterator[Checkpoints]:
-    """Ours, in what ``learn`` was given."""
-    if isinstance(callbacks, list | tuple):
-        for callback in callbacks:
-            yield from _own_among(callback)
-    elif isinstance(callbacks, CallbackList):
-        yield from _own_among(callbacks.callbacks)
-    elif isinstance(callbacks, Checkpoints):
-        yield callbacks
-
-
 def _environments_of(callbacks: Any) -> Iterator[VecEnv]:
     """That callbacks hold, as SB3's ``EvalCallback`` does."""
-    if isinstance(callbacks, list | tuple):
-        for callback in callbacks:
-            yield from _environments_of(callback)
-    elif isinstance(callbacks, CallbackList):
-        yield from _environments_of(callbacks.callbacks)
-    elif isinstance(callbacks, BaseCallback):
-        yield from (value for value in vars(callbacks).values() if isinstance(value, VecEnv))
-        yield from _environments_of(getattr(callbacks, "callback", None))
+    for callback in _leaves(callbacks):
+        yield from (value for value in vars(callback).values() if isinstance(value, VecEnv))
+        yield from _environments_of(getattr(callback, "callback", None))
 
 
 def checkpoints() -> BaseCallback:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from train_cloud.rehearsal.rehearse import (
     as_launched,
     ended_as_by_ctrl_c,
     environment,
+    fresh_folder,
     head_of,
     interval,
     shown_path,
@@ -68,9 +68,7 @@ def rehearse_sagemaker(
     if given.seeds is not None:
         raise InputError("seeds", list(given.seeds), "several runs: train-cloud expand writes a run file for each")
     interval(given)
-    folder = (output / given.run_id).absolute()
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder = fresh_folder(output, given.run_id)
     timeline = Timeline()
     timeline.title(f"Rehearsal of {given.run_id} on SageMaker: {given.total_timesteps:,} timesteps, no AWS")
     launched = as_launched(run_file, given, overrides, folder)
