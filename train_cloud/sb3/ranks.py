@@ -163,16 +163,19 @@ class Ranks:
     def updating(self, model: Any) -> Iterator[None]:
         """While ``model.train()`` runs: where it looks whether the policy has moved too far (``target_kl``), it looks
         at the mean over all ranks. A rank that left its loop alone would leave the others waiting for its gradients.
+        The logger is told what the exchange of gradients took: ``time/exchange_ms`` and ``time/exchanged_mb``.
         """
         limit = getattr(model, "target_kl", None)
-        if limit is None:
-            yield
-            return
-        model.target_kl = _TargetKL(limit, self)
+        sent, seconds = self.sent_bytes, self.exchange_seconds
+        if limit is not None:
+            model.target_kl = _TargetKL(limit, self)
         try:
             yield
         finally:
-            model.target_kl = limit
+            if limit is not None:
+                model.target_kl = limit
+        model.logger.record("time/exchange_ms", 1e3 * (self.exchange_seconds - seconds))
+        model.logger.record("time/exchanged_mb", (self.sent_bytes - sent) / 1e6)
 
     # ------------------------------------------------------------------------------------------------------- normaliser
 
