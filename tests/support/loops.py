@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paths import TESTS
+
 from train_cloud.generators import unseeded_follow
 from train_cloud.sb3.callback import IdleHost
 from train_cloud.sb3.compare import differences
@@ -80,17 +82,21 @@ class Ended:
 
 
 class SavingHost(RecordingHost):
-    """Writes each checkpoint into a file, as a store would have it, and tells how far it is."""
+    """Writes each checkpoint into a file, as a store would have it.
 
-    def __init__(self, total: int, every: int, restored: Snapshot | None, path: Path, reached: Any) -> None:
+    :param at: step at which it tells so, and waits until somebody has seen it
+    """
+
+    def __init__(self, total: int, every: int, restored: Snapshot | None, path: Path, at: int, there: Any) -> None:
         super().__init__(total, None, restored)
         self.save_frequency = every
-        self._path, self._reached = path, reached
+        self._path, self._at, self._there = path, at, there
         self.done = False
 
     def step(self, timesteps: int) -> None:
         super().step(timesteps)
-        self._reached.value = timesteps
+        if timesteps == self._at:
+            self._there.wait(60)
 
     def submit(self, snapshot: Snapshot) -> None:
         new = self._path.with_suffix(".new")
@@ -103,11 +109,20 @@ class SavingHost(RecordingHost):
         return False
 
 
+def _leave_tests_out() -> None:
+    """In a child: what pytest's process has loaded of the tests would be the user's code, and a part of the state."""
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if name not in (__name__, "__main__") and file is not None and Path(file).is_relative_to(TESTS):
+            del sys.modules[name]
+
+
 def _killed_child(
-    script: Path, arguments: Sequence[str], total: int, every: int, path: Path, reached: Any, log: Path
+    script: Path, arguments: Sequence[str], total: int, every: int, path: Path, at: int, there: Any, log: Path
 ) -> None:
+    _leave_tests_out()
     restored = pickle.loads(path.read_bytes())[0] if path.exists() else None
-    host = SavingHost(total, every, restored, path, reached)
+    host = SavingHost(total, every, restored, path, at, there)
     sys.argv = [str(script), *arguments]
     random.seed(1)  # Python seeds it anew in each process that is forked; of scripts that leave it alone
     with log.open("a") as file, contextlib.redirect_stdout(file):
@@ -130,17 +145,19 @@ def killed(
     path, log = folder / "checkpoint", folder / "log.txt"
     context, done = multiprocessing.get_context("fork"), 0
     while True:
-        reached = context.Value("q", 0)
-        process = context.Process(
-            target=_killed_child, args=(script, arguments, total, every, path, reached, log), daemon=True
-        )
-        process.start()
+        at, there = 0, context.Barrier(2)
         if done < kills:
             began = pickle.loads(path.read_bytes())[0].timesteps if path.exists() else 0
-            at = min(total - 1, began + chance.randint(1, max(2, 2 * total // kills)))
-            while process.is_alive() and reached.value < at:
-                process.join(0.002)
-            process.join(chance.random() * 0.03)
+            at = began + chance.randint(
+                1, max(1, (total - 1 - began) // (kills - done))
+            )  # some are left for the others
+        process = context.Process(
+            target=_killed_child, args=(script, arguments, total, every, path, at, there, log), daemon=True
+        )
+        process.start()
+        if at:
+            there.wait(60)  # however quick the machine is, it has not gone past
+            process.join(chance.random() * 0.005)
             if process.is_alive():
                 process.kill()
                 done += 1
@@ -175,6 +192,7 @@ class Pair:
 
 
 def _child(folder: str, module: str, total: int, stop: int | None, restored: bytes, pipe: Any) -> None:
+    _leave_tests_out()
     sys.path.insert(0, folder)
     host = RecordingHost(total, stop, pickle.loads(restored) if restored else None)
     error = kind = ""
