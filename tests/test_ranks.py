@@ -117,6 +117,15 @@ def test_a_rank_that_stands_still_ends_the_group(ranked: Any, tmp_path: Path) ->
         process.kill()
 
 
+@pytest.mark.slow
+def test_a_callback_of_one_rank_ends_all_and_all_train_on_when_asked(ranked: Any, tmp_path: Path) -> None:
+    run = Rehearsed(ranked, tmp_path, {**PPO, "callbacks": ["interrupting:EndInRank1"], "total_timesteps": 512})
+    assert run.session() == 0, run.log()
+    assert run.head().outcome == "completed" and 200 <= run.head().timesteps < 210, run.log()
+    assert run.session(options=("--continue",), env={"END_NOWHERE": "1"}) == 0, run.log()
+    assert 512 <= run.head().timesteps < 512 + 64, "to the end of the rollout that reaches the total"
+
+
 def _timesteps(run: Rehearsed) -> int:
     from train_cloud.runtime.heartbeat import read_timesteps
 

@@ -56,6 +56,14 @@ class InterruptRank(InterruptAt):
         return distributed.get_rank() != int(os.environ.get("INTERRUPT_RANK", "0")) or super()._on_step()
 
 
+class EndInRank1(BaseCallback):
+    """Ends the training after 200 timesteps, and is asked in rank 1 alone."""
+
+    def _on_step(self) -> bool:
+        ends = distributed.get_rank() == 1 and "END_NOWHERE" not in os.environ
+        return not ends or self.num_timesteps < 200
+
+
 class Rollouts(BaseCallback):
     """Counts rollouts and draws at each start of one: state that a callback changes before any step."""
 

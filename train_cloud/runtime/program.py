@@ -98,7 +98,9 @@ class Model(Program):
             with contextlib.ExitStack() as stack:
                 ranks = None
                 if self.ranks is not None:
-                    ranks = stack.enter_context(self.ranks.joined(self._inputs, built.trial, built.model.device))
+                    device = built.model.device
+                    joined = self.ranks.joined(self._inputs, built.trial, device, train_on=host.train_on)
+                    ranks = stack.enter_context(joined)
                 learn(
                     built.model,
                     host,

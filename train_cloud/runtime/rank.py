@@ -157,7 +157,7 @@ def _train(order: Order, connection: Connection, waiting: mmap.mmap) -> None:
             begin_with(built.model, config.initial_model, order.store)
         connection.send(order.rank)  # its model is built
         host = RankHost(config.total_timesteps, _restored(order), connection, waits)
-        host.schedule_timesteps = config.schedule_timesteps
+        host.schedule_timesteps, host.train_on = config.schedule_timesteps, order.train_on
         ranks = Ranks(order.rank, order.size, waiting=waits)
         ranks.keep = host.keep
         with ranks.joined(order.rendezvous, built.model.device):

@@ -67,6 +67,8 @@ class Order:
     """Of the checkpoint to go on from."""
     trial: Mapping[str, Any]
     """Of the environments' state, as rank 0 has found it."""
+    train_on: bool
+    """Whether to train on where a callback had ended the run before its total."""
     threads: int
     rendezvous: str
 
@@ -139,10 +141,13 @@ class RankProcesses:
         self._connections.append(Connection(own.detach()))
 
     @contextlib.contextmanager
-    def joined(self, inputs: Inputs, trial: Mapping[str, Any], device: torch.device) -> Iterator[Ranks]:
+    def joined(
+        self, inputs: Inputs, trial: Mapping[str, Any], device: torch.device, *, train_on: bool
+    ) -> Iterator[Ranks]:
         """All ranks train from here on, from the checkpoint that the run's head names.
 
         :param trial: of the environments' state
+        :param train_on: whether to train on where a callback had ended the run before its total
         :raises RankLost: one of them ends before it has begun
         """
         import torch
@@ -161,6 +166,7 @@ class RankProcesses:
                 state_dir=inputs.state_dir,
                 manifest=read[0].manifest if read is not None else None,
                 trial=trial,
+                train_on=train_on,
                 threads=torch.get_num_threads(),
                 rendezvous=rendezvous,
             )
