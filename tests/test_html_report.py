@@ -22,6 +22,7 @@ from train_cloud.cli import main
 from train_cloud.evaluate.results import Episode, Evaluation
 from train_cloud.report.cloned import Evaluated, cloned
 from train_cloud.report.html_report import _best, _Marks, _plot
+from train_cloud.report.html_report import page as html_page
 from train_cloud.report.status import run_status
 from train_cloud.run import layout
 from train_cloud.run.head import Lease, Reference
@@ -288,3 +289,29 @@ def test_a_browser_shows_it(page: Path, tmp_path: Path, width: int) -> None:
     assert found["scrolling"] == ([] if width > 1000 else ["DIV", "DIV"]), "tables on a phone alone"
     assert found["lines"] == [4], "a traceback keeps its lines"
     assert len(found["curves"]) >= 3 and all(length > 500 for length in found["curves"])
+
+
+def test_a_loops_page_shows_its_score_and_names_its_unit(tmp_path: Path) -> None:
+    store = open_store(layout.run_url(str(tmp_path), "loop"))
+    details = {"run_file": {"total_timesteps": 40_000}}
+    session = begin_session(store, tmp_path / "state", instance_id="i-1", boot_id="b", persist=False, details=details)
+    score = {"name": "val/loss", "direction": "min", "best": 0.1}
+    write_progress(store, session, timesteps=2, unit="steps", score=score)
+    run = run_status(str(tmp_path), "loop")
+    curves = {"val/loss": [(1, 2.0), (2, 1.0)], "other": [(1, 1.0), (2, 3.0)]}
+    media = {"pictures/one.png": b"png"}
+    text = html_page(run, run_yaml="", scalars=curves, evaluations=[], media=media, left_out=[], made="now")
+    assert "<h2>Pictures</h2>" in text and "Routes" not in text
+    assert "steps of 40,000" in text and "steps done again" in text and "timesteps done again" not in text
+    shown, _, folded = text.partition("<details>")
+    assert "val/loss" in shown and "other, 1 more" in folded and "val, " not in folded
+    without = html_page(
+        run.model_copy(update={"score": None}),
+        run_yaml="",
+        scalars=curves,
+        evaluations=[],
+        media={},
+        left_out=[],
+        made="now",
+    )
+    assert "<details open><summary>other, 1</summary>" in without

@@ -101,6 +101,8 @@ def page(
         _plot(title, scalars.get(tag, ()), marks, within=_RATE if tag.endswith("rate") else None)
         for tag, title in _FIRST.items()
     ]
+    score = run.score["name"] if run.score is not None else None
+    firsts += [] if score is None else [_plot(score, scalars.get(score, ()), marks)]
     plots = [plot for plot in firsts if plot is not None]
     shown = [Medium(name, _data(name, body)) for name, body in sorted(media.items())]
     found: str = _template().render(
@@ -114,7 +116,7 @@ def page(
         marked=bool(interrupted),
         curriculum=_curriculum(run.curriculum),
         staged=0 < len(marks.stages) <= _MOST_STAGES,
-        more_plots=_others(scalars, marks),
+        more_plots=_others({tag: points for tag, points in scalars.items() if tag != score}, marks),
         evaluation=evaluation,
         summaries=[(name, {**each, "success_percent": _percent(each["success_interval"])}) for name, each in summaries],
         evaluations=len(evaluations),
@@ -154,9 +156,9 @@ def _template() -> jinja2.Template:
 
 def _facts(run: RunStatus) -> list[tuple[str, str]]:
     total = f" of {run.total_timesteps:,}" if run.total_timesteps else ""
-    facts = [(f"timesteps{total}", f"{run.timesteps:,}"), ("sessions", str(len(run.sessions)))]
+    facts = [(f"{run.unit}{total}", f"{run.timesteps:,}"), ("sessions", str(len(run.sessions)))]
     again = in_words(run.repeated_timesteps, run.repeated_at_most)
-    facts += [("interruptions", str(run.interruptions)), ("timesteps done again", again)]
+    facts += [("interruptions", str(run.interruptions)), (f"{run.unit} done again", again)]
     facts.append(("exact", run.exact_evidence or "not known yet"))
     if run.curriculum is not None:
         stage, names = run.curriculum["stage"], run.curriculum["names"]
